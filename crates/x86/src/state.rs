@@ -1,0 +1,255 @@
+//! [`CpuState`]: the guest processor as the interpreter, the monitor and compiled code see it.
+//!
+//! One layout, `repr(C)`; the translator takes offsets with `core::mem::offset_of!`, so a field is described here
+//! and nowhere else. Between guest instructions (and at every block edge) this is the whole truth.
+
+use core::sync::atomic::AtomicU32;
+
+use crate::{Flags, GuestVirt, Mode, Segment, SegmentRegister, control, flags, fpu};
+
+/// Index of RSP in [`CpuState::gpr`]; the order is the encoding's: rax rcx rdx rbx rsp rbp rsi rdi r8..r15.
+pub const RSP: usize = 4;
+
+/// Bits of [`CpuState::exit_request`]. Compiled code polls the whole word at block entry and on back edges.
+pub mod exit_request {
+    /// Another thread wants the vCPU to leave its engine.
+    pub const KICK: u32 = 1 << 0;
+    /// The board waits for the guest to be able to take an interrupt.
+    pub const INTERRUPT_WINDOW: u32 = 1 << 1;
+    /// The engine itself must look: single-step, an interrupt shadow, a code page written, …
+    pub const ENGINE: u32 = 1 << 2;
+}
+
+/// What blocks interrupts for one instruction (SDM Vol. 3A 6.8.3, Vol. 2 MOV and STI).
+pub mod shadow {
+    /// After STI that set IF.
+    pub const STI: u32 = 1 << 0;
+    /// After MOV SS or POP SS: debug traps and NMIs wait too.
+    pub const MOV_SS: u32 = 1 << 1;
+}
+
+/// Model-specific registers that are plain storage to the processor.
+#[derive(Clone, Debug)]
+#[repr(C)]
+#[allow(missing_docs, reason = "the names are the SDM's, without IA32_")]
+pub struct Msrs {
+    pub star: u64,
+    pub lstar: u64,
+    pub cstar: u64,
+    pub fmask: u64,
+    pub kernel_gs_base: u64,
+    pub sysenter_cs: u64,
+    pub sysenter_esp: u64,
+    pub sysenter_eip: u64,
+    pub tsc_aux: u64,
+    /// Added to the machine's clock to give the TSC; WRMSR IA32_TSC and IA32_TSC_ADJUST move it.
+    pub tsc_offset: u64,
+    pub tsc_adjust: u64,
+    pub pat: u64,
+    pub misc_enable: u64,
+    pub spec_ctrl: u64,
+    pub mtrr_def_type: u64,
+    pub kvm_system_time: u64,
+    pub kvm_wall_clock: u64,
+}
+
+/// State of one guest processor.
+#[repr(C, align(64))]
+pub struct CpuState {
+    /// General registers in encoding order.
+    pub gpr: [u64; 16],
+    /// Instruction pointer (offset within CS).
+    pub rip: u64,
+    /// Status flags, in source form. The truth about CF PF AF ZF SF OF.
+    pub flags: Flags,
+    /// RFLAGS without the status flags (those bits are zero here), bit 1 set.
+    pub rflags: u64,
+    /// Not zero: leave at the next poll. See [`exit_request`]. Other threads set bits in it.
+    pub exit_request: AtomicU32,
+    /// [`shadow`] bits in force for the next instruction.
+    pub interrupt_shadow: u32,
+    /// [`Mode::of`] this state, kept by [`CpuState::update_mode`].
+    pub mode: Mode,
+    /// Current privilege level.
+    pub cpl: u8,
+    /// NMIs are blocked until IRET.
+    pub nmi_blocked: bool,
+    /// HLT was executed and no interrupt has come yet.
+    pub halted: bool,
+    /// Start of the TLB array for the current privilege view and address space; see `memory::tlb`.
+    pub tlb: *mut u8,
+    /// (Number of entries - 1) << log2(entry size): and-mask for the byte offset into the array.
+    pub tlb_mask: u64,
+    /// Guest instructions retired.
+    pub instructions: u64,
+    /// Stack pointer that the engine's entry thunk saved; abandoning a frame restores it.
+    pub host_stack: u64,
+    /// Table of functions that compiled code may call; filled by the engine.
+    pub helpers: *const *const u8,
+    /// The engine behind this state, for functions called from compiled code.
+    pub engine: *mut u8,
+    /// Arguments and results of slow paths and helpers.
+    pub scratch: [u64; 8],
+    /// Vector arguments and results of helpers; [0] is the result.
+    pub scratch_vector: [u128; 3],
+    /// XMM0..XMM15.
+    pub xmm: [u128; 16],
+    /// x87 and MMX.
+    pub x87: fpu::X87,
+    /// SSE control and status.
+    pub mxcsr: u32,
+    /// An exception raised by a helper: vector + 1, or 0.
+    pub pending_exception: u32,
+
+    /// ES CS SS DS FS GS, as [`SegmentRegister`] numbers them.
+    pub segments: [Segment; 6],
+    /// Local descriptor table.
+    pub ldtr: Segment,
+    /// Task register.
+    pub tr: Segment,
+    /// Global descriptor table (base, limit).
+    pub gdtr: Segment,
+    /// Interrupt descriptor table (base, limit).
+    pub idtr: Segment,
+    /// CR0.
+    pub cr0: u64,
+    /// CR2: last page-fault address.
+    pub cr2: u64,
+    /// CR3.
+    pub cr3: u64,
+    /// CR4.
+    pub cr4: u64,
+    /// CR8: task priority; the board copies it to the local APIC at exits.
+    pub cr8: u64,
+    /// EFER.
+    pub efer: u64,
+    /// XCR0.
+    pub xcr0: u64,
+    /// DR0..DR3, [4] and [5] unused, DR6, DR7.
+    pub dr: [u64; 8],
+    /// PDPTEs loaded by MOV CR3 in PAE paging (SDM Vol. 3A 4.4.1).
+    pub pdptes: [u64; 4],
+    /// Plain MSRs.
+    pub msrs: Msrs,
+}
+
+// SAFETY: the raw pointers are the owning engine's (its TLB, tables and itself), which move with the state or
+// outlive it; no other thread dereferences them.
+unsafe impl Send for CpuState {}
+
+impl CpuState {
+    /// State after power-up (SDM Vol. 3A table 9-1), with CS:RIP at the reset vector.
+    pub fn new() -> Self {
+        let mut segments = [Segment::real(0); 6];
+        segments[1] =
+            Segment { base: 0xffff_0000, limit: 0xffff, selector: 0xf000, attributes: 0x9b };
+        let mut gpr = [0; 16];
+        gpr[2] = 0x600; // EDX: family/model/stepping signature
+        let mut state = Self {
+            gpr,
+            rip: 0xfff0,
+            flags: Flags::from_bits(0),
+            rflags: flags::FIXED_ONE,
+            exit_request: AtomicU32::new(0),
+            interrupt_shadow: 0,
+            mode: Mode::default(),
+            cpl: 0,
+            nmi_blocked: false,
+            halted: false,
+            tlb: core::ptr::null_mut(),
+            tlb_mask: 0,
+            instructions: 0,
+            host_stack: 0,
+            helpers: core::ptr::null(),
+            engine: core::ptr::null_mut(),
+            scratch: [0; 8],
+            scratch_vector: [0; 3],
+            xmm: [0; 16],
+            x87: fpu::X87::new(),
+            mxcsr: fpu::MXCSR_RESET,
+            pending_exception: 0,
+            segments,
+            ldtr: Segment { attributes: 0x82, limit: 0xffff, ..Segment::default() },
+            tr: Segment { attributes: 0x8b, limit: 0xffff, ..Segment::default() },
+            gdtr: Segment { limit: 0xffff, ..Segment::default() },
+            idtr: Segment { limit: 0xffff, ..Segment::default() },
+            cr0: control::cr0::ET | control::cr0::NW | control::cr0::CD,
+            cr2: 0,
+            cr3: 0,
+            cr4: 0,
+            cr8: 0,
+            efer: 0,
+            xcr0: control::xcr0::X87,
+            dr: [0, 0, 0, 0, 0, 0, control::debug::DR6_FIXED, control::debug::DR7_FIXED],
+            pdptes: [0; 4],
+            msrs: Msrs {
+                star: 0,
+                lstar: 0,
+                cstar: 0,
+                fmask: 0,
+                kernel_gs_base: 0,
+                sysenter_cs: 0,
+                sysenter_esp: 0,
+                sysenter_eip: 0,
+                tsc_aux: 0,
+                tsc_offset: 0,
+                tsc_adjust: 0,
+                pat: 0x0007_0406_0007_0406,
+                misc_enable: 1,
+                spec_ctrl: 0,
+                mtrr_def_type: 0,
+                kvm_system_time: 0,
+                kvm_wall_clock: 0,
+            },
+        };
+        state.update_mode();
+        state
+    }
+
+    /// Recomputes [`CpuState::mode`]; whoever changes CR0, CR4, EFER, CPL, a segment register, RFLAGS.VM or
+    /// RFLAGS.AC calls it before the next instruction.
+    pub fn update_mode(&mut self) {
+        self.mode = Mode::of(self);
+    }
+
+    /// RFLAGS as PUSHF would show it, plus RF and VM.
+    #[inline]
+    pub fn rflags(&self) -> u64 {
+        self.rflags | self.flags.to_bits()
+    }
+
+    /// Sets all of RFLAGS; unknown bits are dropped and bit 1 is set. Does not touch [`CpuState::mode`].
+    #[inline]
+    pub fn set_rflags(&mut self, value: u64) {
+        self.flags = Flags::from_bits(value);
+        self.rflags = value & flags::WRITABLE & !flags::STATUS | flags::FIXED_ONE;
+    }
+
+    /// A segment register.
+    #[inline(always)]
+    pub fn segment(&self, register: SegmentRegister) -> &Segment {
+        &self.segments[register as usize]
+    }
+
+    /// Linear address of an instruction pointer value under the current CS.
+    #[inline]
+    pub fn linear_rip(&self, rip: u64) -> GuestVirt {
+        if self.mode.is_64bit() {
+            GuestVirt(rip)
+        } else {
+            GuestVirt(self.segments[1].base.wrapping_add(rip) & 0xffff_ffff)
+        }
+    }
+
+    /// Whether maskable interrupts can be taken before the next instruction.
+    #[inline]
+    pub fn interruptible(&self) -> bool {
+        self.rflags & flags::IF != 0 && self.interrupt_shadow == 0
+    }
+}
+
+impl Default for CpuState {
+    fn default() -> Self {
+        Self::new()
+    }
+}
