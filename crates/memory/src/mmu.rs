@@ -81,13 +81,24 @@ impl Mmu {
 
     /// Loads for an instruction that will store to the same place: faults as a write does.
     #[inline]
-    pub fn load_for_update(&mut self, state: &CpuState, address: GuestVirt, width: Width) -> Result<u64, Stop> {
+    pub fn load_for_update(
+        &mut self,
+        state: &CpuState,
+        address: GuestVirt,
+        width: Width,
+    ) -> Result<u64, Stop> {
         unimplemented!()
     }
 
     /// Stores the low `width` bytes. All or nothing, also across pages. Writes to code pages tell the watch.
     #[inline]
-    pub fn store(&mut self, state: &CpuState, address: GuestVirt, width: Width, value: u64) -> Result<(), Stop> {
+    pub fn store(
+        &mut self,
+        state: &CpuState,
+        address: GuestVirt,
+        width: Width,
+        value: u64,
+    ) -> Result<(), Stop> {
         unimplemented!()
     }
 
@@ -154,7 +165,12 @@ impl Mmu {
 
     /// As [`Mmu::load`], with supervisor privilege whatever CPL is, and user pages allowed or not as SMAP says for
     /// implicit accesses.
-    pub fn load_supervisor(&mut self, state: &CpuState, address: GuestVirt, width: Width) -> Result<u64, Stop> {
+    pub fn load_supervisor(
+        &mut self,
+        state: &CpuState,
+        address: GuestVirt,
+        width: Width,
+    ) -> Result<u64, Stop> {
         unimplemented!()
     }
 

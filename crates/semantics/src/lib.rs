@@ -1,1 +1,21 @@
-//! .
+//! What x86 instructions do: one definition per instruction, generic over [`Machine`].
+//!
+//! With `M` the interpreter a definition executes; with `M` the lifter it emits CLIF. Rust `if` decides at
+//! translation time (operand kinds, widths, prefixes, mode); [`Machine::when`] and [`Machine::select`] decide at run
+//! time. Effect order in every definition: reads, computation, memory writes, registers, flags, rip; so a fault
+//! leaves the state as it was before the instruction.
+//!
+//! Data flows: bytes -> [`decode`] -> [`Insn`] (compact, position in [`table`]) -> [`execute`] over a `Machine`.
+
+pub mod decode;
+pub mod helper;
+pub mod insn;
+pub mod machine;
+pub mod operand;
+pub mod table;
+
+mod arithmetic;
+
+pub use insn::{Insn, MemoryOperand, Operand, Register, Repeat};
+pub use machine::{Bulk, ConditionCode, Flag, Machine, Transfer};
+pub use table::{Kind, execute};

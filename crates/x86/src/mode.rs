@@ -135,7 +135,8 @@ impl Mode {
     fn segments_are_flat(state: &CpuState) -> bool {
         [0, 1, 2, 3].iter().all(|&i| {
             let s = &state.segments[i];
-            let writable_data = s.attributes & (attribute::CODE | attribute::WRITABLE | attribute::EXPAND_DOWN)
+            let writable_data = s.attributes
+                & (attribute::CODE | attribute::WRITABLE | attribute::EXPAND_DOWN)
                 == attribute::WRITABLE;
             let readable_code = i == 1 && s.has(attribute::CODE | attribute::WRITABLE);
             s.base == 0

@@ -80,6 +80,8 @@ pub struct CpuState {
     pub tlb: *mut u8,
     /// (Number of entries - 1) << log2(entry size): and-mask for the byte offset into the array.
     pub tlb_mask: u64,
+    /// The engine's table of recent indirect-jump targets; its layout is between translator and runtime.
+    pub jump_cache: *mut u8,
     /// Guest instructions retired.
     pub instructions: u64,
     /// Stack pointer that the engine's entry thunk saved; abandoning a frame restores it.
@@ -141,8 +143,7 @@ impl CpuState {
     /// State after power-up (SDM Vol. 3A table 9-1), with CS:RIP at the reset vector.
     pub fn new() -> Self {
         let mut segments = [Segment::real(0); 6];
-        segments[1] =
-            Segment { base: 0xffff_0000, limit: 0xffff, selector: 0xf000, attributes: 0x9b };
+        segments[1] = Segment { base: 0xffff_0000, limit: 0xffff, selector: 0xf000, attributes: 0x9b };
         let mut gpr = [0; 16];
         gpr[2] = 0x600; // EDX: family/model/stepping signature
         let mut state = Self {
@@ -158,6 +159,7 @@ impl CpuState {
             halted: false,
             tlb: core::ptr::null_mut(),
             tlb_mask: 0,
+            jump_cache: core::ptr::null_mut(),
             instructions: 0,
             host_stack: 0,
             helpers: core::ptr::null(),
