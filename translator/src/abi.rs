@@ -29,13 +29,21 @@
 //! `scratch[0]`, vectors in `scratch_vector[0]`) and returns, or it abandons the frame: `instructions -= scratch[1]`,
 //! the stack pointer goes back to `host_stack`, and the entry thunk returns [`Leave::Step`]. Whatever is not plain
 //! RAM with permission is abandoned (faults, MMIO, code pages): the interpreter then does that one instruction,
-//! precisely. So the cold path needs no exits of its own.
+//! precisely. So the cold path needs no exits of its own. [`SlowPath`] lists the accesses; the thunks around the
+//! runtime's functions are made by [`crate::Thunks`].
 //!
 //! **Declined instructions and callouts** end the block: state written back, rip stored, [`Leave::Step`].
 //!
-//! **Helpers** are called through `CpuState::helpers` (System V): entries `Helper as usize`, and after them
-//! [`FIRST_RUNTIME_HELPER`] + [`RuntimeHelper`]. A helper that raised (`pending_exception != 0`) is abandoned like a
-//! memory access: the interpreter runs the instruction again and raises it.
+//! **Helpers** are called through `CpuState::helpers`, a table of [`TABLE_LENGTH`] function addresses: entries
+//! `Helper as usize` and [`FIRST_RUNTIME_HELPER`] + [`RuntimeHelper`] are System V functions, entries
+//! [`FIRST_THUNK`] + [`SlowPath`] are thunks from [`crate::Thunks`]. A helper that raised
+//! (`pending_exception != 0`) is abandoned by compiled code itself, which takes back the instruction count, writes the
+//! state of the instruction's start and leaves with [`Leave::Step`]: the interpreter clears `pending_exception`, runs
+//! the instruction again and raises it. General registers, XMM registers and flags are in CpuState while a
+//! [`Helper`] runs, and are read anew after it.
+
+use semantics::helper::Helper;
+use x86::CpuState;
 
 /// What a block returns in rax.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -91,15 +99,118 @@ pub const fn jump_index(rip: u64) -> usize {
     ((rip >> 2) ^ (rip >> 14)) as usize & (JUMP_CACHE_ENTRIES - 1)
 }
 
+/// Where [`RuntimeHelper`]s begin in the table at `CpuState::helpers`.
+pub const FIRST_RUNTIME_HELPER: usize = Helper::ALL.len();
+/// Where the thunks of the [`SlowPath`]s begin in that table.
+pub const FIRST_THUNK: usize = FIRST_RUNTIME_HELPER + RuntimeHelper::ALL.len();
+/// Number of entries in that table.
+pub const TABLE_LENGTH: usize = FIRST_THUNK + SlowPath::ALL.len();
+
 /// Functions of the runtime that compiled code calls, besides the semantics' helpers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(usize)]
-#[allow(missing_docs, reason = "the names say it: what is done, and on how many bits")]
 pub enum RuntimeHelper {
+    /// `extern "C" fn(state, operation: u64, immediate: u64)`: the `VectorOp` of that number on `scratch_vector[1]`
+    /// and `scratch_vector[2]`, result in `scratch_vector[0]`. Raises by `pending_exception`. Touches no registers and
+    /// no flags but MXCSR.
     VectorOp,
-    Atomic,
-    CompareExchange,
-    CompareExchangePair,
-    ProbeWrite,
+    /// `extern "C" fn(state, high: u64, low: u64, divisor: u64, signed: u64) -> u64`: 128 by 64 bits. Returns 1 with
+    /// the quotient in `scratch[0]` and the remainder in `scratch[2]`, or 0 where #DE is due.
     Divide,
+}
+
+impl RuntimeHelper {
+    /// All, in numeric order.
+    pub const ALL: &'static [Self] = &[Self::VectorOp, Self::Divide];
+}
+
+/// A memory access that the inline TLB lookup did not answer. The runtime has one function for each
+/// ([`SlowPathFn`]), which either does the access on plain RAM and returns 1, or does nothing and returns 0; then the
+/// frame is abandoned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(usize)]
+pub enum SlowPath {
+    /// (address): 8 bits to `scratch[0]`, zero-extended. Like all loads and stores, across pages where they lie so.
+    Load8,
+    /// 16 bits.
+    Load16,
+    /// 32 bits.
+    Load32,
+    /// 64 bits.
+    Load64,
+    /// (address): 128 bits to `scratch_vector[0]`.
+    LoadVector,
+    /// (address): as a load, but only where a write is allowed.
+    LoadForUpdate8,
+    /// 16 bits.
+    LoadForUpdate16,
+    /// 32 bits.
+    LoadForUpdate32,
+    /// 64 bits.
+    LoadForUpdate64,
+    /// (address, value), value zero-extended.
+    Store8,
+    /// 16 bits.
+    Store16,
+    /// 32 bits.
+    Store32,
+    /// 64 bits.
+    Store64,
+    /// (address): 128 bits from `scratch_vector[0]`.
+    StoreVector,
+    /// (address, operand, operation, bytes): atomic read-modify-write, old value to `scratch[0]`. `operation` is
+    /// `memory::AtomicOp as u64`, `bytes` 1, 2, 4 or 8.
+    Atomic,
+    /// (address, expected, new, bytes): old value to `scratch[0]`.
+    CompareExchange,
+    /// (address): expected in `scratch_vector[1]`, new in `scratch_vector[2]`, old value to `scratch_vector[0]`.
+    /// The address is a multiple of 16.
+    CompareExchangePair,
+    /// (address, bytes): whether all of it can be written.
+    ProbeWrite,
+}
+
+impl SlowPath {
+    /// All, in numeric order.
+    pub const ALL: &'static [Self] = &[
+        Self::Load8,
+        Self::Load16,
+        Self::Load32,
+        Self::Load64,
+        Self::LoadVector,
+        Self::LoadForUpdate8,
+        Self::LoadForUpdate16,
+        Self::LoadForUpdate32,
+        Self::LoadForUpdate64,
+        Self::Store8,
+        Self::Store16,
+        Self::Store32,
+        Self::Store64,
+        Self::StoreVector,
+        Self::Atomic,
+        Self::CompareExchange,
+        Self::CompareExchangePair,
+        Self::ProbeWrite,
+    ];
+
+    /// Number of arguments that compiled code gives; the rest are 0.
+    pub const fn arguments(self) -> usize {
+        match self {
+            Self::Store8 | Self::Store16 | Self::Store32 | Self::Store64 | Self::ProbeWrite => 2,
+            Self::Atomic | Self::CompareExchange => 4,
+            _ => 1,
+        }
+    }
+}
+
+/// The runtime's side of a [`SlowPath`]: 1 = done, 0 = abandon. Arguments that the access does not have are 0.
+pub type SlowPathFn = unsafe extern "C" fn(state: *mut CpuState, address: u64, a: u64, b: u64, c: u64) -> u64;
+
+/// What thunks call.
+#[derive(Clone, Copy, Debug)]
+pub struct RuntimeFunctions {
+    /// One for each [`SlowPath`], in numeric order.
+    pub slow_paths: [SlowPathFn; SlowPath::ALL.len()],
+    /// Abandons the frame that called, with r15 = the state; see the module's text. Naked assembly: it does not return.
+    pub abandon: unsafe extern "C" fn() -> !,
 }

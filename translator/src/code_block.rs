@@ -1,0 +1,105 @@
+//! [`CodeBlock`]: what a translation yields. Position-independent host code, the places in it that must be told where
+//! its chain slots are, and what the slots lead to. The runtime finds a place for both and calls [`CodeBlock::link`].
+
+/// Host code of a guest block.
+#[derive(Clone, Debug)]
+pub struct CodeBlock {
+    /// Offset within CS of the guest block.
+    pub rip: u64,
+    /// Host code, entry at the first byte, with zeros where relocations go. To be placed at [`CodeBlock::ALIGNMENT`].
+    pub code: Vec<u8>,
+    /// Places in `code` that depend on where code and slots lie.
+    pub relocations: Vec<Relocation>,
+    /// Direct exits: the n-th leaves through chain slot n.
+    pub exits: Vec<DirectExit>,
+    /// Guest instructions that a run through the block executes (what its entry adds to `CpuState::instructions`).
+    pub guest_instructions: u16,
+    /// Guest bytes that the block was made from, from `rip` on: a write to any of them makes it invalid.
+    pub guest_bytes: u16,
+    /// CLIF and host assembly, if [`crate::Options::text`] asked for them.
+    pub text: Option<Text>,
+}
+
+/// Readable forms of a translation.
+#[derive(Clone, Debug, Default)]
+pub struct Text {
+    /// As lifted, before optimization.
+    pub clif: String,
+    /// Host assembly.
+    pub assembly: String,
+}
+
+/// A way out of a block to a constant target.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DirectExit {
+    /// Guest rip of the target.
+    pub target: u64,
+    /// The target lies in another linear page; see [`crate::abi`].
+    pub guarded: bool,
+}
+
+/// A place in code to be filled in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Relocation {
+    /// Offset of the field in the code.
+    pub offset: u32,
+    /// Its form.
+    pub kind: RelocationKind,
+    /// What it refers to.
+    pub target: RelocationTarget,
+    /// Added to the target's address.
+    pub addend: i64,
+}
+
+/// Form of a relocated field.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RelocationKind {
+    /// 32 bits: target + addend - address of the field.
+    Pc32,
+    /// 64 bits: target + addend.
+    Abs64,
+}
+
+/// What a relocation refers to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RelocationTarget {
+    /// The chain slot of that number.
+    Slot(u32),
+}
+
+/// Code and slots were placed further apart than a 32-bit displacement reaches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("code at {code:#x} can't reach its chain slot at {target:#x}; keep both within 2 GiB")]
+pub struct OutOfReach {
+    /// Address of the field.
+    pub code: u64,
+    /// Address that it should hold.
+    pub target: u64,
+}
+
+impl CodeBlock {
+    /// Alignment that the code wants, in bytes.
+    pub const ALIGNMENT: usize = 16;
+
+    /// Fills in the relocations of `code`, a copy of [`CodeBlock::code`] that will run at address `base`; `slots` is the
+    /// address of the first [`crate::abi::ChainSlot`], as compiled code will see it.
+    pub fn link(&self, code: &mut [u8], base: u64, slots: u64) -> Result<(), OutOfReach> {
+        for relocation in &self.relocations {
+            let RelocationTarget::Slot(slot) = relocation.target;
+            let size = size_of::<crate::abi::ChainSlot>() as u64;
+            let target = slots.wrapping_add(u64::from(slot) * size);
+            let value = target.wrapping_add_signed(relocation.addend);
+            let offset = relocation.offset as usize;
+            let field = base.wrapping_add(u64::from(relocation.offset));
+            match relocation.kind {
+                RelocationKind::Pc32 => {
+                    let displacement = i32::try_from(value.wrapping_sub(field) as i64)
+                        .map_err(|_| OutOfReach { code: field, target })?;
+                    code[offset..offset + 4].copy_from_slice(&displacement.to_le_bytes());
+                }
+                RelocationKind::Abs64 => code[offset..offset + 8].copy_from_slice(&value.to_le_bytes()),
+            }
+        }
+        Ok(())
+    }
+}
