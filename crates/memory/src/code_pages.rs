@@ -4,6 +4,7 @@
 //! which tells the [`CodeWatch`] *before* the bytes change hands, and on every vCPU.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use x86::GuestPhys;
 
@@ -19,33 +20,56 @@ pub trait CodeWatch: Send + Sync {
 
 /// One mark a page of RAM; shared by all vCPUs.
 pub struct CodePages {
-    marks: Vec<std::sync::atomic::AtomicU8>,
+    ram: Ram,
+    marks: Vec<AtomicU8>,
 }
 
 impl CodePages {
     /// No page marked.
     pub fn new(ram: &Ram) -> Arc<Self> {
-        let _ = ram;
-        unimplemented!()
+        let marks = (0..ram.pages()).map(|_| AtomicU8::new(0)).collect();
+        Arc::new(Self { ram: ram.clone(), marks })
     }
 
     /// Whether the page of `address` holds translated code.
     #[inline]
     pub fn is_marked(&self, address: GuestPhys) -> bool {
-        let _ = (address, &self.marks);
-        unimplemented!()
+        self.mark_of(address).is_some_and(|mark| mark.load(Ordering::Acquire) != 0)
     }
 
     /// Marks the page of `address`. Returns true if it was not marked before: then every vCPU must drop its write
-    /// entries for the page ([`crate::Mmu::protect_page`]) before code from it is run.
+    /// entries for the page ([`crate::Mmu::protect_page`]) before code from it is run. Outside RAM: false.
     pub fn mark(&self, address: GuestPhys) -> bool {
-        let _ = address;
-        unimplemented!()
+        self.mark_of(address).is_some_and(|mark| mark.swap(1, Ordering::AcqRel) == 0)
     }
 
     /// Takes the mark away.
     pub fn unmark(&self, address: GuestPhys) {
-        let _ = address;
-        unimplemented!()
+        if let Some(mark) = self.mark_of(address) {
+            mark.store(0, Ordering::Release);
+        }
+    }
+
+    fn mark_of(&self, address: GuestPhys) -> Option<&AtomicU8> {
+        self.marks.get(self.ram.page_index(address)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_are_per_page_and_only_in_ram() {
+        let ram = Ram::new(1 << 20).unwrap();
+        let pages = CodePages::new(&ram);
+        assert!(pages.mark(GuestPhys(0x5123)));
+        assert!(!pages.mark(GuestPhys(0x5fff)), "marked already");
+        assert!(pages.is_marked(GuestPhys(0x5000)));
+        assert!(!pages.is_marked(GuestPhys(0x6000)));
+        assert!(!pages.mark(GuestPhys(1 << 20)));
+        assert!(!pages.is_marked(GuestPhys(1 << 20)));
+        pages.unmark(GuestPhys(0x5800));
+        assert!(!pages.is_marked(GuestPhys(0x5123)));
     }
 }

@@ -5,6 +5,7 @@
 //! [`CodePages`] are shared by all.
 
 pub mod code_pages;
+pub mod host;
 pub mod mmio;
 pub mod mmu;
 pub mod ram;
@@ -15,4 +16,5 @@ pub use code_pages::{CodePages, CodeWatch};
 pub use mmio::{MmioAccess, MmioLog};
 pub use mmu::{AtomicOp, Mmu, Stop};
 pub use ram::{Ram, RamError};
+pub use walk::Access;
 pub use x86::{GuestPhys, GuestVirt};

@@ -1,15 +1,30 @@
 //! One vCPU's way to memory.
+//!
+//! This file has the accesses that hit, and what changes translations. An access that misses goes to [`slow`], which
+//! resolves pages (TLB array, else page walk), tells the watch about writes to code, and asks the board where there
+//! is no RAM. Read-modify-writes are in [`atomic`]; [`quiet`] has the accesses that give up instead of stopping.
+
+mod atomic;
+mod quiet;
+mod slow;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
-use x86::{CpuState, Exception, GuestPhys, GuestVirt, Width};
+use x86::{CpuState, Exception, GuestPhys, GuestVirt, PAGE_MASK, PAGE_SHIFT, Width};
 
-use crate::{CodePages, CodeWatch, MmioLog, Ram};
+pub use atomic::AtomicOp;
+
+use crate::tlb::spaces::{Spaces, pcid_of};
+use crate::tlb::{ENTRY_SHIFT, Entry, View};
+use crate::walk::{self, Access};
+use crate::{CodePages, CodeWatch, MmioLog, Ram, host};
 
 /// Why a memory access did not complete. The instruction is restartable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Stop {
-    /// #PF, #AC, …
+    /// #PF, #AC, … #GP(0) for an address that is not canonical: #SS(0) is the caller's to make of it.
     Exception(Exception),
     /// The board must answer [`MmioLog::pending`].
     Board,
@@ -21,35 +36,54 @@ impl From<Exception> for Stop {
     }
 }
 
-/// Read-modify-write operations that are atomic with respect to other vCPUs.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs, reason = "the names say it; Exchange stores the operand")]
-pub enum AtomicOp {
-    Add,
-    Sub,
-    And,
-    Or,
-    Xor,
-    Exchange,
-}
-
-/// One vCPU's memory management unit. Data accesses take the privilege of `state` (CPL, RFLAGS.AC); the
-/// `_supervisor` ones are the processor's own implicit accesses to descriptor tables, TSS and stacks of other rings.
+/// One vCPU's memory management unit. Data accesses take the privilege of `state` (CPL, RFLAGS.AC) as it was at the
+/// last [`Mmu::select_view`]; the `_supervisor` ones are the processor's own implicit accesses to descriptor tables,
+/// TSS and stacks of other rings.
 pub struct Mmu {
+    /// The current view's table and mask, as in [`CpuState`].
+    table: *mut Entry,
+    mask: u64,
+    /// The current view.
+    view: View,
+    /// An array wants to grow, which waits until the state's pointer can be changed.
+    crowded: bool,
+    /// A page with translated code was written since the engine last cleared this.
+    pub code_written: bool,
+    spaces: Spaces,
     ram: Ram,
     code_pages: Arc<CodePages>,
     watch: Option<Arc<dyn CodeWatch>>,
+    /// One bit a page of RAM: some array had a store entry for it since it was last protected.
+    stored: Vec<u64>,
     /// Accesses of the current instruction that the board answered.
     pub mmio: MmioLog,
     /// Page walks done for TLB misses.
     pub fills: u64,
 }
 
-#[allow(unused_variables, reason = "skeleton")]
+// SAFETY: the only raw pointer is into a table that `spaces` owns and that moves with it.
+unsafe impl Send for Mmu {}
+
 impl Mmu {
     /// An MMU with an empty TLB.
     pub fn new(ram: Ram, code_pages: Arc<CodePages>) -> Self {
-        Self { ram, code_pages, watch: None, mmio: MmioLog::default(), fills: 0 }
+        let spaces = Spaces::new();
+        let view = View::SupervisorUserAccess;
+        let array = spaces.array(view);
+        Self {
+            table: array.table(),
+            mask: array.mask(),
+            view,
+            crowded: false,
+            code_written: false,
+            stored: vec![0; ram.pages().div_ceil(64)],
+            spaces,
+            ram,
+            code_pages,
+            watch: None,
+            mmio: MmioLog::default(),
+            fills: 0,
+        }
     }
 
     /// Who is told about writes to code pages.
@@ -69,14 +103,55 @@ impl Mmu {
 
     /// Points `state.tlb` and `state.tlb_mask` at the array for the state's CPL, AC, SMAP and address space. To be
     /// called after CPL, RFLAGS.AC, or anything that [`Mmu::flush_all`] is for has changed. Cheap.
+    #[inline]
     pub fn select_view(&mut self, state: &mut CpuState) {
-        unimplemented!()
+        if self.crowded {
+            self.grow();
+        }
+        self.view = View::of(state);
+        let array = self.spaces.array(self.view);
+        (self.table, self.mask) = (array.table(), array.mask());
+        state.tlb = self.table.cast();
+        state.tlb_mask = self.mask;
+    }
+
+    #[cold]
+    fn grow(&mut self) {
+        self.crowded = false;
+        self.spaces.adjust();
+    }
+
+    /// The entry that `address` would be in.
+    #[inline(always)]
+    fn entry(&self, address: u64) -> &Entry {
+        let offset = address >> (PAGE_SHIFT - ENTRY_SHIFT) & self.mask;
+        // SAFETY: `table` and `mask` are the current array's (every method that may move arrays takes the state by
+        // `&mut` and ends with `select_view`), and the mask keeps the offset within it, at an entry's start.
+        unsafe { &*self.table.byte_add(offset as usize) }
+    }
+
+    /// Whether an access of `length` bytes hits a tag: see [`crate::tlb`].
+    #[inline(always)]
+    fn hits(tag: u64, address: GuestVirt, length: u64) -> bool {
+        address.0.wrapping_add(length - 1) & PAGE_MASK == tag
+    }
+
+    /// Whether an access raises #AC.
+    #[inline(always)]
+    fn misaligned(state: &CpuState, address: GuestVirt, width: Width) -> bool {
+        address.0 & (width.bytes() - 1) != 0 && state.mode.checks_alignment()
     }
 
     /// Loads `width` bytes, zero-extended. Crosses pages where it must; checks alignment if the mode says so.
     #[inline]
     pub fn load(&mut self, state: &CpuState, address: GuestVirt, width: Width) -> Result<u64, Stop> {
-        unimplemented!()
+        let entry = self.entry(address.0);
+        if Self::hits(entry.read, address, width.bytes()) && !Self::misaligned(state, address, width) {
+            let host = host_address(address, entry.addend);
+            // SAFETY: a tag that matches vouches for the whole access within one page of RAM.
+            return Ok(unsafe { host::load(host, width) });
+        }
+        self.load_slow(state, self.view, address, width, Access::Read)
     }
 
     /// Loads for an instruction that will store to the same place: faults as a write does.
@@ -87,7 +162,13 @@ impl Mmu {
         address: GuestVirt,
         width: Width,
     ) -> Result<u64, Stop> {
-        unimplemented!()
+        let entry = self.entry(address.0);
+        if Self::hits(entry.write, address, width.bytes()) && !Self::misaligned(state, address, width) {
+            let host = host_address(address, entry.addend);
+            // SAFETY: as in `load`.
+            return Ok(unsafe { host::load(host, width) });
+        }
+        self.load_slow(state, self.view, address, width, Access::Write)
     }
 
     /// Stores the low `width` bytes. All or nothing, also across pages. Writes to code pages tell the watch.
@@ -99,144 +180,101 @@ impl Mmu {
         width: Width,
         value: u64,
     ) -> Result<(), Stop> {
-        unimplemented!()
+        let entry = self.entry(address.0);
+        if Self::hits(entry.write, address, width.bytes()) && !Self::misaligned(state, address, width) {
+            let host = host_address(address, entry.addend);
+            // SAFETY: as in `load`.
+            unsafe { host::store(host, width, value) };
+            return Ok(());
+        }
+        self.store_slow(state, self.view, address, width, value)
     }
 
     /// Loads 16 bytes, little-endian.
+    #[inline]
     pub fn load128(&mut self, state: &CpuState, address: GuestVirt) -> Result<u128, Stop> {
-        unimplemented!()
+        let entry = self.entry(address.0);
+        if Self::hits(entry.read, address, 16) {
+            let host = host_address(address, entry.addend);
+            // SAFETY: as in `load`.
+            return Ok(unsafe { host::load128(host) });
+        }
+        self.load128_slow(state, address)
     }
 
     /// Stores 16 bytes, all or nothing.
+    #[inline]
     pub fn store128(&mut self, state: &CpuState, address: GuestVirt, value: u128) -> Result<(), Stop> {
-        unimplemented!()
-    }
-
-    /// Loads any number of bytes; for wide state images (FXSAVE, XSAVE, FLDENV).
-    pub fn load_bytes(&mut self, state: &CpuState, address: GuestVirt, bytes: &mut [u8]) -> Result<(), Stop> {
-        unimplemented!()
-    }
-
-    /// Stores any number of bytes, all or nothing.
-    pub fn store_bytes(&mut self, state: &CpuState, address: GuestVirt, bytes: &[u8]) -> Result<(), Stop> {
-        unimplemented!()
-    }
-
-    /// Atomic read-modify-write; returns the old value. Host atomics where the operand lies in one host-aligned
-    /// word or page, a global lock where it is split across pages.
-    pub fn atomic(
-        &mut self,
-        state: &CpuState,
-        address: GuestVirt,
-        width: Width,
-        op: AtomicOp,
-        operand: u64,
-    ) -> Result<u64, Stop> {
-        unimplemented!()
-    }
-
-    /// Atomic compare-and-exchange; returns the old value (equal to `expected` if the exchange was made).
-    pub fn compare_exchange(
-        &mut self,
-        state: &CpuState,
-        address: GuestVirt,
-        width: Width,
-        expected: u64,
-        new: u64,
-    ) -> Result<u64, Stop> {
-        unimplemented!()
-    }
-
-    /// CMPXCHG16B's. Returns the old value.
-    pub fn compare_exchange128(
-        &mut self,
-        state: &CpuState,
-        address: GuestVirt,
-        expected: u128,
-        new: u128,
-    ) -> Result<u128, Stop> {
-        unimplemented!()
-    }
-
-    /// Checks that `length` bytes can be written, without writing: for instructions that must fault before any effect.
-    pub fn probe_write(&mut self, state: &CpuState, address: GuestVirt, length: u64) -> Result<(), Stop> {
-        unimplemented!()
-    }
-
-    /// As [`Mmu::load`], with supervisor privilege whatever CPL is, and user pages allowed or not as SMAP says for
-    /// implicit accesses.
-    pub fn load_supervisor(
-        &mut self,
-        state: &CpuState,
-        address: GuestVirt,
-        width: Width,
-    ) -> Result<u64, Stop> {
-        unimplemented!()
-    }
-
-    /// As [`Mmu::store`], with supervisor privilege.
-    pub fn store_supervisor(
-        &mut self,
-        state: &CpuState,
-        address: GuestVirt,
-        width: Width,
-        value: u64,
-    ) -> Result<(), Stop> {
-        unimplemented!()
-    }
-
-    /// As [`Mmu::load`]/[`Mmu::store`] with the privilege of `cpl`, for pushes onto the stack of another ring.
-    pub fn store_as(
-        &mut self,
-        state: &CpuState,
-        cpl: u8,
-        address: GuestVirt,
-        width: Width,
-        value: u64,
-    ) -> Result<(), Stop> {
-        unimplemented!()
+        let entry = self.entry(address.0);
+        if Self::hits(entry.write, address, 16) {
+            let host = host_address(address, entry.addend);
+            // SAFETY: as in `load`.
+            unsafe { host::store128(host, value) };
+            return Ok(());
+        }
+        self.store128_slow(state, address, value)
     }
 
     /// Translates an instruction fetch. `Err(Board)` is never returned: code outside RAM reads as #GP(0).
+    #[inline]
     pub fn fetch(&mut self, state: &CpuState, address: GuestVirt) -> Result<GuestPhys, Stop> {
-        unimplemented!()
+        if self.entry(address.0).execute == address.page().0 {
+            let page = self.spaces.array(self.view).physical(address);
+            return Ok(page.offset(address.page_offset()));
+        }
+        self.fetch_slow(state, address)
     }
 
-    /// Host pointer to `length` bytes (within one page) if a TLB entry allows them directly, filling the TLB if it
-    /// must: the fast path of string instructions. `None`: go through [`Mmu::load`]/[`Mmu::store`].
-    pub fn direct(
-        &mut self,
-        state: &CpuState,
-        address: GuestVirt,
-        length: u64,
-        write: bool,
-    ) -> Result<Option<*mut u8>, Stop> {
-        unimplemented!()
+    /// Where `address` lies, without checking rights or touching anything: for debuggers and profilers.
+    pub fn look_up(&self, state: &CpuState, address: GuestVirt) -> Option<GuestPhys> {
+        walk::look_up(&self.ram, state, address.0)
     }
 
     /// Drops every translation (CR0, CR4, EFER or PDPTE changes; INVPCID of everything).
     pub fn flush_all(&mut self, state: &mut CpuState) {
-        unimplemented!()
+        self.spaces.flush(pcid_of(state));
+        self.spaces.adjust();
+        self.select_view(state);
     }
 
     /// After CR3 was loaded (state.cr3 is new already). `keep`: bit 63 of the source was set with PCIDs on, so
     /// translations of the new PCID stay.
     pub fn switch_address_space(&mut self, state: &mut CpuState, keep: bool) {
-        unimplemented!()
+        let pcid = pcid_of(state);
+        let known = self.spaces.switch(pcid);
+        if known && !keep {
+            self.spaces.flush_local(Some(pcid));
+        }
+        self.spaces.adjust();
+        self.select_view(state);
     }
 
     /// Drops all translations that are not global, of the given PCID or (None) of all.
     pub fn flush_non_global(&mut self, state: &mut CpuState, pcid: Option<u16>) {
-        unimplemented!()
+        self.spaces.flush_local(pcid);
+        self.spaces.adjust();
+        self.select_view(state);
     }
 
-    /// INVLPG: drops the translations of the page (of whatever size) that holds `address`, in all views.
-    pub fn flush_page(&mut self, state: &mut CpuState, address: GuestVirt) {
-        unimplemented!()
+    /// INVLPG: drops the translations of the page (of whatever size) that holds `address`, in all views. Of all
+    /// PCIDs, so it serves INVPCID of an individual address too.
+    pub fn flush_page(&mut self, _state: &mut CpuState, address: GuestVirt) {
+        self.spaces.flush_page(address);
     }
 
     /// Makes writes to the guest-physical page slow again in every view: it now holds translated code.
     pub fn protect_page(&mut self, page: GuestPhys) {
-        unimplemented!()
+        let Some(index) = self.ram.page_index(page) else { return };
+        let (word, bit) = (index / 64, 1 << (index % 64));
+        if self.stored[word] & bit != 0 {
+            self.stored[word] &= !bit;
+            self.spaces.protect(page.page());
+        }
     }
+}
+
+/// The host address that an entry gives.
+#[inline(always)]
+fn host_address(address: GuestVirt, addend: u64) -> *mut u8 {
+    std::ptr::with_exposed_provenance_mut(address.0.wrapping_add(addend) as usize)
 }

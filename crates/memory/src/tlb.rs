@@ -1,12 +1,29 @@
 //! The softmmu TLB: its layout is shared with compiled code.
 //!
 //! A lookup for an access of `size` bytes at linear address `a`:
-//! `entry = tlb + ((a >> 12 << ENTRY_SHIFT) & mask)`; hit if `(a + size - 1) & PAGE_MASK == entry.tag` for the kind
-//! of access *and* `a` lies in the same page (compare `a & PAGE_MASK` or align-check); host address =
-//! `a + entry.addend` (wrapping).
+//! `entry = tlb + ((a >> (12 - ENTRY_SHIFT)) & mask)`; hit if `(a + size - 1) & PAGE_MASK == entry.tag` for the kind
+//! of access; host address = `a + entry.addend` (wrapping).
+//!
+//! That one comparison also refuses accesses that cross a page (`size` <= 4096): the next page's tag can only be
+//! in the next page's entry, which is another one, since an array has at least [`MIN_ENTRIES`]. It does not refuse
+//! misaligned accesses under alignment checks; compiled code of such a mode has to look itself.
+//!
+//! The array and the mask may change whenever a method of [`crate::Mmu`] gets the state by `&mut`, and at no other time.
+
+pub(crate) mod array;
+pub(crate) mod spaces;
+
+use x86::control::cr4;
+use x86::{CpuState, flags};
 
 /// log2 of the size of [`Entry`].
 pub const ENTRY_SHIFT: u32 = 5;
+
+/// Entries of the smallest array; sizes are powers of two.
+pub const MIN_ENTRIES: usize = 256;
+
+/// Entries of the largest array.
+pub const MAX_ENTRIES: usize = 1 << 14;
 
 /// A tag that no page address equals.
 pub const INVALID: u64 = u64::MAX;
@@ -42,4 +59,33 @@ pub enum View {
     SupervisorUserAccess = 1,
     /// CPL 3.
     User = 2,
+}
+
+impl View {
+    /// All of them, in order of their numbers.
+    pub const ALL: [Self; 3] = [Self::Supervisor, Self::SupervisorUserAccess, Self::User];
+
+    /// The view of the program's own accesses (SDM Vol. 3A 4.6.1).
+    #[inline]
+    pub fn of(state: &CpuState) -> Self {
+        Self::at(state, state.cpl)
+    }
+
+    /// The view of explicit accesses made at `cpl`.
+    #[inline]
+    pub fn at(state: &CpuState, cpl: u8) -> Self {
+        if cpl == 3 {
+            Self::User
+        } else if state.cr4 & cr4::SMAP != 0 && state.rflags & flags::AC == 0 {
+            Self::Supervisor
+        } else {
+            Self::SupervisorUserAccess
+        }
+    }
+
+    /// The view of the processor's implicit accesses to system structures, for which RFLAGS.AC does not count.
+    #[inline]
+    pub fn implicit(state: &CpuState) -> Self {
+        if state.cr4 & cr4::SMAP != 0 { Self::Supervisor } else { Self::SupervisorUserAccess }
+    }
 }

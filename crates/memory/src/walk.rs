@@ -1,1 +1,366 @@
-//! The page walk: 32-bit, PAE and 4-level paging (SDM Vol. 3A ch. 4).
+//! The page walk: no paging, 32-bit, PAE and 4-level paging (SDM Vol. 3A ch. 4).
+//!
+//! [`translate`] reads the paging structures, decides by view and access, sets the accessed and dirty flags, and
+//! says what a TLB may remember. A structure outside RAM reads as all ones, like a bus that nobody answers.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use x86::control::{cr0, cr4, efer};
+use x86::exception::page_fault;
+use x86::{CpuState, Exception, GuestPhys, paging};
+
+use crate::Ram;
+use crate::tlb::View;
+
+/// What an access does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// Loads data.
+    Read,
+    /// Stores data, or loads it in order to store.
+    Write,
+    /// Fetches instructions.
+    Execute,
+}
+
+/// The way from linear to physical addresses that is in force (SDM Vol. 3A 4.1.1).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PagingMode {
+    /// CR0.PG is clear.
+    None,
+    /// 32-bit paging.
+    Legacy,
+    /// PAE paging.
+    Pae,
+    /// 4-level paging.
+    FourLevel,
+}
+
+impl PagingMode {
+    /// The mode that `state` is in.
+    pub fn of(state: &CpuState) -> Self {
+        if state.cr0 & cr0::PG == 0 {
+            Self::None
+        } else if state.cr4 & cr4::PAE == 0 {
+            Self::Legacy
+        } else if state.efer & efer::LMA == 0 {
+            Self::Pae
+        } else {
+            Self::FourLevel
+        }
+    }
+}
+
+/// A translation as a TLB may keep it, for one 4 KiB page whatever the size of the page that it is part of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Translation {
+    /// The guest-physical 4 KiB page.
+    pub page: GuestPhys,
+    /// Loads are allowed in the view.
+    pub read: bool,
+    /// Stores are allowed in the view.
+    pub write: bool,
+    /// Fetches are allowed in the view.
+    pub execute: bool,
+    /// The dirty flag is set: a store needs no walk.
+    pub dirty: bool,
+    /// A global translation, which survives CR3 loads.
+    pub global: bool,
+    /// log2 of the size of the page that it is part of: 12, 21, 22 or 30.
+    pub size_shift: u32,
+}
+
+/// Translates `address`, which must be canonical (4-level) or below 2^32 (else), and sets accessed and dirty flags.
+/// `Err` is the #PF.
+pub fn translate(
+    ram: &Ram,
+    state: &CpuState,
+    view: View,
+    access: Access,
+    address: u64,
+) -> Result<Translation, Exception> {
+    let mode = PagingMode::of(state);
+    if mode == PagingMode::None {
+        return Ok(Translation {
+            page: GuestPhys(address & 0xffff_ffff).page(),
+            read: true,
+            write: true,
+            execute: true,
+            dirty: true,
+            global: false,
+            size_shift: 12,
+        });
+    }
+    let fault = |bits| Exception::page_fault(address, bits | access_bits(state, mode, view, access));
+    loop {
+        let path = descend(ram, state, mode, address).map_err(|miss| fault(miss.error_bits()))?;
+        let rights = Rights::of(state, view, &path);
+        if !rights.allows(access) {
+            return Err(fault(page_fault::PRESENT));
+        }
+        // Another processor has changed an entry since it was read: walk again.
+        let Some(dirty) = path.touch(ram, access == Access::Write) else { continue };
+        return Ok(Translation {
+            page: path.page,
+            read: rights.read,
+            write: rights.write,
+            execute: rights.execute,
+            dirty,
+            global: path.leaf().value & paging::GLOBAL != 0 && state.cr4 & cr4::PGE != 0,
+            size_shift: path.size_shift,
+        });
+    }
+}
+
+/// Where `address` lies now, without checking rights or touching any flag: for debuggers and profilers.
+pub fn look_up(ram: &Ram, state: &CpuState, address: u64) -> Option<GuestPhys> {
+    let mode = PagingMode::of(state);
+    let offset = address & !x86::PAGE_MASK;
+    if mode == PagingMode::None {
+        return Some(GuestPhys(address & 0xffff_ffff));
+    }
+    Some(descend(ram, state, mode, address).ok()?.page.offset(offset))
+}
+
+/// Error-code bits that say what the access was (SDM Vol. 3A 4.7).
+fn access_bits(state: &CpuState, mode: PagingMode, view: View, access: Access) -> u32 {
+    let mut bits = 0;
+    if access == Access::Write {
+        bits |= page_fault::WRITE;
+    }
+    if view == View::User {
+        bits |= page_fault::USER;
+    }
+    let no_execute = mode != PagingMode::Legacy && state.efer & efer::NXE != 0;
+    if access == Access::Execute && (no_execute || state.cr4 & cr4::SMEP != 0) {
+        bits |= page_fault::FETCH;
+    }
+    bits
+}
+
+/// Why a walk ended early.
+enum Miss {
+    NotPresent,
+    ReservedBit,
+}
+
+impl Miss {
+    fn error_bits(&self) -> u32 {
+        match self {
+            Self::NotPresent => 0,
+            Self::ReservedBit => page_fault::PRESENT | page_fault::RESERVED,
+        }
+    }
+}
+
+/// An entry that the walk used.
+#[derive(Clone, Copy, Default)]
+struct Step {
+    address: GuestPhys,
+    value: u64,
+}
+
+/// A walk that came to a page.
+struct Path {
+    steps: [Step; 4],
+    count: usize,
+    /// Entries are 8 bytes, else 4.
+    wide: bool,
+    page: GuestPhys,
+    size_shift: u32,
+}
+
+impl Path {
+    fn leaf(&self) -> &Step {
+        &self.steps[self.count - 1]
+    }
+
+    /// Sets the accessed flags and, for a write, the leaf's dirty flag (SDM Vol. 3A 4.8). Returns whether the leaf
+    /// is dirty now, or `None` if an entry is not what the walk read.
+    fn touch(&self, ram: &Ram, write: bool) -> Option<bool> {
+        let mut dirty = false;
+        for (number, step) in self.steps[..self.count].iter().enumerate() {
+            let mut wanted = step.value | paging::ACCESSED;
+            if number == self.count - 1 {
+                if write {
+                    wanted |= paging::DIRTY;
+                }
+                dirty = wanted & paging::DIRTY != 0;
+            }
+            if wanted != step.value && !replace_entry(ram, step, self.wide, wanted) {
+                return None;
+            }
+        }
+        Some(dirty)
+    }
+}
+
+/// What a translation allows in a view (SDM Vol. 3A 4.6.1).
+struct Rights {
+    read: bool,
+    write: bool,
+    execute: bool,
+}
+
+impl Rights {
+    fn of(state: &CpuState, view: View, path: &Path) -> Self {
+        let steps = &path.steps[..path.count];
+        let all = steps.iter().fold(u64::MAX, |bits, step| bits & step.value);
+        let any = steps.iter().fold(0, |bits, step| bits | step.value);
+        let user_page = all & paging::USER != 0;
+        let writable = all & paging::WRITABLE != 0;
+        // In 4-byte entries the bit does not exist; with EFER.NXE clear it is reserved and the walk has faulted.
+        let executable = any & paging::NO_EXECUTE == 0;
+        match view {
+            View::User => {
+                Self { read: user_page, write: user_page && writable, execute: user_page && executable }
+            }
+            View::Supervisor | View::SupervisorUserAccess => {
+                let data = !user_page || view == View::SupervisorUserAccess;
+                let protect = state.cr0 & cr0::WP != 0;
+                let prevented = user_page && state.cr4 & cr4::SMEP != 0;
+                Self { read: data, write: data && (writable || !protect), execute: executable && !prevented }
+            }
+        }
+    }
+
+    fn allows(&self, access: Access) -> bool {
+        match access {
+            Access::Read => self.read,
+            Access::Write => self.write,
+            Access::Execute => self.execute,
+        }
+    }
+}
+
+/// Walks the structures of the paging mode (not [`PagingMode::None`]).
+fn descend(ram: &Ram, state: &CpuState, mode: PagingMode, address: u64) -> Result<Path, Miss> {
+    match mode {
+        PagingMode::FourLevel => {
+            let reserved = paging::RESERVED_ADDRESS | no_execute_reserved(state);
+            descend_wide(ram, GuestPhys(state.cr3 & paging::ADDRESS), &[39, 30, 21, 12], reserved, address)
+        }
+        PagingMode::Pae => {
+            let pdpte = state.pdptes[(address >> 30) as usize & 3];
+            if pdpte & paging::PRESENT == 0 {
+                return Err(Miss::NotPresent);
+            }
+            // Bits 62:MAXPHYADDR (SDM Vol. 3A tables 4-9 to 4-11).
+            let ignored_in_four_level = !paging::NO_EXECUTE & !((1 << 52) - 1);
+            let reserved = paging::RESERVED_ADDRESS | ignored_in_four_level | no_execute_reserved(state);
+            descend_wide(ram, GuestPhys(pdpte & paging::ADDRESS), &[21, 12], reserved, address)
+        }
+        PagingMode::Legacy | PagingMode::None => descend_legacy(ram, state, address),
+    }
+}
+
+/// Bit 63 is reserved unless EFER.NXE is set.
+fn no_execute_reserved(state: &CpuState) -> u64 {
+    if state.efer & efer::NXE == 0 { paging::NO_EXECUTE } else { 0 }
+}
+
+/// Tables of 512 8-byte entries; `shifts` are the lowest address bits that each level translates.
+fn descend_wide(
+    ram: &Ram,
+    mut table: GuestPhys,
+    shifts: &[u32],
+    reserved: u64,
+    address: u64,
+) -> Result<Path, Miss> {
+    let mut path =
+        Path { steps: [Step::default(); 4], count: 0, wide: true, page: GuestPhys(0), size_shift: 12 };
+    for &shift in shifts {
+        let entry = table.offset((address >> shift & 0x1ff) * 8);
+        let value = read_entry(ram, entry, true);
+        path.steps[path.count] = Step { address: entry, value };
+        path.count += 1;
+        if value & paging::PRESENT == 0 {
+            return Err(Miss::NotPresent);
+        }
+        // Bit 7 is PAT in a PTE, the page size in a PDE or PDPTE, reserved in a PML4E.
+        let leaf = shift == 12 || value & paging::LARGE != 0;
+        let mut forbidden = reserved;
+        if shift == 39 {
+            forbidden |= paging::LARGE;
+        } else if leaf && shift != 12 {
+            // Address bits below the page size, but for PAT in bit 12.
+            forbidden |= ((1 << shift) - 1) & x86::PAGE_MASK & !paging::LARGE_PAT;
+        }
+        if value & forbidden != 0 {
+            return Err(Miss::ReservedBit);
+        }
+        if leaf {
+            let within = (1_u64 << shift) - 1;
+            path.page = GuestPhys((value & paging::ADDRESS & !within) | (address & within)).page();
+            path.size_shift = shift;
+            return Ok(path);
+        }
+        table = GuestPhys(value & paging::ADDRESS);
+    }
+    // The last shift is 12, which is a leaf.
+    Err(Miss::NotPresent)
+}
+
+/// 32-bit paging: two tables of 1024 4-byte entries (SDM Vol. 3A 4.3).
+fn descend_legacy(ram: &Ram, state: &CpuState, address: u64) -> Result<Path, Miss> {
+    let mut path =
+        Path { steps: [Step::default(); 4], count: 1, wide: false, page: GuestPhys(0), size_shift: 12 };
+    let directory = GuestPhys(state.cr3 & 0xffff_f000);
+    let entry = directory.offset((address >> 22 & 0x3ff) * 4);
+    let value = read_entry(ram, entry, false);
+    path.steps[0] = Step { address: entry, value };
+    if value & paging::PRESENT == 0 {
+        return Err(Miss::NotPresent);
+    }
+    if value & paging::LARGE != 0 && state.cr4 & cr4::PSE != 0 {
+        // PSE-36: bits 20:13 are address bits 39:32, bit 21 is reserved (SDM Vol. 3A table 4-4).
+        if value & 1 << 21 != 0 {
+            return Err(Miss::ReservedBit);
+        }
+        let base = (value & 0xffc0_0000) | (value >> 13 & 0xff) << 32;
+        path.page = GuestPhys(base | (address & 0x003f_ffff)).page();
+        path.size_shift = 22;
+        return Ok(path);
+    }
+    let entry = GuestPhys(value & 0xffff_f000).offset((address >> 12 & 0x3ff) * 4);
+    let value = read_entry(ram, entry, false);
+    path.steps[1] = Step { address: entry, value };
+    path.count = 2;
+    if value & paging::PRESENT == 0 {
+        return Err(Miss::NotPresent);
+    }
+    path.page = GuestPhys(value & 0xffff_f000);
+    Ok(path)
+}
+
+/// Reads an entry; 4-byte ones are zero-extended.
+fn read_entry(ram: &Ram, address: GuestPhys, wide: bool) -> u64 {
+    let Some(host) = ram.host(address) else {
+        return if wide { u64::MAX } else { u32::MAX.into() };
+    };
+    // SAFETY: the entry is aligned and within a page of RAM, which everybody accesses atomically or from assembly.
+    unsafe {
+        if wide {
+            AtomicU64::from_ptr(host.cast()).load(Ordering::Acquire)
+        } else {
+            AtomicU32::from_ptr(host.cast()).load(Ordering::Acquire).into()
+        }
+    }
+}
+
+/// Changes an entry if it still is what the walk read. Outside RAM there is nothing to change.
+fn replace_entry(ram: &Ram, step: &Step, wide: bool, value: u64) -> bool {
+    let Some(host) = ram.host(step.address) else { return true };
+    // SAFETY: as for `read_entry`.
+    unsafe {
+        if wide {
+            AtomicU64::from_ptr(host.cast())
+                .compare_exchange(step.value, value, Ordering::SeqCst, Ordering::Relaxed)
+                .is_ok()
+        } else {
+            AtomicU32::from_ptr(host.cast())
+                .compare_exchange(step.value as u32, value as u32, Ordering::SeqCst, Ordering::Relaxed)
+                .is_ok()
+        }
+    }
+}
