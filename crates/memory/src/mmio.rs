@@ -16,6 +16,20 @@ pub enum MmioAccess {
     PortWrite { port: u16, size: u8, value: u32 },
 }
 
+impl MmioAccess {
+    /// Whether the accesses differ in the written value at most. That may change between the runs of an instruction
+    /// (another processor may have changed its source), but the board has done the write and must not do it again.
+    fn is_same_place(&self, other: &Self) -> bool {
+        let place = |access: &Self| match *access {
+            Self::Read { address, size } => (0, address.0, size),
+            Self::Write { address, size, .. } => (1, address.0, size),
+            Self::PortRead { port, size } => (2, port.into(), size),
+            Self::PortWrite { port, size, .. } => (3, port.into(), size),
+        };
+        place(self) == place(other)
+    }
+}
+
 /// What the current instruction has already asked of the board.
 #[derive(Default, Debug)]
 pub struct MmioLog {
@@ -28,9 +42,13 @@ impl MmioLog {
     /// Makes an access: `Some(value)` (0 for writes) if the board has done it, `None` if the instruction must stop
     /// with [`crate::Stop::Board`] and be run again.
     pub fn access(&mut self, access: MmioAccess) -> Option<u64> {
-        if let Some((_, value)) = self.done.get(self.cursor) {
-            self.cursor += 1;
-            return Some(*value);
+        if let Some((done, value)) = self.done.get(self.cursor) {
+            if done.is_same_place(&access) {
+                self.cursor += 1;
+                return Some(*value);
+            }
+            // Another processor has changed what the instruction computes from; the rest of the log is void.
+            self.done.truncate(self.cursor);
         }
         self.pending = Some(access);
         None
@@ -63,5 +81,46 @@ impl MmioLog {
             self.pending = None;
         }
         self.cursor = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const READ: MmioAccess = MmioAccess::Read { address: GuestPhys(0xfee0_0000), size: 4 };
+
+    fn write(value: u64) -> MmioAccess {
+        MmioAccess::Write { address: GuestPhys(0xfee0_0000), size: 4, value }
+    }
+
+    #[test]
+    fn accesses_are_answered_in_order_run_by_run() {
+        let mut log = MmioLog::default();
+        assert_eq!(log.access(READ), None);
+        assert_eq!(log.pending(), Some(READ));
+        assert!(!log.is_replaying());
+        log.answer(7);
+        assert!(log.is_replaying());
+        assert_eq!(log.access(READ), Some(7));
+        assert_eq!(log.access(write(8)), None);
+        log.answer(0);
+        assert_eq!(log.access(READ), Some(7));
+        assert_eq!(log.access(write(9)), Some(0), "the value does not count");
+        log.clear();
+        assert!(!log.is_replaying());
+        assert_eq!(log.access(READ), None);
+    }
+
+    #[test]
+    fn another_access_than_the_logged_one_is_asked_for() {
+        let mut log = MmioLog::default();
+        assert_eq!(log.access(READ), None);
+        log.answer(7);
+        let other = MmioAccess::PortRead { port: 0x60, size: 1 };
+        assert_eq!(log.access(other), None);
+        assert_eq!(log.pending(), Some(other));
+        log.answer(1);
+        assert_eq!(log.access(other), Some(1));
     }
 }

@@ -1,5 +1,9 @@
 //! The MMU as its callers see it, over page tables built in guest RAM.
 
-#[allow(dead_code, reason = "used as the tests come")]
+mod code;
+mod flushes;
 mod guest;
+mod mmio;
+mod rights;
 mod smoke;
+mod structures;
