@@ -7,12 +7,18 @@
 //!
 //! Data flows: bytes -> [`decode`] -> [`Insn`] (compact, position in [`table`]) -> [`execute`] over a `Machine`.
 
+pub mod crypto;
 pub mod decode;
 pub mod helper;
 pub mod insn;
 pub mod machine;
+pub mod mmx;
+pub mod native;
 pub mod operand;
+pub mod sse_data;
+pub mod sse_integer;
 pub mod table;
+pub mod vector;
 
 mod arithmetic;
 

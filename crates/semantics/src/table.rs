@@ -2,7 +2,7 @@
 
 use iced_x86::Mnemonic;
 
-use crate::{Insn, Machine};
+use crate::{Insn, Machine, helper::VectorOp};
 
 /// How an instruction is carried out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -15,16 +15,19 @@ pub enum Kind {
     Undefined,
 }
 
-/// `instructions! { Lifted { Mnemonic => module::function, … } Callout { Mnemonic, … } }`
+/// `instructions! { Lifted { Mnemonic => module::function, … } Vector { Mnemonic => form(VectorOp), … }
+/// Callout { Mnemonic, … } }`. Forms are functions of [`crate::vector`]; their instructions are lifted ones too.
 macro_rules! instructions {
     (
         Lifted { $($lifted:ident => $function:path,)* }
+        Vector { $($vector:ident => $form:ident($op:ident),)* }
         Callout { $($callout:ident,)* }
     ) => {
         /// How instructions of that name are carried out.
         pub fn kind(mnemonic: Mnemonic) -> Kind {
             match mnemonic {
                 $(Mnemonic::$lifted => Kind::Lifted,)*
+                $(Mnemonic::$vector => Kind::Lifted,)*
                 $(Mnemonic::$callout => Kind::Callout,)*
                 _ => Kind::Undefined,
             }
@@ -35,6 +38,7 @@ macro_rules! instructions {
         pub fn execute<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
             match i.mnemonic {
                 $(Mnemonic::$lifted => $function(m, i),)*
+                $(Mnemonic::$vector => crate::vector::$form(m, i, VectorOp::$op),)*
                 _ => Err(m.decline("not a lifted instruction")),
             }
         }
@@ -43,13 +47,14 @@ macro_rules! instructions {
         pub fn definition<M: Machine>(mnemonic: Mnemonic) -> Option<fn(&mut M, &Insn) -> Result<(), M::Stop>> {
             let definition: fn(&mut M, &Insn) -> Result<(), M::Stop> = match mnemonic {
                 $(Mnemonic::$lifted => $function,)*
+                $(Mnemonic::$vector => |m, i| crate::vector::$form(m, i, VectorOp::$op),)*
                 _ => return None,
             };
             Some(definition)
         }
 
         /// Every mnemonic that has a lifted definition.
-        pub const LIFTED: &[Mnemonic] = &[$(Mnemonic::$lifted,)*];
+        pub const LIFTED: &[Mnemonic] = &[$(Mnemonic::$lifted,)* $(Mnemonic::$vector,)*];
 
         /// Every mnemonic that is a callout.
         pub const CALLOUTS: &[Mnemonic] = &[$(Mnemonic::$callout,)*];
@@ -61,6 +66,200 @@ instructions! {
         // Binary arithmetic.
         Add => crate::arithmetic::add,
         Cmp => crate::arithmetic::cmp,
+        // SSE data movement.
+        Movaps => crate::sse_data::move_aligned,
+        Movapd => crate::sse_data::move_aligned,
+        Movdqa => crate::sse_data::move_aligned,
+        Movntps => crate::sse_data::move_aligned,
+        Movntpd => crate::sse_data::move_aligned,
+        Movntdq => crate::sse_data::move_aligned,
+        Movntdqa => crate::sse_data::move_aligned,
+        Movups => crate::sse_data::move_unaligned,
+        Movupd => crate::sse_data::move_unaligned,
+        Movdqu => crate::sse_data::move_unaligned,
+        Lddqu => crate::sse_data::move_unaligned,
+        Movd => crate::sse_data::movd,
+        Movq => crate::sse_data::movq,
+        Movntq => crate::sse_data::movq,
+        Movnti => crate::sse_data::movnti,
+        Movss => crate::sse_data::movss,
+        Movsd => crate::sse_data::movsd,
+        Movlps => crate::sse_data::move_low_half,
+        Movlpd => crate::sse_data::move_low_half,
+        Movhps => crate::sse_data::move_high_half,
+        Movhpd => crate::sse_data::move_high_half,
+        Movlhps => crate::sse_data::movlhps,
+        Movhlps => crate::sse_data::movhlps,
+        Pextrb => crate::sse_data::pextrb,
+        Pextrw => crate::sse_data::pextrw,
+        Pextrd => crate::sse_data::pextrd,
+        Pextrq => crate::sse_data::pextrq,
+        Extractps => crate::sse_data::pextrd,
+        Pinsrb => crate::sse_data::pinsrb,
+        Pinsrw => crate::sse_data::pinsrw,
+        Pinsrd => crate::sse_data::pinsrd,
+        Pinsrq => crate::sse_data::pinsrq,
+        Insertps => crate::sse_data::insertps,
+        Maskmovdqu => crate::sse_data::maskmov,
+        Maskmovq => crate::sse_data::maskmov,
+        Ldmxcsr => crate::sse_data::ldmxcsr,
+        Stmxcsr => crate::sse_data::stmxcsr,
+        // MMX state.
+        Emms => crate::mmx::emms,
+        Movdq2q => crate::mmx::movdq2q,
+        Movq2dq => crate::mmx::movq2dq,
+    }
+    Vector {
+        // Logic and shuffles of floating-point names: the same bits.
+        Andps => binary(Pand),
+        Andpd => binary(Pand),
+        Andnps => binary(Pandn),
+        Andnpd => binary(Pandn),
+        Orps => binary(Por),
+        Orpd => binary(Por),
+        Xorps => binary(Pxor),
+        Xorpd => binary(Pxor),
+        Unpcklps => binary(Punpckldq),
+        Unpckhps => binary(Punpckhdq),
+        Unpcklpd => binary(Punpcklqdq),
+        Unpckhpd => binary(Punpckhqdq),
+        // Packed integers (sse_integer).
+        Paddb => binary(Paddb),
+        Paddw => binary(Paddw),
+        Paddd => binary(Paddd),
+        Paddq => binary(Paddq),
+        Paddsb => binary(Paddsb),
+        Paddsw => binary(Paddsw),
+        Paddusb => binary(Paddusb),
+        Paddusw => binary(Paddusw),
+        Psubb => binary(Psubb),
+        Psubw => binary(Psubw),
+        Psubd => binary(Psubd),
+        Psubq => binary(Psubq),
+        Psubsb => binary(Psubsb),
+        Psubsw => binary(Psubsw),
+        Psubusb => binary(Psubusb),
+        Psubusw => binary(Psubusw),
+        Pmullw => binary(Pmullw),
+        Pmulld => binary(Pmulld),
+        Pmulhw => binary(Pmulhw),
+        Pmulhuw => binary(Pmulhuw),
+        Pmulhrsw => binary(Pmulhrsw),
+        Pmuludq => binary(Pmuludq),
+        Pmuldq => binary(Pmuldq),
+        Pmaddwd => binary(Pmaddwd),
+        Pmaddubsw => binary(Pmaddubsw),
+        Psadbw => binary(Psadbw),
+        Pavgb => binary(Pavgb),
+        Pavgw => binary(Pavgw),
+        Pcmpeqb => binary(Pcmpeqb),
+        Pcmpeqw => binary(Pcmpeqw),
+        Pcmpeqd => binary(Pcmpeqd),
+        Pcmpeqq => binary(Pcmpeqq),
+        Pcmpgtb => binary(Pcmpgtb),
+        Pcmpgtw => binary(Pcmpgtw),
+        Pcmpgtd => binary(Pcmpgtd),
+        Pcmpgtq => binary(Pcmpgtq),
+        Pminub => binary(Pminub),
+        Pminuw => binary(Pminuw),
+        Pminud => binary(Pminud),
+        Pminsb => binary(Pminsb),
+        Pminsw => binary(Pminsw),
+        Pminsd => binary(Pminsd),
+        Pmaxub => binary(Pmaxub),
+        Pmaxuw => binary(Pmaxuw),
+        Pmaxud => binary(Pmaxud),
+        Pmaxsb => binary(Pmaxsb),
+        Pmaxsw => binary(Pmaxsw),
+        Pmaxsd => binary(Pmaxsd),
+        Psllw => binary(Psllw),
+        Pslld => binary(Pslld),
+        Psllq => binary(Psllq),
+        Psrlw => binary(Psrlw),
+        Psrld => binary(Psrld),
+        Psrlq => binary(Psrlq),
+        Psraw => binary(Psraw),
+        Psrad => binary(Psrad),
+        Pslldq => binary(Pslldq),
+        Psrldq => binary(Psrldq),
+        Pand => binary(Pand),
+        Pandn => binary(Pandn),
+        Por => binary(Por),
+        Pxor => binary(Pxor),
+        Punpcklbw => binary(Punpcklbw),
+        Punpcklwd => binary(Punpcklwd),
+        Punpckldq => binary(Punpckldq),
+        Punpcklqdq => binary(Punpcklqdq),
+        Punpckhqdq => binary(Punpckhqdq),
+        Psignb => binary(Psignb),
+        Psignw => binary(Psignw),
+        Psignd => binary(Psignd),
+        Pabsb => binary(Pabsb),
+        Pabsw => binary(Pabsw),
+        Pabsd => binary(Pabsd),
+        Phminposuw => binary(Phminposuw),
+        Pmovsxbw => binary(Pmovsxbw),
+        Pmovsxbd => binary(Pmovsxbd),
+        Pmovsxbq => binary(Pmovsxbq),
+        Pmovsxwd => binary(Pmovsxwd),
+        Pmovsxwq => binary(Pmovsxwq),
+        Pmovsxdq => binary(Pmovsxdq),
+        Pmovzxbw => binary(Pmovzxbw),
+        Pmovzxbd => binary(Pmovzxbd),
+        Pmovzxbq => binary(Pmovzxbq),
+        Pmovzxwd => binary(Pmovzxwd),
+        Pmovzxwq => binary(Pmovzxwq),
+        Pmovzxdq => binary(Pmovzxdq),
+        Movddup => binary(Movddup),
+        Movshdup => binary(Movshdup),
+        Movsldup => binary(Movsldup),
+        Mpsadbw => binary(Mpsadbw),
+        Pshufd => binary(Pshufd),
+        Pshufhw => binary(Pshufhw),
+        Pshuflw => binary(Pshuflw),
+        Shufps => binary(Shufps),
+        Shufpd => binary(Shufpd),
+        Pblendw => binary(Pblendw),
+        Blendps => binary(Blendps),
+        Blendpd => binary(Blendpd),
+        Pshufw => binary(Pshuflw),
+        Packsswb => pairwise(Packsswb),
+        Packssdw => pairwise(Packssdw),
+        Packuswb => pairwise(Packuswb),
+        Packusdw => pairwise(Packusdw),
+        Phaddw => pairwise(Phaddw),
+        Phaddd => pairwise(Phaddd),
+        Phaddsw => pairwise(Phaddsw),
+        Phsubw => pairwise(Phsubw),
+        Phsubd => pairwise(Phsubd),
+        Phsubsw => pairwise(Phsubsw),
+        Punpckhbw => unpack_high(Punpckhbw),
+        Punpckhwd => unpack_high(Punpckhwd),
+        Punpckhdq => unpack_high(Punpckhdq),
+        Pshufb => shuffle_bytes(Pshufb),
+        Palignr => align(Palignr),
+        Pmovmskb => to_register(Pmovmskb),
+        Movmskps => to_register(Movmskps),
+        Movmskpd => to_register(Movmskpd),
+        Ptest => to_flags(Ptest),
+        Pblendvb => blend_variable(SignBytes),
+        Blendvps => blend_variable(SignDwords),
+        Blendvpd => blend_variable(SignQwords),
+        // AES, SHA, carry-less multiplication (crypto).
+        Aesenc => binary(Aesenc),
+        Aesenclast => binary(Aesenclast),
+        Aesdec => binary(Aesdec),
+        Aesdeclast => binary(Aesdeclast),
+        Aesimc => binary(Aesimc),
+        Aeskeygenassist => binary(Aeskeygenassist),
+        Pclmulqdq => binary(Pclmulqdq),
+        Sha1msg1 => binary(Sha1msg1),
+        Sha1msg2 => binary(Sha1msg2),
+        Sha1nexte => binary(Sha1nexte),
+        Sha1rnds4 => binary(Sha1rnds4),
+        Sha256msg1 => binary(Sha256msg1),
+        Sha256msg2 => binary(Sha256msg2),
+        Sha256rnds2 => with_xmm0(Sha256rnds2),
     }
     Callout {
         Cpuid,
