@@ -58,7 +58,7 @@ pub fn load(ram: &Ram, config: &BootConfig) -> Result<Booted, BootError> {
     let in_kernel = |error| BootError::Kernel { file: file.clone(), error };
 
     let map = MemoryMap::of(ram);
-    let plan = Plan::choose(&bytes, config.entry).map_err(in_kernel)?;
+    let plan = Plan::choose(&bytes, config.entry, &map).map_err(in_kernel)?;
     let kernel = plan.load_kernel(ram, &map).map_err(in_kernel)?;
     let limit = plan.header.as_ref().map_or(bzimage::DEFAULT_INITRD_MAX, BzImage::initrd_addr_max);
     let initramfs = config
@@ -109,7 +109,7 @@ struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    fn choose(bytes: &'a [u8], entry: Entry) -> Result<Self, KernelError> {
+    fn choose(bytes: &'a [u8], entry: Entry, map: &MemoryMap) -> Result<Self, KernelError> {
         if Vmlinux::recognises(bytes) {
             if entry == Entry::Bzimage {
                 return Err(KernelError::NotBzImage);
@@ -117,6 +117,8 @@ impl<'a> Plan<'a> {
             return Self::of_vmlinux(None, None, Vmlinux::parse(bytes.into())?, entry);
         }
         let image = BzImage::parse(bytes)?;
+        // First of all: a damaged size must not make the host unpack gigabytes.
+        map.check_kernel(&image.runtime_range())?;
         if entry == Entry::Bzimage {
             return Ok(Self::of_bzimage(image));
         }
@@ -203,3 +205,8 @@ fn load_cmdline(ram: &Ram, cmdline: &str, most: u64) -> Result<(), BootError> {
     bytes.push(0);
     Ok(ram.write(layout::CMDLINE, &bytes)?)
 }
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;

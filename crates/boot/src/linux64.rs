@@ -3,7 +3,6 @@
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use memory::Ram;
 use vm_memory::ByteValued;
-use x86::GuestPhys;
 
 use crate::start::{Protocol, StartState};
 use crate::{BootError, Parts, layout};
@@ -61,11 +60,7 @@ pub(crate) fn prepare(
     }
     params.e820_table = table;
     ram.write(layout::BOOT_PARAMS, params.as_slice())?;
-    finish(ram, entry_point)
-}
-
-fn finish(ram: &Ram, rip: u64) -> Result<StartState, BootError> {
-    let start = StartState { protocol: Protocol::Linux64, rip, info: GuestPhys(layout::BOOT_PARAMS.0) };
+    let start = StartState { protocol: Protocol::Linux64, rip: entry_point, info: layout::BOOT_PARAMS };
     start.prepare(ram)?;
     Ok(start)
 }

@@ -68,3 +68,6 @@ pub(crate) fn load(ram: &Ram, cpus: u8) -> Result<GuestPhys, BootError> {
     ram.write(rsdp, &bytes)?;
     Ok(rsdp)
 }
+
+#[cfg(test)]
+mod tests;

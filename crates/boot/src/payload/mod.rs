@@ -115,3 +115,6 @@ fn read(decoder: impl Read, size: usize) -> Result<Vec<u8>, String> {
     decoder.take(size as u64 + 1).read_to_end(&mut output).map_err(|error| error.to_string())?;
     Ok(output)
 }
+
+#[cfg(test)]
+mod tests;
