@@ -54,6 +54,16 @@ helpers! {
     /// Functions on the processor state.
     Helper: HelperFn {
         Nothing = nothing,
+        // x87 state.
+        X87Initialize = crate::x87_state::helper_initialize,
+        X87Reset = crate::x87_state::helper_reset,
+        X87InUse = crate::x87_state::helper_in_use,
+        X87ClearExceptions = crate::x87_state::helper_clear_exceptions,
+        X87SetControl = crate::x87_state::helper_set_control,
+        X87ControlWords = crate::x87_state::helper_control_words,
+        X87SetControlWords = crate::x87_state::helper_set_control_words,
+        X87Register = crate::x87_state::helper_register,
+        X87SetRegister = crate::x87_state::helper_set_register,
     }
 }
 

@@ -17,8 +17,11 @@ pub mod native;
 pub mod operand;
 pub mod sse_data;
 pub mod sse_integer;
+pub mod state_image;
 pub mod table;
 pub mod vector;
+pub mod x87_control;
+pub mod x87_state;
 
 mod arithmetic;
 

@@ -3,43 +3,28 @@
 
 use core::mem::offset_of;
 
-use x86::{CpuState, Exception, Width, control, fpu};
+use x86::{Width, fpu::X87};
 
-use crate::{Insn, Machine, vector};
-
-/// Offset of a field of the x87 state in `CpuState`.
-const fn x87(field: usize) -> usize {
-    offset_of!(CpuState, x87) + field
-}
-
-/// Bits 13..11 of the status word.
-const TOP: u64 = 7 << 11;
-/// Error summary: bit 7 of the status word.
-const ERROR_SUMMARY: u32 = 7;
+use crate::{
+    Insn, Machine, Operand, vector,
+    x87_state::{self, STATUS, TOP, field},
+};
 
 /// #UD if CR0.EM is set, #NM if CR0.TS is, #MF if an x87 exception is pending (SDM Vol. 3A 12.1, table 12-1; CR0.NE
 /// clear is treated as set: there is no external interrupt for FERR#).
 pub fn check<M: Machine>(m: &mut M) -> Result<(), M::Stop> {
-    if m.mode().x87_traps() {
-        let cr0 = m.state(offset_of!(CpuState, cr0), Width::Qword);
-        let emulation = m.bit(Width::Qword, cr0, control::cr0::EM.trailing_zeros());
-        m.raise_if(emulation, Exception::UD)?;
-        let task_switched = m.bit(Width::Qword, cr0, control::cr0::TS.trailing_zeros());
-        m.raise_if(task_switched, Exception::NM)?;
-    }
-    let status = m.state(x87(offset_of!(fpu::X87, status)), Width::Word);
-    let pending = m.bit(Width::Word, status, ERROR_SUMMARY);
-    m.raise_if(pending, Exception::MF)
+    x87_state::check_mmx_enabled(m)?;
+    x87_state::check_pending(m)
 }
 
 /// What every MMX instruction but EMMS does when it completes: TOP = 0, all tags valid.
 pub fn enter<M: Machine>(m: &mut M) {
-    let status = m.state(x87(offset_of!(fpu::X87, status)), Width::Word);
-    let keep = m.constant(Width::Word, !TOP);
+    let status = m.state(STATUS, Width::Word);
+    let keep = m.constant(Width::Word, u64::from(!TOP));
     let status = m.and(Width::Word, status, keep);
-    m.set_state(x87(offset_of!(fpu::X87, status)), Width::Word, status);
+    m.set_state(STATUS, Width::Word, status);
     let valid = m.constant(Width::Word, 0xff);
-    m.set_state(x87(offset_of!(fpu::X87, tags)), Width::Word, valid);
+    m.set_state(field(offset_of!(X87, tags)), Width::Word, valid);
 }
 
 /// Writes an MMX register, enters MMX state, and sets the sign and exponent of the x87 register to ones.
@@ -47,7 +32,7 @@ pub fn write<M: Machine>(m: &mut M, index: u8, value: M::Int) {
     enter(m);
     m.set_mm(index, value);
     let ones = m.constant(Width::Qword, 0xffff);
-    let register = x87(offset_of!(fpu::X87, registers)) + usize::from(index & 7) * 16;
+    let register = field(offset_of!(X87, registers)) + usize::from(index & 7) * 16;
     m.set_state(register + 8, Width::Qword, ones);
 }
 
@@ -55,14 +40,14 @@ pub fn write<M: Machine>(m: &mut M, index: u8, value: M::Int) {
 pub fn emms<M: Machine>(m: &mut M, _: &Insn) -> Result<(), M::Stop> {
     check(m)?;
     let empty = m.constant(Width::Word, 0);
-    m.set_state(x87(offset_of!(fpu::X87, tags)), Width::Word, empty);
+    m.set_state(field(offset_of!(X87, tags)), Width::Word, empty);
     Ok(())
 }
 
 /// MOVDQ2Q.
 pub fn movdq2q<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     vector::begin_both(m)?;
-    let (crate::Operand::Mm(destination), crate::Operand::Xmm(source)) = (i.operand(0), i.operand(1)) else {
+    let (Operand::Mm(destination), Operand::Xmm(source)) = (i.operand(0), i.operand(1)) else {
         return Err(m.decline("MOVDQ2Q operands"));
     };
     let value = m.xmm(source);
@@ -74,7 +59,7 @@ pub fn movdq2q<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
 /// MOVQ2DQ.
 pub fn movq2dq<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     vector::begin_both(m)?;
-    let (crate::Operand::Xmm(destination), crate::Operand::Mm(source)) = (i.operand(0), i.operand(1)) else {
+    let (Operand::Xmm(destination), Operand::Mm(source)) = (i.operand(0), i.operand(1)) else {
         return Err(m.decline("MOVQ2DQ operands"));
     };
     let value = m.mm(source);

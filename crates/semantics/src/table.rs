@@ -108,6 +108,28 @@ instructions! {
         Emms => crate::mmx::emms,
         Movdq2q => crate::mmx::movdq2q,
         Movq2dq => crate::mmx::movq2dq,
+        // x87 control.
+        Fninit => crate::x87_control::fninit,
+        Fnclex => crate::x87_control::fnclex,
+        Fldcw => crate::x87_control::fldcw,
+        Fnstcw => crate::x87_control::fnstcw,
+        Fnstsw => crate::x87_control::fnstsw,
+        Wait => crate::x87_control::fwait,
+        Fnop => crate::x87_control::fnop,
+        Fneni => crate::x87_control::ignored,
+        Fndisi => crate::x87_control::ignored,
+        Fnsetpm => crate::x87_control::ignored,
+        // State images.
+        Fxsave => crate::state_image::fxsave,
+        Fxsave64 => crate::state_image::fxsave64,
+        Fxrstor => crate::state_image::fxrstor,
+        Fxrstor64 => crate::state_image::fxrstor64,
+        Xsave => crate::state_image::xsave,
+        Xsave64 => crate::state_image::xsave64,
+        Xsaveopt => crate::state_image::xsaveopt,
+        Xsaveopt64 => crate::state_image::xsaveopt64,
+        Xrstor => crate::state_image::xrstor,
+        Xrstor64 => crate::state_image::xrstor64,
     }
     Vector {
         // Logic and shuffles of floating-point names: the same bits.
