@@ -72,6 +72,7 @@ pub struct Translation {
 
 /// Translates `address`, which must be canonical (4-level) or below 2^32 (else), and sets accessed and dirty flags.
 /// `Err` is the #PF.
+#[inline]
 pub fn translate(
     ram: &Ram,
     state: &CpuState,
@@ -93,7 +94,8 @@ pub fn translate(
     }
     let fault = |bits| Exception::page_fault(address, bits | access_bits(state, mode, view, access));
     loop {
-        let path = descend(ram, state, mode, address).map_err(|miss| fault(miss.error_bits()))?;
+        let mut path = Path::default();
+        descend(ram, state, mode, address, &mut path).map_err(|miss| fault(miss.error_bits()))?;
         let rights = Rights::of(state, view, &path);
         if !rights.allows(access) {
             return Err(fault(page_fault::PRESENT));
@@ -106,7 +108,7 @@ pub fn translate(
             write: rights.write,
             execute: rights.execute,
             dirty,
-            global: path.leaf().value & paging::GLOBAL != 0 && state.cr4 & cr4::PGE != 0,
+            global: path.leaf & paging::GLOBAL != 0 && state.cr4 & cr4::PGE != 0,
             size_shift: path.size_shift,
         });
     }
@@ -119,7 +121,9 @@ pub fn look_up(ram: &Ram, state: &CpuState, address: u64) -> Option<GuestPhys> {
     if mode == PagingMode::None {
         return Some(GuestPhys(address & 0xffff_ffff));
     }
-    Some(descend(ram, state, mode, address).ok()?.page.offset(offset))
+    let mut path = Path::default();
+    descend(ram, state, mode, address, &mut path).ok()?;
+    Some(path.page.offset(offset))
 }
 
 /// Error-code bits that say what the access was (SDM Vol. 3A 4.7).
@@ -161,37 +165,52 @@ struct Step {
 }
 
 /// A walk that came to a page.
+#[derive(Default)]
 struct Path {
     steps: [Step; 4],
     count: usize,
     /// Entries are 8 bytes, else 4.
     wide: bool,
+    /// The entries and-ed, inverted.
+    lacking: u64,
+    /// The entries or-ed.
+    any: u64,
+    /// The last entry.
+    leaf: u64,
     page: GuestPhys,
     size_shift: u32,
 }
 
 impl Path {
-    fn leaf(&self) -> &Step {
-        &self.steps[self.count - 1]
+    #[inline(always)]
+    fn push(&mut self, address: GuestPhys, value: u64) {
+        self.steps[self.count] = Step { address, value };
+        self.count += 1;
+        self.lacking |= !value;
+        self.any |= value;
+        self.leaf = value;
     }
 
     /// Sets the accessed flags and, for a write, the leaf's dirty flag (SDM Vol. 3A 4.8). Returns whether the leaf
     /// is dirty now, or `None` if an entry is not what the walk read.
+    #[inline(always)]
     fn touch(&self, ram: &Ram, write: bool) -> Option<bool> {
-        let mut dirty = false;
-        for (number, step) in self.steps[..self.count].iter().enumerate() {
-            let mut wanted = step.value | paging::ACCESSED;
-            if number == self.count - 1 {
-                if write {
-                    wanted |= paging::DIRTY;
-                }
-                dirty = wanted & paging::DIRTY != 0;
-            }
-            if wanted != step.value && !replace_entry(ram, step, self.wide, wanted) {
-                return None;
-            }
+        let dirty = self.leaf & paging::DIRTY != 0;
+        if self.lacking & paging::ACCESSED == 0 && (dirty || !write) {
+            return Some(dirty);
         }
-        Some(dirty)
+        self.set_flags(ram, write).then_some(dirty || write)
+    }
+
+    #[cold]
+    fn set_flags(&self, ram: &Ram, write: bool) -> bool {
+        self.steps[..self.count].iter().enumerate().all(|(number, step)| {
+            let mut wanted = step.value | paging::ACCESSED;
+            if write && number == self.count - 1 {
+                wanted |= paging::DIRTY;
+            }
+            wanted == step.value || replace_entry(ram, step, self.wide, wanted)
+        })
     }
 }
 
@@ -203,14 +222,12 @@ struct Rights {
 }
 
 impl Rights {
+    #[inline(always)]
     fn of(state: &CpuState, view: View, path: &Path) -> Self {
-        let steps = &path.steps[..path.count];
-        let all = steps.iter().fold(u64::MAX, |bits, step| bits & step.value);
-        let any = steps.iter().fold(0, |bits, step| bits | step.value);
-        let user_page = all & paging::USER != 0;
-        let writable = all & paging::WRITABLE != 0;
+        let user_page = path.lacking & paging::USER == 0;
+        let writable = path.lacking & paging::WRITABLE == 0;
         // In 4-byte entries the bit does not exist; with EFER.NXE clear it is reserved and the walk has faulted.
-        let executable = any & paging::NO_EXECUTE == 0;
+        let executable = path.any & paging::NO_EXECUTE == 0;
         match view {
             View::User => {
                 Self { read: user_page, write: user_page && writable, execute: user_page && executable }
@@ -224,6 +241,7 @@ impl Rights {
         }
     }
 
+    #[inline(always)]
     fn allows(&self, access: Access) -> bool {
         match access {
             Access::Read => self.read,
@@ -234,11 +252,13 @@ impl Rights {
 }
 
 /// Walks the structures of the paging mode (not [`PagingMode::None`]).
-fn descend(ram: &Ram, state: &CpuState, mode: PagingMode, address: u64) -> Result<Path, Miss> {
+#[inline(always)]
+fn descend(ram: &Ram, state: &CpuState, mode: PagingMode, address: u64, path: &mut Path) -> Result<(), Miss> {
     match mode {
         PagingMode::FourLevel => {
             let reserved = paging::RESERVED_ADDRESS | no_execute_reserved(state);
-            descend_wide(ram, GuestPhys(state.cr3 & paging::ADDRESS), &[39, 30, 21, 12], reserved, address)
+            let top = GuestPhys(state.cr3 & paging::ADDRESS);
+            descend_wide(ram, top, [39, 30, 21, 12], reserved, address, path)
         }
         PagingMode::Pae => {
             let pdpte = state.pdptes[(address >> 30) as usize & 3];
@@ -248,32 +268,33 @@ fn descend(ram: &Ram, state: &CpuState, mode: PagingMode, address: u64) -> Resul
             // Bits 62:MAXPHYADDR (SDM Vol. 3A tables 4-9 to 4-11).
             let ignored_in_four_level = !paging::NO_EXECUTE & !((1 << 52) - 1);
             let reserved = paging::RESERVED_ADDRESS | ignored_in_four_level | no_execute_reserved(state);
-            descend_wide(ram, GuestPhys(pdpte & paging::ADDRESS), &[21, 12], reserved, address)
+            descend_wide(ram, GuestPhys(pdpte & paging::ADDRESS), [21, 12], reserved, address, path)
         }
-        PagingMode::Legacy | PagingMode::None => descend_legacy(ram, state, address),
+        PagingMode::Legacy | PagingMode::None => descend_legacy(ram, state, address, path),
     }
 }
 
 /// Bit 63 is reserved unless EFER.NXE is set.
+#[inline(always)]
 fn no_execute_reserved(state: &CpuState) -> u64 {
     if state.efer & efer::NXE == 0 { paging::NO_EXECUTE } else { 0 }
 }
 
 /// Tables of 512 8-byte entries; `shifts` are the lowest address bits that each level translates.
-fn descend_wide(
+#[inline(always)]
+fn descend_wide<const LEVELS: usize>(
     ram: &Ram,
     mut table: GuestPhys,
-    shifts: &[u32],
+    shifts: [u32; LEVELS],
     reserved: u64,
     address: u64,
-) -> Result<Path, Miss> {
-    let mut path =
-        Path { steps: [Step::default(); 4], count: 0, wide: true, page: GuestPhys(0), size_shift: 12 };
-    for &shift in shifts {
+    path: &mut Path,
+) -> Result<(), Miss> {
+    path.wide = true;
+    for shift in shifts {
         let entry = table.offset((address >> shift & 0x1ff) * 8);
         let value = read_entry(ram, entry, true);
-        path.steps[path.count] = Step { address: entry, value };
-        path.count += 1;
+        path.push(entry, value);
         if value & paging::PRESENT == 0 {
             return Err(Miss::NotPresent);
         }
@@ -293,7 +314,7 @@ fn descend_wide(
             let within = (1_u64 << shift) - 1;
             path.page = GuestPhys((value & paging::ADDRESS & !within) | (address & within)).page();
             path.size_shift = shift;
-            return Ok(path);
+            return Ok(());
         }
         table = GuestPhys(value & paging::ADDRESS);
     }
@@ -302,13 +323,11 @@ fn descend_wide(
 }
 
 /// 32-bit paging: two tables of 1024 4-byte entries (SDM Vol. 3A 4.3).
-fn descend_legacy(ram: &Ram, state: &CpuState, address: u64) -> Result<Path, Miss> {
-    let mut path =
-        Path { steps: [Step::default(); 4], count: 1, wide: false, page: GuestPhys(0), size_shift: 12 };
+fn descend_legacy(ram: &Ram, state: &CpuState, address: u64, path: &mut Path) -> Result<(), Miss> {
     let directory = GuestPhys(state.cr3 & 0xffff_f000);
     let entry = directory.offset((address >> 22 & 0x3ff) * 4);
     let value = read_entry(ram, entry, false);
-    path.steps[0] = Step { address: entry, value };
+    path.push(entry, value);
     if value & paging::PRESENT == 0 {
         return Err(Miss::NotPresent);
     }
@@ -320,20 +339,21 @@ fn descend_legacy(ram: &Ram, state: &CpuState, address: u64) -> Result<Path, Mis
         let base = (value & 0xffc0_0000) | (value >> 13 & 0xff) << 32;
         path.page = GuestPhys(base | (address & 0x003f_ffff)).page();
         path.size_shift = 22;
-        return Ok(path);
+        return Ok(());
     }
     let entry = GuestPhys(value & 0xffff_f000).offset((address >> 12 & 0x3ff) * 4);
     let value = read_entry(ram, entry, false);
-    path.steps[1] = Step { address: entry, value };
-    path.count = 2;
+    path.push(entry, value);
     if value & paging::PRESENT == 0 {
         return Err(Miss::NotPresent);
     }
     path.page = GuestPhys(value & 0xffff_f000);
-    Ok(path)
+    path.size_shift = 12;
+    Ok(())
 }
 
 /// Reads an entry; 4-byte ones are zero-extended.
+#[inline(always)]
 fn read_entry(ram: &Ram, address: GuestPhys, wide: bool) -> u64 {
     let Some(host) = ram.host(address) else {
         return if wide { u64::MAX } else { u32::MAX.into() };

@@ -90,7 +90,7 @@ impl Mmu {
     }
 
     /// Walks and fills the TLB; the inner `Err` is an address outside RAM, which is not kept.
-    #[cold]
+    #[inline(never)]
     fn fill(
         &mut self,
         state: &CpuState,
@@ -153,7 +153,7 @@ impl Mmu {
         Ok(())
     }
 
-    #[cold]
+    #[inline(never)]
     pub(super) fn load_slow(
         &mut self,
         state: &CpuState,
@@ -177,7 +177,7 @@ impl Mmu {
         }
     }
 
-    #[cold]
+    #[inline(never)]
     pub(super) fn store_slow(
         &mut self,
         state: &CpuState,
