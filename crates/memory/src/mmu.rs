@@ -86,8 +86,9 @@ impl Mmu {
         }
     }
 
-    /// Who is told about writes to code pages.
+    /// Who is told about writes to code pages, and by [`CodePages::device_wrote`].
     pub fn set_watch(&mut self, watch: Arc<dyn CodeWatch>) {
+        self.code_pages.set_watch(&watch);
         self.watch = Some(watch);
     }
 
@@ -121,6 +122,16 @@ impl Mmu {
         self.spaces.adjust();
     }
 
+    /// The view that the state's own accesses have.
+    fn own_view(&self, state: &CpuState) -> View {
+        debug_assert_eq!(
+            self.view,
+            View::of(state),
+            "select_view was not called after CPL, AC or SMAP changed"
+        );
+        self.view
+    }
+
     /// The entry that `address` would be in.
     #[inline(always)]
     fn entry(&self, address: u64) -> &Entry {
@@ -151,7 +162,7 @@ impl Mmu {
             // SAFETY: a tag that matches vouches for the whole access within one page of RAM.
             return Ok(unsafe { host::load(host, width) });
         }
-        self.load_slow(state, self.view, address, width, Access::Read)
+        self.load_slow(state, self.own_view(state), address, width, Access::Read)
     }
 
     /// Loads for an instruction that will store to the same place: faults as a write does.
@@ -168,7 +179,7 @@ impl Mmu {
             // SAFETY: as in `load`.
             return Ok(unsafe { host::load(host, width) });
         }
-        self.load_slow(state, self.view, address, width, Access::Write)
+        self.load_slow(state, self.own_view(state), address, width, Access::Write)
     }
 
     /// Stores the low `width` bytes. All or nothing, also across pages. Writes to code pages tell the watch.
@@ -187,7 +198,7 @@ impl Mmu {
             unsafe { host::store(host, width, value) };
             return Ok(());
         }
-        self.store_slow(state, self.view, address, width, value)
+        self.store_slow(state, self.own_view(state), address, width, value)
     }
 
     /// Loads 16 bytes, little-endian.

@@ -82,7 +82,7 @@ impl Mmu {
         op: AtomicOp,
         operand: u64,
     ) -> Result<u64, Stop> {
-        Self::check_alignment(state, self.view, address, width)?;
+        Self::check_alignment(state, self.own_view(state), address, width)?;
         match self.operand(state, address, width.bytes())? {
             // SAFETY: `operand` found RAM within a cache line.
             Operand::Line(host) => Ok(unsafe { op.locked(host, width, operand) }),
@@ -104,7 +104,7 @@ impl Mmu {
         expected: u64,
         new: u64,
     ) -> Result<u64, Stop> {
-        Self::check_alignment(state, self.view, address, width)?;
+        Self::check_alignment(state, self.own_view(state), address, width)?;
         let expected = width.truncate(expected);
         // The processor writes in any case: the old value if they differ (SDM Vol. 2A CMPXCHG).
         let update = |old| if old == expected { new } else { old };
@@ -136,10 +136,10 @@ impl Mmu {
             Operand::Line(host) => Ok(unsafe { host::compare_exchange128(host, expected, new) }),
             Operand::Board(_) | Operand::Split => {
                 let mut bytes = [0; 16];
-                self.read_bytes(state, self.view, address, &mut bytes, Access::Write)?;
+                self.read_bytes(state, self.own_view(state), address, &mut bytes, Access::Write)?;
                 let old = u128::from_le_bytes(bytes);
                 let value = if old == expected { new } else { old };
-                self.write_bytes(state, self.view, address, &value.to_le_bytes())?;
+                self.write_bytes(state, self.own_view(state), address, &value.to_le_bytes())?;
                 Ok(old)
             }
         }
@@ -150,7 +150,7 @@ impl Mmu {
         if address.page_offset() + length > PAGE_SIZE {
             return Ok(Operand::Split);
         }
-        let place = self.resolve(state, self.view, address, Access::Write)?;
+        let place = self.resolve(state, self.own_view(state), address, Access::Write)?;
         let Some(host) = place.host else { return Ok(Operand::Board(place.physical)) };
         if !host::lockable(host, length) {
             return Ok(Operand::Split);
@@ -172,9 +172,9 @@ impl Mmu {
         let _held = ram.split_lock().lock().unwrap_or_else(PoisonError::into_inner);
         let length = width.bytes() as usize;
         let mut bytes = [0; 8];
-        self.read_bytes(state, self.view, address, &mut bytes[..length], Access::Write)?;
+        self.read_bytes(state, self.own_view(state), address, &mut bytes[..length], Access::Write)?;
         let old = u64::from_le_bytes(bytes);
-        self.write_bytes(state, self.view, address, &update(old).to_le_bytes()[..length])?;
+        self.write_bytes(state, self.own_view(state), address, &update(old).to_le_bytes()[..length])?;
         Ok(old)
     }
 }

@@ -96,7 +96,7 @@ impl Mmu {
     }
 
     fn plain_page(&mut self, state: &CpuState, address: GuestVirt, access: Access) -> Option<*mut u8> {
-        let place = self.resolve(state, self.view, address, access).ok()?;
+        let place = self.resolve(state, self.own_view(state), address, access).ok()?;
         if place.code { None } else { place.host }
     }
 }

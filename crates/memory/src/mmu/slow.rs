@@ -205,14 +205,14 @@ impl Mmu {
     #[cold]
     pub(super) fn load128_slow(&mut self, state: &CpuState, address: GuestVirt) -> Result<u128, Stop> {
         if !crosses(address, 16) {
-            let place = self.resolve(state, self.view, address, Access::Read)?;
+            let place = self.resolve(state, self.own_view(state), address, Access::Read)?;
             if let Some(host) = place.host {
                 // SAFETY: as in `load_slow`.
                 return Ok(unsafe { host::load128(host) });
             }
         }
         let mut bytes = [0; 16];
-        self.read_bytes(state, self.view, address, &mut bytes, Access::Read)?;
+        self.read_bytes(state, self.own_view(state), address, &mut bytes, Access::Read)?;
         Ok(u128::from_le_bytes(bytes))
     }
 
@@ -224,7 +224,7 @@ impl Mmu {
         value: u128,
     ) -> Result<(), Stop> {
         if !crosses(address, 16) {
-            let place = self.resolve(state, self.view, address, Access::Write)?;
+            let place = self.resolve(state, self.own_view(state), address, Access::Write)?;
             if let Some(host) = place.host {
                 self.announce(&place, 16);
                 // SAFETY: as in `load_slow`.
@@ -232,12 +232,12 @@ impl Mmu {
                 return Ok(());
             }
         }
-        self.write_bytes(state, self.view, address, &value.to_le_bytes())
+        self.write_bytes(state, self.own_view(state), address, &value.to_le_bytes())
     }
 
     #[cold]
     pub(super) fn fetch_slow(&mut self, state: &CpuState, address: GuestVirt) -> Result<GuestPhys, Stop> {
-        let place = self.resolve(state, self.view, address, Access::Execute)?;
+        let place = self.resolve(state, self.own_view(state), address, Access::Execute)?;
         match place.host {
             Some(_) => Ok(place.physical),
             None => Err(Exception::GP0.into()),
@@ -246,22 +246,22 @@ impl Mmu {
 
     /// Loads any number of bytes; for wide state images (FXSAVE, XSAVE, FLDENV).
     pub fn load_bytes(&mut self, state: &CpuState, address: GuestVirt, bytes: &mut [u8]) -> Result<(), Stop> {
-        self.read_bytes(state, self.view, address, bytes, Access::Read)
+        self.read_bytes(state, self.own_view(state), address, bytes, Access::Read)
     }
 
     /// Stores any number of bytes, all or nothing.
     pub fn store_bytes(&mut self, state: &CpuState, address: GuestVirt, bytes: &[u8]) -> Result<(), Stop> {
-        self.write_bytes(state, self.view, address, bytes)
+        self.write_bytes(state, self.own_view(state), address, bytes)
     }
 
     /// Checks that `length` bytes can be written, without writing: for instructions that must fault before any effect.
     pub fn probe_write(&mut self, state: &CpuState, address: GuestVirt, length: u64) -> Result<(), Stop> {
-        self.probe(state, self.view, address, length as usize, Access::Write)
+        self.probe(state, self.own_view(state), address, length as usize, Access::Write)
     }
 
     /// Checks that `length` bytes can be read, without reading.
     pub fn probe_read(&mut self, state: &CpuState, address: GuestVirt, length: u64) -> Result<(), Stop> {
-        self.probe(state, self.view, address, length as usize, Access::Read)
+        self.probe(state, self.own_view(state), address, length as usize, Access::Read)
     }
 
     fn probe(
@@ -414,7 +414,7 @@ impl Mmu {
             return Ok(None);
         }
         let access = if write { Access::Write } else { Access::Read };
-        let place = self.resolve(state, self.view, address, access)?;
+        let place = self.resolve(state, self.own_view(state), address, access)?;
         Ok(if place.code { None } else { place.host })
     }
 }

@@ -74,6 +74,23 @@ fn writes_to_marked_pages_are_told_before_they_happen() {
 }
 
 #[test]
+fn device_writes_are_told_page_by_page() {
+    let mut guest = guest();
+    let diary = Diary::new(true);
+    guest.mmu.set_watch(diary.clone());
+    let pages = guest.mmu.code_pages().clone();
+    pages.device_wrote(GuestPhys(CODE), 0x3000);
+    assert!(diary.take().is_empty());
+    mark(&mut guest);
+    pages.mark(GuestPhys(CODE + 0x2000));
+    pages.device_wrote(GuestPhys(CODE + 0xff0), 0x1800);
+    let told = [(GuestPhys(CODE + 0xff0), 0x10), (GuestPhys(CODE + 0x2000), 0x7f0)];
+    assert_eq!(diary.take(), told);
+    assert!(!pages.is_marked(GuestPhys(CODE)));
+    pages.device_wrote(GuestPhys(u64::MAX - 0x10), 0x11);
+}
+
+#[test]
 fn a_page_without_code_left_is_fast_again() {
     let mut guest = guest();
     let diary = Diary::new(true);
