@@ -1,10 +1,11 @@
 //! One vCPU's way to memory.
 //!
-//! This file has the accesses that hit, and what changes translations. An access that misses goes to [`slow`], which
+//! This file has the accesses that hit, and what changes translations. An access that misses goes to `slow`, which
 //! resolves pages (TLB array, else page walk), tells the watch about writes to code, and asks the board where there
-//! is no RAM. Read-modify-writes are in [`atomic`]; [`quiet`] has the accesses that give up instead of stopping.
+//! is no RAM; `bytes` has what is longer than a page. Read-modify-writes are in `atomic`; `quiet` has the accesses that give up instead of stopping.
 
 mod atomic;
+mod bytes;
 mod quiet;
 mod slow;
 #[cfg(test)]

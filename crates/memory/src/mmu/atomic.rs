@@ -72,8 +72,8 @@ enum Operand {
 }
 
 impl Mmu {
-    /// Atomic read-modify-write; returns the old value. See [`atomic`](self) for what "atomic" is worth where the
-    /// operand crosses a cache line.
+    /// Atomic read-modify-write; returns the old value. Where the operand crosses a cache line, it excludes other
+    /// read-modify-writes of such operands, but not plain stores.
     pub fn atomic(
         &mut self,
         state: &CpuState,
