@@ -9,8 +9,8 @@ use super::guest::{Diary, Guest, OPEN};
 use crate::{AtomicOp, CodePages, Mmu};
 
 const AT: u64 = 0x5000;
-/// Another linear address of the same page.
-const ALIAS: u64 = 0xffff_8000_0000_5000;
+/// Another linear address of the same page, in another slot.
+const ALIAS: u64 = 0xffff_8000_0000_9000;
 const CODE: u64 = 0x40_0000;
 
 fn guest() -> Guest {

@@ -219,6 +219,14 @@ fn arrays_grow_with_use_and_keep_what_they_hold() {
     let mut guest = Guest::long();
     map_much(&mut guest);
     assert_eq!(entries(&guest.state), MIN_ENTRIES);
+    sweep(&mut guest, 3000);
+    guest.mmu.select_view(&mut guest.state);
+    assert_eq!(entries(&guest.state), 2 * MIN_ENTRIES);
+    let fills = guest.mmu.fills;
+    for page in 3000 - MIN_ENTRIES as u64..3000 {
+        guest.load64(0x4000_0000 + page * 0x1000).unwrap();
+    }
+    assert_eq!(guest.mmu.fills, fills);
     for _ in 0..20 {
         sweep(&mut guest, 3000);
         guest.mmu.select_view(&mut guest.state);

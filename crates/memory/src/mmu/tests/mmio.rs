@@ -124,6 +124,16 @@ fn ram_is_untouched_until_the_board_has_done_its_part() {
 }
 
 #[test]
+fn the_board_is_not_asked_for_part_of_an_access_that_faults() {
+    let mut guest = guest();
+    guest.map_page(0xa000, REGISTERS);
+    let fault = |code| Err(Stop::Exception(x86::Exception::page_fault(0xb000, code)));
+    assert_eq!(guest.store64(0xaffc, 1), fault(2));
+    assert_eq!(guest.load64(0xaffc).map(|_| ()), fault(0));
+    assert_eq!(guest.mmu.mmio.pending(), None);
+}
+
+#[test]
 fn atomics_on_registers_read_and_write() {
     let mut guest = guest();
     let at = GuestVirt(DEVICE + 4);
