@@ -201,6 +201,31 @@ pub fn to_register<M: Machine>(m: &mut M, i: &Insn, op: VectorOp) -> Result<(), 
     Ok(())
 }
 
+/// CVTSI2SS, CVTSI2SD: the source, an integer of 4 or 8 bytes, is sign-extended into the low half of `b`.
+pub fn from_integer<M: Machine>(m: &mut M, i: &Insn, op: VectorOp) -> Result<(), M::Stop> {
+    check_sse(m)?;
+    let width = i.operand_width(1);
+    let source = operand::read(m, i, 1)?;
+    let source = m.resize_signed(width, Width::Qword, source);
+    let a = read(m, i, 0, true)?;
+    let b = low(m, Width::Qword, source);
+    let result = m.vector_op(op, a, b, 0)?;
+    write_register(m, i.operand(0), result)
+}
+
+/// CVTSS2SI and relatives: the immediate of the operation is the number of bytes of the integer.
+pub fn to_integer<M: Machine>(m: &mut M, i: &Insn, op: VectorOp) -> Result<(), M::Stop> {
+    check_sse(m)?;
+    let Operand::Gpr(register) = i.operand(0) else {
+        return Err(m.decline("destination is not a general register"));
+    };
+    let source = read(m, i, 1, true)?;
+    let result = m.vector_op(op, source, source, register.width.bytes() as u8)?;
+    let result = m.lane(register.width, result, 0);
+    m.set_gpr(register, result);
+    Ok(())
+}
+
 /// PTEST, COMISS, …: the low half of the result holds CF, PF and ZF at their places in RFLAGS; the others are cleared.
 pub fn to_flags<M: Machine>(m: &mut M, i: &Insn, op: VectorOp) -> Result<(), M::Stop> {
     check_sse(m)?;
