@@ -1,11 +1,23 @@
-//! Bytes to guest blocks.
+//! Bytes to guest blocks: iced-x86 decodes, [`lower`](crate::lower) makes [`Insn`]s of it, and a block ends where
+//! control or mode may become another.
+//!
+//! The decoder is set up for the announced processor: x86-64-v2 without VEX and EVEX encodings, BMI, LZCNT, MPX and
+//! CET. Encodings of those that older processors execute as something else are that (TZCNT is BSF, ENDBR64 and BNDMK
+//! are NOPs); the rest has no row in [`crate::table`] and is #UD.
 
+use iced_x86::{Decoder, DecoderError, DecoderOptions, EncodingKind, FlowControl, Instruction};
 use x86::Mode;
 
-use crate::Insn;
+use crate::{Insn, Kind, lower::lower, table};
 
 /// The longest guest block, in instructions.
 pub const MAX_BLOCK: usize = 64;
+
+/// The longest instruction, in bytes (SDM Vol. 2A 2.3.11).
+pub const MAX_LENGTH: usize = 15;
+
+/// F3 0F BC and F3 0F BD are BSF and BSR on processors without BMI1 and LZCNT.
+const OPTIONS: u32 = DecoderOptions::NO_MPFX_0FBC | DecoderOptions::NO_MPFX_0FBD;
 
 /// What decoding at an address gave.
 #[derive(Clone, Debug)]
@@ -20,6 +32,13 @@ pub struct GuestBlock {
     pub end: BlockEnd,
 }
 
+impl GuestBlock {
+    /// Bytes from the first instruction to the end of the last.
+    pub fn length(&self) -> u64 {
+        self.insns.iter().map(|insn| u64::from(insn.length)).sum()
+    }
+}
+
 /// Why a guest block ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BlockEnd {
@@ -31,4 +50,117 @@ pub enum BlockEnd {
     PageEnd,
     /// The next bytes are no instruction: #UD (or #GP(0) where longer than 15 bytes).
     Invalid,
+}
+
+/// Why bytes are no instruction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// More bytes are needed.
+    #[error("the instruction goes on beyond the given bytes")]
+    Truncated,
+    /// #UD.
+    #[error("no instruction of the announced processor")]
+    Invalid,
+    /// #GP(0) (SDM Vol. 2A 2.3.11).
+    #[error("the instruction is longer than 15 bytes")]
+    TooLong,
+}
+
+impl DecodeError {
+    /// The exception that executing it raises; none if only more bytes are needed.
+    pub fn exception(self) -> Option<x86::Exception> {
+        match self {
+            Self::Truncated => None,
+            Self::Invalid => Some(x86::Exception::UD),
+            Self::TooLong => Some(x86::Exception::GP0),
+        }
+    }
+}
+
+/// Decodes the instruction at offset `rip` within CS.
+pub fn decode_one(bytes: &[u8], rip: u64, mode: Mode) -> Result<Insn, DecodeError> {
+    Stream::new(bytes, rip, mode).next()
+}
+
+/// Decodes from offset `rip` within CS to the end of the block. `bytes` are those from there to the end of the page;
+/// a caller that keeps to CS's limit cuts them there.
+pub fn decode_block(bytes: &[u8], rip: u64, mode: Mode) -> GuestBlock {
+    let mut stream = Stream::new(bytes, rip, mode);
+    let mut insns = Vec::with_capacity(8);
+    let end = loop {
+        if insns.len() == MAX_BLOCK || (stream.is_at_end() && !insns.is_empty()) {
+            break BlockEnd::Length;
+        }
+        match stream.next() {
+            Ok(insn) => {
+                insns.push(insn);
+                if ends_block(&insn) {
+                    break BlockEnd::Terminal;
+                }
+            }
+            Err(DecodeError::Truncated) => break BlockEnd::PageEnd,
+            Err(DecodeError::Invalid | DecodeError::TooLong) => break BlockEnd::Invalid,
+        }
+    };
+    GuestBlock { rip, mode, insns, end }
+}
+
+/// Whether nothing may follow `insn` in its block: transfers, and callouts, which may change mode or control.
+/// Instructions that branch to themselves (REP) may be followed.
+pub fn ends_block(insn: &Insn) -> bool {
+    insn.code.flow_control() != FlowControl::Next || table::kind_of(insn) == Kind::Callout
+}
+
+/// A decoder at a position.
+struct Stream<'a> {
+    bytes: &'a [u8],
+    mode: Mode,
+    decoder: Decoder<'a>,
+    instruction: Instruction,
+}
+
+impl<'a> Stream<'a> {
+    fn new(bytes: &'a [u8], rip: u64, mode: Mode) -> Self {
+        let decoder = Decoder::with_ip(mode.code_bits(), bytes, rip, OPTIONS);
+        Self { bytes, mode, decoder, instruction: Instruction::default() }
+    }
+
+    fn is_at_end(&self) -> bool {
+        !self.decoder.can_decode()
+    }
+
+    fn next(&mut self) -> Result<Insn, DecodeError> {
+        let position = self.decoder.position();
+        let rip = self.decoder.ip();
+        self.decoder.decode_out(&mut self.instruction);
+        match self.decoder.last_error() {
+            DecoderError::None => {}
+            DecoderError::NoMoreBytes => return Err(DecodeError::Truncated),
+            _ => return Err(self.invalid(position, rip)),
+        }
+        if self.instruction.code().encoding() != EncodingKind::Legacy {
+            return Err(DecodeError::Invalid);
+        }
+        let insn = lower(&self.instruction, self.mode).ok_or(DecodeError::Invalid)?;
+        match table::kind_of(&insn) {
+            Kind::Undefined => Err(DecodeError::Invalid),
+            Kind::Lifted | Kind::Callout => Ok(insn),
+        }
+    }
+
+    /// Tells bytes that are no instruction from an instruction that is too long: the latter wants more bytes where it
+    /// is given one less than the longest has.
+    fn invalid(&self, position: usize, rip: u64) -> DecodeError {
+        let rest = &self.bytes[position..];
+        if rest.len() < MAX_LENGTH || self.decoder.position() - position < MAX_LENGTH {
+            return DecodeError::Invalid;
+        }
+        let shorter = &rest[..MAX_LENGTH - 1];
+        let mut decoder = Decoder::with_ip(self.mode.code_bits(), shorter, rip, OPTIONS);
+        let _ = decoder.decode();
+        match decoder.last_error() {
+            DecoderError::NoMoreBytes => DecodeError::TooLong,
+            _ => DecodeError::Invalid,
+        }
+    }
 }

@@ -64,6 +64,8 @@ helpers! {
         X87SetControlWords = crate::x87_state::helper_set_control_words,
         X87Register = crate::x87_state::helper_register,
         X87SetRegister = crate::x87_state::helper_set_register,
+        // General-purpose instructions.
+        Crc32 = crate::misc::crc32c,
     }
 }
 

@@ -119,6 +119,9 @@ pub struct Insn {
     pub code_bits: u8,
 }
 
+/// Decoded blocks are walked in order: an instruction is one cache line.
+const _: () = assert!(size_of::<Insn>() <= 64);
+
 impl Insn {
     /// Offset of the following instruction, wrapped to the code size (64 bits in 64-bit mode, else 32; 16-bit code
     /// wraps at 64 KiB only on near transfers, SDM Vol. 3B 21.1.1).

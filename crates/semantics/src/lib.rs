@@ -5,7 +5,7 @@
 //! time. Effect order in every definition: reads, computation, memory writes, registers, flags, rip; so a fault
 //! leaves the state as it was before the instruction.
 //!
-//! Data flows: bytes -> [`decode`] -> [`Insn`] (compact, position in [`table`]) -> [`execute`] over a `Machine`.
+//! Data flows: bytes -> [`decode`] -> [`Insn`] (compact, key into [`table`]) -> [`execute`] over a `Machine`.
 
 pub mod crypto;
 pub mod decode;
@@ -27,6 +27,18 @@ pub mod x87_control;
 pub mod x87_state;
 
 mod arithmetic;
+mod bit;
+mod control_transfer;
+mod data_transfer;
+mod decimal;
+mod exchange;
+mod flag_control;
+mod logical;
+mod lower;
+mod misc;
+mod shift;
+mod stack;
+mod string;
 
 pub use insn::{Insn, MemoryOperand, Operand, Register, Repeat};
 pub use machine::{Bulk, ConditionCode, Flag, Machine, Transfer};

@@ -46,6 +46,15 @@ pub enum ConditionCode {
     G,
 }
 
+impl ConditionCode {
+    /// The code of an encoding number, of which the low four bits count.
+    pub const fn from_number(number: u8) -> Self {
+        use ConditionCode::*;
+        const ALL: [ConditionCode; 16] = [O, No, B, Ae, E, Ne, Be, A, S, Ns, P, Np, L, Ge, Le, G];
+        ALL[number as usize & 15]
+    }
+}
+
 /// What a control transfer is, for return prediction and statistics.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(missing_docs, reason = "the names say it")]
@@ -272,6 +281,14 @@ pub trait Machine: Sized {
 
     // Control. Without a call to one of these the next instruction follows.
 
+    /// #GP(0) if no instruction can be fetched at `target` (64 bits): beyond CS's limit, or not canonical. Transfers
+    /// call it before they change anything. It may be left to the fetch at the target, which faults after the
+    /// transfer instead of before it.
+    fn check_target(&mut self, target: Self::Int) -> Result<(), Self::Stop> {
+        let _ = target;
+        Ok(())
+    }
+
     /// Goes to a constant offset in CS.
     fn jump(&mut self, target: u64, transfer: Transfer) -> Result<(), Self::Stop>;
     /// Goes to `target` if the condition holds, else to the next instruction.
@@ -284,9 +301,10 @@ pub trait Machine: Sized {
     fn raise_if(&mut self, condition: Self::Bool, exception: Exception) -> Result<(), Self::Stop>;
     /// The instruction is left to the interpreter whenever it is reached. Never returned by the interpreter.
     fn decline(&mut self, reason: &'static str) -> Self::Stop;
-    /// Many iterations of a REP string instruction at once, as far as is cheap: whole pages of RAM, no more than the
-    /// count. RSI, RDI, RCX (and flags, for CMPS and SCAS) are updated. Does nothing where there is no such path;
-    /// the definition then does one element and repeats itself.
+    /// Many iterations of a REP string instruction at once, as far as is cheap: within pages of RAM, no more than the
+    /// count. RSI, RDI, RCX are updated. Does nothing where there is no such path; the definition then does one
+    /// element and repeats itself. For CMPS and SCAS it goes no further than up to the element that ends the
+    /// repetition (by its result or as the last one), which the definition then does, with its flags.
     fn bulk(&mut self, kind: Bulk, insn: &Insn) -> Result<(), Self::Stop>;
 
     // Helpers: functions in plain Rust that both engines call; see `helper`.

@@ -1,11 +1,19 @@
 //! Reading and writing operands.
 
-use x86::{SegmentRegister, Width};
+use x86::Width;
 
 use crate::{Insn, Machine, MemoryOperand, Operand, Register};
 
 /// The offset that the memory operand names, within its segment, as a 64-bit integer.
+#[inline]
 pub fn effective_address<M: Machine>(m: &mut M, i: &Insn) -> M::Int {
+    let offset = narrow_address(m, i);
+    m.resize(i.memory.width, Width::Qword, offset)
+}
+
+/// The same at the address width, for definitions that go on computing with it.
+#[inline]
+pub fn narrow_address<M: Machine>(m: &mut M, i: &Insn) -> M::Int {
     let operand = &i.memory;
     let width = operand.width;
     let mut sum = None;
@@ -23,24 +31,25 @@ pub fn effective_address<M: Machine>(m: &mut M, i: &Insn) -> M::Int {
             None => index,
         });
     }
-    let offset = match sum {
+    match sum {
         None => m.constant(width, operand.displacement),
         Some(sum) if operand.displacement == 0 => sum,
         Some(sum) => {
             let displacement = m.constant(width, operand.displacement);
             m.add(width, sum, displacement)
         }
-    };
-    m.resize(width, Width::Qword, offset)
+    }
 }
 
 /// The linear address of the memory operand, checked for an access of `bytes`.
+#[inline]
 pub fn address<M: Machine>(m: &mut M, i: &Insn, bytes: u16, write: bool) -> Result<M::Int, M::Stop> {
     let offset = effective_address(m, i);
     m.linear(i.memory.segment, offset, bytes, write)
 }
 
 /// Reads operand `n` at its width.
+#[inline]
 pub fn read<M: Machine>(m: &mut M, i: &Insn, n: usize) -> Result<M::Int, M::Stop> {
     let width = i.operand_width(n);
     match i.operand(n) {
@@ -57,6 +66,7 @@ pub fn read<M: Machine>(m: &mut M, i: &Insn, n: usize) -> Result<M::Int, M::Stop
 
 /// Reads operand `n` of an instruction whose other operand is wider or narrower, as `width`: immediates are taken at
 /// `width`, registers and memory at their own.
+#[inline]
 pub fn read_as<M: Machine>(m: &mut M, i: &Insn, n: usize, width: Width) -> Result<M::Int, M::Stop> {
     match i.operand(n) {
         Operand::Immediate => Ok(m.constant(width, i.immediate)),
@@ -69,6 +79,7 @@ pub fn read_as<M: Machine>(m: &mut M, i: &Insn, n: usize, width: Width) -> Resul
 }
 
 /// Writes operand `n` at its width.
+#[inline]
 pub fn write<M: Machine>(m: &mut M, i: &Insn, n: usize, value: M::Int) -> Result<(), M::Stop> {
     let width = i.operand_width(n);
     match i.operand(n) {
@@ -94,6 +105,7 @@ pub enum Place<I> {
 }
 
 /// Finds the place of operand `n` and loads it for an update.
+#[inline]
 pub fn read_place<M: Machine>(m: &mut M, i: &Insn, n: usize) -> Result<(Place<M::Int>, M::Int), M::Stop> {
     let width = i.operand_width(n);
     match i.operand(n) {
@@ -107,6 +119,7 @@ pub fn read_place<M: Machine>(m: &mut M, i: &Insn, n: usize) -> Result<(Place<M:
 }
 
 /// Writes back to a place.
+#[inline]
 pub fn write_place<M: Machine>(
     m: &mut M,
     place: Place<M::Int>,
@@ -120,9 +133,4 @@ pub fn write_place<M: Machine>(
         }
         Place::Memory(address) => m.store(width, address, value),
     }
-}
-
-/// The segment that string sources and implicit DS operands use (DS unless overridden).
-pub fn source_segment(i: &Insn) -> SegmentRegister {
-    i.memory.segment
 }

@@ -1,8 +1,9 @@
 //! The instruction table: one row per instruction. Everything else about "which instructions exist" derives from it.
+//! Condition codes are given by their encoding number (SDM Vol. 1 appendix B).
 
-use iced_x86::Mnemonic;
+use iced_x86::{Code, Mnemonic};
 
-use crate::{Insn, Machine, helper::VectorOp};
+use crate::{Insn, Machine, Operand, helper::VectorOp};
 
 /// How an instruction is carried out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -14,6 +15,19 @@ pub enum Kind {
     /// Not an instruction of the announced processor: #UD.
     Undefined,
 }
+
+/// A family of [`Machine`]s that differ in a lifetime only: what borrows the state for one call. It lets
+/// [`definition`] give function pointers that outlive any one borrow.
+pub trait Family {
+    /// Why definitions end early.
+    type Stop;
+    /// The machine that borrows for `'a`.
+    type Machine<'a>: Machine<Stop = Self::Stop>;
+}
+
+/// The definition of an instruction for a [`Family`] of machines.
+pub type Definition<F> =
+    for<'a, 'b, 'c> fn(&'b mut <F as Family>::Machine<'a>, &'c Insn) -> Result<(), <F as Family>::Stop>;
 
 /// `instructions! { Lifted { Mnemonic => module::function, … } Vector { Mnemonic => form(VectorOp), … }
 /// Callout { Mnemonic, … } }`. Forms are functions of [`crate::vector`]; their instructions are lifted ones too.
@@ -44,9 +58,9 @@ macro_rules! instructions {
         }
 
         /// The definition of a lifted instruction as a function pointer, for pre-decoded dispatch.
-        pub fn definition<M: Machine>(mnemonic: Mnemonic) -> Option<fn(&mut M, &Insn) -> Result<(), M::Stop>> {
-            let definition: fn(&mut M, &Insn) -> Result<(), M::Stop> = match mnemonic {
-                $(Mnemonic::$lifted => $function,)*
+        pub fn definition<F: Family>(mnemonic: Mnemonic) -> Option<Definition<F>> {
+            let definition: Definition<F> = match mnemonic {
+                $(Mnemonic::$lifted => |m, i| $function(m, i),)*
                 $(Mnemonic::$vector => |m, i| crate::vector::$form(m, i, VectorOp::$op),)*
                 _ => return None,
             };
@@ -61,11 +75,234 @@ macro_rules! instructions {
     };
 }
 
+/// How this very instruction is carried out: some forms of MOV, POP, CALL and JMP are callouts.
+pub fn kind_of(i: &Insn) -> Kind {
+    match i.mnemonic {
+        Mnemonic::Mov => match (i.operand(0), i.operand(1)) {
+            (Operand::Segment(_) | Operand::Control(_) | Operand::Debug(_), _)
+            | (_, Operand::Control(_) | Operand::Debug(_)) => Kind::Callout,
+            _ => Kind::Lifted,
+        },
+        Mnemonic::Pop if matches!(i.operand(0), Operand::Segment(_)) => Kind::Callout,
+        Mnemonic::Call | Mnemonic::Jmp if is_far(i.code) => Kind::Callout,
+        mnemonic => kind(mnemonic),
+    }
+}
+
+/// Far CALL and JMP, which share their mnemonics with the near ones.
+fn is_far(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Call_ptr1616
+            | Code::Call_ptr1632
+            | Code::Call_m1616
+            | Code::Call_m1632
+            | Code::Call_m1664
+            | Code::Jmp_ptr1616
+            | Code::Jmp_ptr1632
+            | Code::Jmp_m1616
+            | Code::Jmp_m1632
+            | Code::Jmp_m1664
+    )
+}
+
 instructions! {
     Lifted {
+        // Data transfer.
+        Mov => crate::data_transfer::mov,
+        Movzx => crate::data_transfer::movzx,
+        Movsx => crate::data_transfer::movsx,
+        Movsxd => crate::data_transfer::movsx,
+        Movbe => crate::data_transfer::movbe,
+        Cbw => crate::data_transfer::cbw,
+        Cwde => crate::data_transfer::cwde,
+        Cdqe => crate::data_transfer::cdqe,
+        Cwd => crate::data_transfer::cwd,
+        Cdq => crate::data_transfer::cdq,
+        Cqo => crate::data_transfer::cqo,
+        Cmovo => crate::data_transfer::cmovcc::<_, 0>,
+        Cmovno => crate::data_transfer::cmovcc::<_, 1>,
+        Cmovb => crate::data_transfer::cmovcc::<_, 2>,
+        Cmovae => crate::data_transfer::cmovcc::<_, 3>,
+        Cmove => crate::data_transfer::cmovcc::<_, 4>,
+        Cmovne => crate::data_transfer::cmovcc::<_, 5>,
+        Cmovbe => crate::data_transfer::cmovcc::<_, 6>,
+        Cmova => crate::data_transfer::cmovcc::<_, 7>,
+        Cmovs => crate::data_transfer::cmovcc::<_, 8>,
+        Cmovns => crate::data_transfer::cmovcc::<_, 9>,
+        Cmovp => crate::data_transfer::cmovcc::<_, 10>,
+        Cmovnp => crate::data_transfer::cmovcc::<_, 11>,
+        Cmovl => crate::data_transfer::cmovcc::<_, 12>,
+        Cmovge => crate::data_transfer::cmovcc::<_, 13>,
+        Cmovle => crate::data_transfer::cmovcc::<_, 14>,
+        Cmovg => crate::data_transfer::cmovcc::<_, 15>,
+        // Exchanges.
+        Xchg => crate::exchange::xchg,
+        Xadd => crate::exchange::xadd,
+        Cmpxchg => crate::exchange::cmpxchg,
+        Cmpxchg8b => crate::exchange::cmpxchg8b,
+        Cmpxchg16b => crate::exchange::cmpxchg16b,
+        Bswap => crate::exchange::bswap,
+        // Stack.
+        Push => crate::stack::push_operand,
+        Pop => crate::stack::pop_operand,
+        Pusha => crate::stack::pusha,
+        Pushad => crate::stack::pusha,
+        Popa => crate::stack::popa,
+        Popad => crate::stack::popa,
+        Enter => crate::stack::enter,
+        Leave => crate::stack::leave,
         // Binary arithmetic.
         Add => crate::arithmetic::add,
+        Adc => crate::arithmetic::adc,
+        Sub => crate::arithmetic::sub,
+        Sbb => crate::arithmetic::sbb,
         Cmp => crate::arithmetic::cmp,
+        Inc => crate::arithmetic::inc,
+        Dec => crate::arithmetic::dec,
+        Neg => crate::arithmetic::neg,
+        Mul => crate::arithmetic::mul,
+        Imul => crate::arithmetic::imul,
+        Div => crate::arithmetic::div,
+        Idiv => crate::arithmetic::idiv,
+        Bound => crate::arithmetic::bound,
+        // Decimal arithmetic.
+        Aaa => crate::decimal::aaa,
+        Aas => crate::decimal::aas,
+        Aam => crate::decimal::aam,
+        Aad => crate::decimal::aad,
+        Daa => crate::decimal::daa,
+        Das => crate::decimal::das,
+        Salc => crate::decimal::salc,
+        // Logical.
+        And => crate::logical::and,
+        Or => crate::logical::or,
+        Xor => crate::logical::xor,
+        Not => crate::logical::not,
+        Test => crate::logical::test,
+        // Shift and rotate.
+        Shl => crate::shift::shl,
+        Shr => crate::shift::shr,
+        Sar => crate::shift::sar,
+        Rol => crate::shift::rol,
+        Ror => crate::shift::ror,
+        Rcl => crate::shift::rcl,
+        Rcr => crate::shift::rcr,
+        Shld => crate::shift::shld,
+        Shrd => crate::shift::shrd,
+        Sal => crate::shift::shl,
+        // Bit and byte.
+        Bt => crate::bit::bt,
+        Bts => crate::bit::bts,
+        Btr => crate::bit::btr,
+        Btc => crate::bit::btc,
+        Bsf => crate::bit::bsf,
+        Bsr => crate::bit::bsr,
+        Popcnt => crate::bit::popcnt,
+        Seto => crate::bit::setcc::<_, 0>,
+        Setno => crate::bit::setcc::<_, 1>,
+        Setb => crate::bit::setcc::<_, 2>,
+        Setae => crate::bit::setcc::<_, 3>,
+        Sete => crate::bit::setcc::<_, 4>,
+        Setne => crate::bit::setcc::<_, 5>,
+        Setbe => crate::bit::setcc::<_, 6>,
+        Seta => crate::bit::setcc::<_, 7>,
+        Sets => crate::bit::setcc::<_, 8>,
+        Setns => crate::bit::setcc::<_, 9>,
+        Setp => crate::bit::setcc::<_, 10>,
+        Setnp => crate::bit::setcc::<_, 11>,
+        Setl => crate::bit::setcc::<_, 12>,
+        Setge => crate::bit::setcc::<_, 13>,
+        Setle => crate::bit::setcc::<_, 14>,
+        Setg => crate::bit::setcc::<_, 15>,
+        // Control transfer.
+        Jmp => crate::control_transfer::jmp,
+        Call => crate::control_transfer::call,
+        Ret => crate::control_transfer::ret,
+        Jcxz => crate::control_transfer::jcxz,
+        Jecxz => crate::control_transfer::jcxz,
+        Jrcxz => crate::control_transfer::jcxz,
+        Loop => crate::control_transfer::loop_,
+        Loope => crate::control_transfer::loope,
+        Loopne => crate::control_transfer::loopne,
+        Jo => crate::control_transfer::jcc::<_, 0>,
+        Jno => crate::control_transfer::jcc::<_, 1>,
+        Jb => crate::control_transfer::jcc::<_, 2>,
+        Jae => crate::control_transfer::jcc::<_, 3>,
+        Je => crate::control_transfer::jcc::<_, 4>,
+        Jne => crate::control_transfer::jcc::<_, 5>,
+        Jbe => crate::control_transfer::jcc::<_, 6>,
+        Ja => crate::control_transfer::jcc::<_, 7>,
+        Js => crate::control_transfer::jcc::<_, 8>,
+        Jns => crate::control_transfer::jcc::<_, 9>,
+        Jp => crate::control_transfer::jcc::<_, 10>,
+        Jnp => crate::control_transfer::jcc::<_, 11>,
+        Jl => crate::control_transfer::jcc::<_, 12>,
+        Jge => crate::control_transfer::jcc::<_, 13>,
+        Jle => crate::control_transfer::jcc::<_, 14>,
+        Jg => crate::control_transfer::jcc::<_, 15>,
+        // String.
+        Movsb => crate::string::movs,
+        Movsw => crate::string::movs,
+        Movsq => crate::string::movs,
+        Movsd => crate::string::movsd,
+        Cmpsd => crate::string::cmpsd,
+        Stosb => crate::string::stos,
+        Stosw => crate::string::stos,
+        Stosd => crate::string::stos,
+        Stosq => crate::string::stos,
+        Lodsb => crate::string::lods,
+        Lodsw => crate::string::lods,
+        Lodsd => crate::string::lods,
+        Lodsq => crate::string::lods,
+        Cmpsb => crate::string::cmps,
+        Cmpsw => crate::string::cmps,
+        Cmpsq => crate::string::cmps,
+        Scasb => crate::string::scas,
+        Scasw => crate::string::scas,
+        Scasd => crate::string::scas,
+        Scasq => crate::string::scas,
+        // Flag control.
+        Clc => crate::flag_control::clc,
+        Stc => crate::flag_control::stc,
+        Cmc => crate::flag_control::cmc,
+        Cld => crate::flag_control::cld,
+        Std => crate::flag_control::std,
+        Lahf => crate::flag_control::lahf,
+        Sahf => crate::flag_control::sahf,
+        // Miscellaneous.
+        Lea => crate::misc::lea,
+        Xlatb => crate::misc::xlat,
+        Crc32 => crate::misc::crc32,
+        Rdfsbase => crate::misc::rdfsbase,
+        Rdgsbase => crate::misc::rdgsbase,
+        Wrfsbase => crate::misc::wrfsbase,
+        Wrgsbase => crate::misc::wrgsbase,
+        Rdpid => crate::misc::rdpid,
+        Clflush => crate::misc::clflush,
+        Mfence => crate::misc::mfence,
+        Lfence => crate::misc::nop,
+        Sfence => crate::misc::nop,
+        Nop => crate::misc::nop,
+        Pause => crate::misc::nop,
+        Reservednop => crate::misc::nop,
+        Endbr64 => crate::misc::nop,
+        Endbr32 => crate::misc::nop,
+        Rdsspd => crate::misc::nop,
+        Rdsspq => crate::misc::nop,
+        Cldemote => crate::misc::nop,
+        Prefetch => crate::misc::nop,
+        Prefetchw => crate::misc::nop,
+        Prefetchwt1 => crate::misc::nop,
+        Prefetchnta => crate::misc::nop,
+        Prefetcht0 => crate::misc::nop,
+        Prefetcht1 => crate::misc::nop,
+        Prefetcht2 => crate::misc::nop,
+        Prefetchit0 => crate::misc::nop,
+        Prefetchit1 => crate::misc::nop,
+        Ud0 => crate::misc::undefined,
+        Ud1 => crate::misc::undefined,
+        Ud2 => crate::misc::undefined,
         // SSE data movement.
         Movaps => crate::sse_data::move_aligned,
         Movapd => crate::sse_data::move_aligned,
@@ -83,7 +320,6 @@ instructions! {
         Movntq => crate::sse_data::movq,
         Movnti => crate::sse_data::movnti,
         Movss => crate::sse_data::movss,
-        Movsd => crate::sse_data::movsd,
         Movlps => crate::sse_data::move_low_half,
         Movlpd => crate::sse_data::move_low_half,
         Movhps => crate::sse_data::move_high_half,
@@ -361,7 +597,86 @@ instructions! {
         Sha256rnds2 => with_xmm0(Sha256rnds2),
     }
     Callout {
-        Cpuid,
+        // Flags and interrupts.
+        Cli,
+        Sti,
+        Pushf,
+        Pushfd,
+        Pushfq,
+        Popf,
+        Popfd,
+        Popfq,
+        Int,
+        Int1,
+        Int3,
+        Into,
+        Iret,
+        Iretd,
+        Iretq,
         Hlt,
+        Clac,
+        Stac,
+        // Ports.
+        In,
+        Out,
+        Insb,
+        Insw,
+        Insd,
+        Outsb,
+        Outsw,
+        Outsd,
+        // Segments and far transfers.
+        Lds,
+        Les,
+        Lss,
+        Lfs,
+        Lgs,
+        Lar,
+        Lsl,
+        Verr,
+        Verw,
+        Arpl,
+        Retf,
+        // System calls.
+        Syscall,
+        Sysret,
+        Sysretq,
+        Sysenter,
+        Sysexit,
+        Sysexitq,
+        Swapgs,
+        Vmcall,
+        Vmmcall,
+        // System registers and tables.
+        Smsw,
+        Lmsw,
+        Clts,
+        Lgdt,
+        Lidt,
+        Lldt,
+        Ltr,
+        Sgdt,
+        Sidt,
+        Sldt,
+        Str,
+        Rdmsr,
+        Wrmsr,
+        Xgetbv,
+        Xsetbv,
+        Rdpmc,
+        // Memory management.
+        Invlpg,
+        Invpcid,
+        Invd,
+        Wbinvd,
+        Wbnoinvd,
+        // Time, identification, randomness, monitoring.
+        Rdtsc,
+        Rdtscp,
+        Cpuid,
+        Rdrand,
+        Rdseed,
+        Monitor,
+        Mwait,
     }
 }
