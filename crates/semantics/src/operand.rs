@@ -104,9 +104,12 @@ pub enum Place<I> {
     Memory(I),
 }
 
+/// A place and what it held.
+pub type Loaded<I> = (Place<I>, I);
+
 /// Finds the place of operand `n` and loads it for an update.
 #[inline]
-pub fn read_place<M: Machine>(m: &mut M, i: &Insn, n: usize) -> Result<(Place<M::Int>, M::Int), M::Stop> {
+pub fn read_place<M: Machine>(m: &mut M, i: &Insn, n: usize) -> Result<Loaded<M::Int>, M::Stop> {
     let width = i.operand_width(n);
     match i.operand(n) {
         Operand::Gpr(register) => Ok((Place::Register(register), m.gpr(register))),
