@@ -263,6 +263,11 @@ helpers! {
         Cvttss2si = crate::sse_convert::cvttss2si,
         Cvtsd2si = crate::sse_convert::cvtsd2si,
         Cvttsd2si = crate::sse_convert::cvttsd2si,
+        // Strings.
+        Pcmpistri = crate::sse_string::pcmpistri,
+        Pcmpistrm = crate::sse_string::pcmpistrm,
+        Pcmpestri = crate::sse_string::pcmpestri,
+        Pcmpestrm = crate::sse_string::pcmpestrm,
         // Crypto.
         Aesenc = crate::crypto::aesenc,
         Aesenclast = crate::crypto::aesenclast,

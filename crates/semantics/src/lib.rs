@@ -20,6 +20,7 @@ pub mod sse_convert;
 pub mod sse_data;
 pub mod sse_float;
 pub mod sse_integer;
+pub mod sse_string;
 pub mod state_image;
 pub mod table;
 pub mod vector;

@@ -580,6 +580,13 @@ instructions! {
         Cvttss2si => to_integer(Cvttss2si),
         Cvtsd2si => to_integer(Cvtsd2si),
         Cvttsd2si => to_integer(Cvttsd2si),
+        // Strings (sse_string).
+        Pcmpistri => implicit_to_index(Pcmpistri),
+        Pcmpistrm => implicit_to_mask(Pcmpistrm),
+        Pcmpestri => explicit_to_index(Pcmpestri),
+        Pcmpestrm => explicit_to_mask(Pcmpestrm),
+        Pcmpestri64 => explicit64_to_index(Pcmpestri),
+        Pcmpestrm64 => explicit64_to_mask(Pcmpestrm),
         // AES, SHA, carry-less multiplication (crypto).
         Aesenc => binary(Aesenc),
         Aesenclast => binary(Aesenclast),

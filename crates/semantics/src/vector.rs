@@ -11,6 +11,11 @@ use x86::{CpuState, Exception, Width, control};
 
 use crate::{Flag, Insn, Machine, Operand, Register, helper::VectorOp, mmx, operand};
 
+pub use crate::sse_string::{
+    explicit_to_index, explicit_to_mask, explicit64_to_index, explicit64_to_mask, implicit_to_index,
+    implicit_to_mask,
+};
+
 /// Where a definition puts an operand of a vector operation beyond `a` and `b` (two qwords of `CpuState::scratch`),
 /// directly before the operation and after everything that may stop.
 pub const EXTRA_OPERAND: usize = offset_of!(CpuState, scratch) + 6 * 8;
