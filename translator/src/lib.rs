@@ -1,13 +1,26 @@
 //! Guest bytes to host code. The only package that names Cranelift.
+//!
+//! A guest block (`semantics::decode`) is lifted to CLIF ([`lift`]), compiled by Cranelift as [`settings`] say, and
+//! copied out as a [`CodeBlock`] ([`finish`]) for the runtime to place, link and run under the contract of [`abi`].
 
 pub mod abi;
 mod code_block;
+mod finish;
+mod lift;
+mod liveness;
 mod settings;
+mod text;
 mod thunks;
 
+use cranelift_codegen::{Context, control::ControlPlane, isa::OwnedTargetIsa};
+use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use semantics::decode::GuestBlock;
 
+use lift::{Lifted, Lifter};
+use settings::HostFeatures;
+
 pub use code_block::{CodeBlock, DirectExit, OutOfReach, Relocation, RelocationKind, RelocationTarget, Text};
+pub use liveness::{AllLive, FlagLiveness, LiveFlags};
 pub use settings::{Options, RegisterAllocator};
 pub use thunks::Thunks;
 
@@ -49,18 +62,69 @@ pub enum TranslateError {
 
 /// Translates guest blocks; one for each compiling thread.
 pub struct Translator {
-    isa: cranelift_codegen::isa::OwnedTargetIsa,
+    options: Options,
+    isa: OwnedTargetIsa,
+    host: HostFeatures,
+    context: Context,
+    builder_context: FunctionBuilderContext,
+    control: ControlPlane,
 }
 
 impl Translator {
     /// A translator for this host.
     pub fn new(options: Options) -> Result<Self, Error> {
-        Ok(Self { isa: settings::host_isa(&options)? })
+        let isa = settings::host_isa(&options)?;
+        let host = HostFeatures::of(&*isa);
+        let (context, builder_context) = (Context::new(), FunctionBuilderContext::new());
+        Ok(Self { options, isa, host, context, builder_context, control: ControlPlane::default() })
     }
 
     /// Translates a guest block. All status flags count as live at its exits.
     pub fn translate(&mut self, block: &GuestBlock) -> Result<CodeBlock, TranslateError> {
-        let _ = (&self.isa, block);
-        Err(TranslateError::FirstDeclined("the lifter is not there yet"))
+        self.translate_with(block, &AllLive)
     }
+
+    /// Translates a guest block whose exits store only the status flags that are live there.
+    pub fn translate_with(
+        &mut self,
+        block: &GuestBlock,
+        liveness: &dyn FlagLiveness,
+    ) -> Result<CodeBlock, TranslateError> {
+        mode_is_lifted(block.mode)?;
+        self.context.clear();
+        let lifted = self.lift(block, liveness).inspect_err(|_| {
+            // Cranelift's builder wants to begin with nothing left over.
+            self.builder_context = FunctionBuilderContext::new();
+        })?;
+        let clif = self.options.text.then(|| self.context.func.display().to_string());
+
+        let compiled = self
+            .context
+            .compile(&*self.isa, &mut self.control)
+            .map_err(|error| TranslateError::Codegen(error.inner.to_string()))?;
+
+        let text = clif.map(|clif| Text { clif, assembly: text::assembly(compiled.code_buffer()) });
+        let compiled = self.context.compiled_code().expect("just compiled");
+        finish::code_block(block.rip, lifted, &self.context.func, compiled, text)
+    }
+
+    fn lift(&mut self, block: &GuestBlock, liveness: &dyn FlagLiveness) -> Result<Lifted, TranslateError> {
+        let builder = FunctionBuilder::new(&mut self.context.func, &mut self.builder_context);
+        let mut lifter = Lifter::new(builder, block.mode, self.host, liveness);
+        let lifted = lifter.block(block)?;
+        lifter.finish(self.isa.frontend_config());
+        Ok(lifted)
+    }
+}
+
+/// Only flat code is lifted: 64-bit, or protected mode with segments that don't show. The rest is seldom run and is
+/// interpreted.
+fn mode_is_lifted(mode: x86::Mode) -> Result<(), TranslateError> {
+    if !mode.is_flat() {
+        return Err(TranslateError::Mode("segments with bases or limits"));
+    }
+    if !mode.is_64bit() && !mode.is_protected() {
+        return Err(TranslateError::Mode("real or virtual-8086 mode"));
+    }
+    Ok(())
 }

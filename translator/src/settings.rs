@@ -1,7 +1,7 @@
 //! How Cranelift is configured: [`Options`] to a target ISA.
 
 use cranelift_codegen::{
-    isa::OwnedTargetIsa,
+    isa::{OwnedTargetIsa, TargetIsa},
     settings::{self, Configurable},
 };
 
@@ -38,6 +38,20 @@ impl Default for Options {
             verify: cfg!(debug_assertions),
             text: false,
         }
+    }
+}
+
+/// What the lifter must know of the host's ISA.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HostFeatures {
+    /// 16-byte compare-and-exchange.
+    pub cmpxchg16b: bool,
+}
+
+impl HostFeatures {
+    pub fn of(isa: &dyn TargetIsa) -> Self {
+        let has = |name| isa.isa_flags().iter().any(|flag| flag.name == name && flag.as_bool() == Some(true));
+        Self { cmpxchg16b: has("has_cmpxchg16b") }
     }
 }
 

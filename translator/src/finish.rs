@@ -1,0 +1,49 @@
+//! Compiled CLIF to a [`CodeBlock`]: copies the code out and turns the code generator's relocations into ours.
+
+use cranelift_codegen::{
+    CompiledCode, FinalizedRelocTarget,
+    binemit::Reloc,
+    ir::{ExternalName, Function},
+};
+
+use crate::{
+    CodeBlock, Relocation, RelocationKind, RelocationTarget, Text, TranslateError,
+    lift::{Lifted, SLOT_NAMESPACE},
+};
+
+/// Makes the block out of what the code generator left.
+pub(crate) fn code_block(
+    rip: u64,
+    lifted: Lifted,
+    function: &Function,
+    compiled: &CompiledCode,
+    text: Option<Text>,
+) -> Result<CodeBlock, TranslateError> {
+    let mut relocations = Vec::with_capacity(lifted.exits.len());
+    for found in compiled.buffer.relocs() {
+        let refused = || TranslateError::Codegen(format!("unexpected relocation {found:?}"));
+        let kind = match found.kind {
+            Reloc::X86PCRel4 | Reloc::X86CallPCRel4 => RelocationKind::Pc32,
+            Reloc::Abs8 => RelocationKind::Abs64,
+            _ => return Err(refused()),
+        };
+        let FinalizedRelocTarget::ExternalName(ExternalName::User(name)) = &found.target else {
+            return Err(refused());
+        };
+        let name = &function.params.user_named_funcs()[*name];
+        if name.namespace != SLOT_NAMESPACE {
+            return Err(refused());
+        }
+        let target = RelocationTarget::Slot(name.index);
+        relocations.push(Relocation { offset: found.offset, kind, target, addend: found.addend });
+    }
+    Ok(CodeBlock {
+        rip,
+        code: compiled.code_buffer().to_vec(),
+        relocations,
+        exits: lifted.exits,
+        guest_instructions: lifted.guest_instructions,
+        guest_bytes: lifted.guest_bytes,
+        text,
+    })
+}

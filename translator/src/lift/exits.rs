@@ -1,0 +1,214 @@
+//! Entering and leaving a block; see [`crate::abi`] for what each way out means.
+
+use core::mem::offset_of;
+
+use cranelift_codegen::ir::{
+    ExternalName, GlobalValueData, InstBuilder, UserExternalName, Value, condcodes::IntCC, types,
+};
+use memory::tlb::{ENTRY_SHIFT, Entry};
+use x86::{CpuState, PAGE_MASK, PAGE_SHIFT};
+
+use super::{Ended, Lifter, registers::RegisterFile};
+use crate::{
+    DirectExit,
+    abi::{ChainSlot, JUMP_CACHE_ENTRIES, JumpEntry, Leave},
+};
+
+/// Namespace of the symbols that stand for chain slots.
+pub(crate) const SLOT_NAMESPACE: u32 = 1;
+
+const RIP: usize = offset_of!(CpuState, rip);
+const INSTRUCTIONS: usize = offset_of!(CpuState, instructions);
+const SCRATCH: usize = offset_of!(CpuState, scratch);
+
+impl Lifter<'_, '_> {
+    /// What every block begins with: the poll, and the count of its instructions.
+    pub(super) fn enter(&mut self, rip: u64) {
+        let request = self.state_load(types::I32, offset_of!(CpuState, exit_request));
+        let asked = self.b.create_block();
+        let go = self.b.create_block();
+        self.b.set_cold_block(asked);
+        self.b.ins().brif(request, asked, &[], go, &[]);
+        self.b.switch_to_block(asked);
+        self.store_rip(rip);
+        self.leave(Leave::Poll);
+        self.b.switch_to_block(go);
+        self.count(i64::from(self.counted));
+    }
+
+    fn count(&mut self, instructions: i64) {
+        let before = self.state_load(types::I64, INSTRUCTIONS);
+        let after = self.b.ins().iadd_imm_s(before, instructions);
+        self.state_store(after, INSTRUCTIONS);
+    }
+
+    pub(super) fn store_rip(&mut self, rip: u64) {
+        let rip = self.word(rip);
+        self.state_store(rip, RIP);
+    }
+
+    fn leave(&mut self, how: Leave) {
+        let how = self.word(how as u64);
+        self.b.ins().return_(&[how]);
+    }
+
+    /// Has the interpreter do the instruction at `rip`. `uncounted`: instructions of the block that were counted at its
+    /// entry but are not done.
+    pub(super) fn leave_step(&mut self, file: &RegisterFile, rip: u64, uncounted: u16) {
+        self.write_back(file, u8::MAX);
+        self.store_rip(rip);
+        if uncounted != 0 {
+            self.count(-i64::from(uncounted));
+        }
+        self.leave(Leave::Step);
+    }
+
+    /// How many counted instructions are not done if the current one is abandoned.
+    pub(super) fn uncounted(&self) -> u16 {
+        self.counted - self.insn.index
+    }
+
+    /// Ends the current CLIF block by leaving the current instruction to the interpreter, as if it had not begun.
+    pub(super) fn abandon(&mut self) -> Ended {
+        let start = self.start;
+        self.leave_step(&start, self.insn.rip, self.uncounted());
+        Ended
+    }
+
+    /// Abandons the current instruction if `condition` holds.
+    pub(super) fn abandon_if(&mut self, condition: Value) {
+        let cold = self.b.create_block();
+        let go = self.b.create_block();
+        self.b.set_cold_block(cold);
+        self.b.ins().brif(condition, cold, &[], go, &[]);
+        self.b.switch_to_block(cold);
+        self.abandon();
+        self.b.switch_to_block(go);
+    }
+
+    /// Ends the block; the next one is looked up under whatever the mode is by then.
+    pub(super) fn leave_anew(&mut self, rip: u64) {
+        let file = self.file;
+        self.write_back(&file, u8::MAX);
+        self.store_rip(rip);
+        self.leave(Leave::Indirect);
+    }
+
+    /// Goes on at a constant target, through a chain slot.
+    pub(super) fn direct_exit(&mut self, target: u64) {
+        let live = self.liveness.live_at(target);
+        let file = self.file;
+        self.write_back(&file, live.0);
+        self.chain(target);
+    }
+
+    /// A conditional branch ends in two direct exits; state is written back once.
+    pub(super) fn branch_exit(&mut self, condition: Value, target: u64) {
+        let other = self.insn.next_rip;
+        let live = self.liveness.live_at(target).0 | self.liveness.live_at(other).0;
+        let file = self.file;
+        self.write_back(&file, live);
+        let taken = self.b.create_block();
+        let not_taken = self.b.create_block();
+        self.b.ins().brif(condition, taken, &[], not_taken, &[]);
+        self.b.switch_to_block(taken);
+        self.chain(target);
+        self.b.switch_to_block(not_taken);
+        self.chain(other);
+    }
+
+    fn chain(&mut self, target: u64) {
+        let guarded = target & PAGE_MASK != self.page;
+        let slot = self.slot_address(self.exits.len() as u32);
+        self.exits.push(DirectExit { target, guarded });
+        if guarded {
+            let page = self.word(target & PAGE_MASK);
+            let index = self.word(target >> PAGE_SHIFT << ENTRY_SHIFT);
+            let linked = self.table_load(slot, offset_of!(ChainSlot, addend));
+            let fails = self.guard(page, index, linked);
+            let failed = self.b.create_block();
+            let passed = self.b.create_block();
+            self.b.set_cold_block(failed);
+            self.b.ins().brif(fails, failed, &[], passed, &[]);
+            self.b.switch_to_block(failed);
+            self.state_store(slot, SCRATCH);
+            self.leave(Leave::Guard);
+            self.b.switch_to_block(passed);
+        }
+        let code = self.table_load(slot, offset_of!(ChainSlot, code));
+        let signature = self.block_signature();
+        self.b.ins().return_call_indirect(signature, code, &[slot]);
+    }
+
+    /// Goes on at a computed target, through the jump cache. State but for rip is written back here.
+    pub(super) fn indirect_exit(&mut self, target: Value) {
+        let file = self.file;
+        self.write_back(&file, u8::MAX);
+        self.state_store(target, RIP);
+
+        // `abi::jump_index`, scaled to the entry's size.
+        let low = self.b.ins().ushr_imm_u(target, 2);
+        let high = self.b.ins().ushr_imm_u(target, 14);
+        let hash = self.b.ins().bxor(low, high);
+        let index = self.b.ins().band_imm_u(hash, JUMP_CACHE_ENTRIES as i64 - 1);
+        let offset = self.b.ins().ishl_imm_u(index, i64::from(size_of::<JumpEntry>().trailing_zeros()));
+        let cache = self.state_load(types::I64, offset_of!(CpuState, jump_cache));
+        let entry = self.b.ins().iadd(cache, offset);
+
+        let missed = self.b.create_block();
+        let found = self.b.create_block();
+        let passed = self.b.create_block();
+        self.b.set_cold_block(missed);
+        let rip = self.table_load(entry, offset_of!(JumpEntry, rip));
+        let mode = self.table_load(entry, offset_of!(JumpEntry, mode));
+        let rip_differs = self.b.ins().bxor(rip, target);
+        let mode_differs = self.b.ins().bxor_imm_u(mode, i64::from(self.mode.0));
+        let differs = self.b.ins().bor(rip_differs, mode_differs);
+        self.b.ins().brif(differs, missed, &[], found, &[]);
+
+        self.b.switch_to_block(found);
+        let page = self.b.ins().band_imm_s(target, PAGE_MASK as i64);
+        let linked = self.table_load(entry, offset_of!(JumpEntry, addend));
+        let index = self.tlb_index(target);
+        let fails = self.guard(page, index, linked);
+        self.b.ins().brif(fails, missed, &[], passed, &[]);
+
+        self.b.switch_to_block(missed);
+        self.leave(Leave::Indirect);
+
+        self.b.switch_to_block(passed);
+        let code = self.table_load(entry, offset_of!(JumpEntry, code));
+        let signature = self.block_signature();
+        let no_slot = self.word(0);
+        self.b.ins().return_call_indirect(signature, code, &[no_slot]);
+    }
+
+    /// Not zero if code of `page` may not be run, or lies elsewhere than where `addend` says. `index` is the page's
+    /// offset into an endless TLB array.
+    fn guard(&mut self, page: Value, index: Value, addend: Value) -> Value {
+        let entry = self.tlb_entry(index);
+        let execute = self.table_load(entry, offset_of!(Entry, execute));
+        let current = self.table_load(entry, offset_of!(Entry, addend));
+        let other_page = self.b.ins().icmp(IntCC::NotEqual, execute, page);
+        let elsewhere = self.b.ins().icmp(IntCC::NotEqual, current, addend);
+        self.b.ins().bor(other_page, elsewhere)
+    }
+
+    /// The address of chain slot `n`: a symbol that the runtime resolves.
+    fn slot_address(&mut self, n: u32) -> Value {
+        let function = &mut self.b.func;
+        let name = function.declare_imported_user_function(UserExternalName::new(SLOT_NAMESPACE, n));
+        let slot = function.create_global_value(GlobalValueData::Symbol {
+            name: ExternalName::user(name),
+            offset: 0.into(),
+            colocated: true,
+            tls: false,
+        });
+        self.b.ins().symbol_value(types::I64, slot)
+    }
+
+    /// Loads 64 bits from an engine's table.
+    pub(super) fn table_load(&mut self, base: Value, offset: usize) -> Value {
+        self.b.ins().load(types::I64, self.fields.tables, base, offset as i32)
+    }
+}

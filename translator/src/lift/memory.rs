@@ -1,0 +1,280 @@
+//! Guest memory: the inline TLB lookup, its slow paths, and atomics.
+//!
+//! One comparison serves for permission, page and crossing: the tag is compared with the page of the access's *last*
+//! byte, in the entry of its *first* byte's page. If the two pages differ, so do their entries (arrays have more than
+//! one), and the entry can't hold the other's tag.
+
+use core::mem::offset_of;
+
+use cranelift_codegen::ir::{Block, InstBuilder, Type, Value, condcodes::IntCC, types};
+use memory::tlb::{ENTRY_SHIFT, Entry};
+use x86::{CpuState, PAGE_MASK, PAGE_SHIFT, Width};
+
+use super::{Lifter, emit::int_type};
+use crate::abi::SlowPath;
+
+pub(super) const SCRATCH: usize = offset_of!(CpuState, scratch);
+pub(super) const SCRATCH_VECTOR: usize = offset_of!(CpuState, scratch_vector);
+
+/// What an access needs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    Read,
+    Write,
+}
+
+impl Access {
+    const fn tag(self) -> usize {
+        match self {
+            Self::Read => offset_of!(Entry, read),
+            Self::Write => offset_of!(Entry, write),
+        }
+    }
+}
+
+/// A place that the current instruction loaded for an update: the store that follows needs no lookup of its own.
+#[derive(Clone, Copy)]
+pub(super) struct Update {
+    address: Value,
+    width: Width,
+    /// Host address, or 0 if the load went the slow way.
+    host: Value,
+}
+
+impl Lifter<'_, '_> {
+    /// The offset of an address' entry in an endless TLB array.
+    pub(super) fn tlb_index(&mut self, address: Value) -> Value {
+        self.b.ins().ushr_imm_u(address, i64::from(PAGE_SHIFT - ENTRY_SHIFT))
+    }
+
+    /// The entry at an offset in an endless array: masked to the array's size. Base and mask are loaded for each
+    /// lookup, because a slow path may have given the vCPU another array.
+    pub(super) fn tlb_entry(&mut self, index: Value) -> Value {
+        let mask = self.state_load(types::I64, offset_of!(CpuState, tlb_mask));
+        let offset = self.b.ins().band(index, mask);
+        let base = self.state_load(types::I64, offset_of!(CpuState, tlb));
+        self.b.ins().iadd(base, offset)
+    }
+
+    /// Looks an access up; branches to a new cold block on a miss, and goes on in a new block with the host address.
+    /// `aligned`: an address that is no multiple of `bytes` misses.
+    fn lookup(&mut self, address: Value, bytes: u16, access: Access, aligned: bool) -> (Value, Block) {
+        let index = self.tlb_index(address);
+        let entry = self.tlb_entry(index);
+        let tag = self.table_load(entry, access.tag());
+        let aligned = aligned || self.mode.checks_alignment() && bytes <= 8;
+        let page = if aligned {
+            self.b.ins().band_imm_s(address, (PAGE_MASK | u64::from(bytes - 1)) as i64)
+        } else if bytes == 1 {
+            self.b.ins().band_imm_s(address, PAGE_MASK as i64)
+        } else {
+            let last = self.b.ins().iadd_imm_s(address, i64::from(bytes) - 1);
+            self.b.ins().band_imm_s(last, PAGE_MASK as i64)
+        };
+        let misses = self.b.ins().icmp(IntCC::NotEqual, page, tag);
+        let cold = self.b.create_block();
+        let hit = self.b.create_block();
+        self.b.set_cold_block(cold);
+        self.b.ins().brif(misses, cold, &[], hit, &[]);
+        self.b.switch_to_block(hit);
+        let addend = self.table_load(entry, offset_of!(Entry, addend));
+        let host = self.b.ins().iadd(address, addend);
+        (host, cold)
+    }
+
+    /// Goes to the cold block and does the access the slow way; what the thunk needs is in `CpuState` then.
+    fn slow(&mut self, cold: Block, path: SlowPath, arguments: &[Value]) {
+        self.b.switch_to_block(cold);
+        self.call_slow(path, arguments);
+    }
+
+    fn call_slow(&mut self, path: SlowPath, arguments: &[Value]) {
+        let start = self.start;
+        self.write_back(&start, u8::MAX);
+        self.store_rip(self.insn.rip);
+        let uncounted = self.word(self.uncounted().into());
+        self.state_store(uncounted, SCRATCH + 8);
+        self.call_thunk(path, arguments);
+    }
+
+    /// Ends the fast path (the current block) and the slow path with a value each, and goes on where they meet.
+    fn meet(&mut self, ty: Type, fast: Value, slow: impl FnOnce(&mut Self) -> Value) -> Value {
+        let met = self.b.create_block();
+        let value = self.b.append_block_param(met, ty);
+        self.b.ins().jump(met, &[fast.into()]);
+        let slow = slow(self);
+        self.b.ins().jump(met, &[slow.into()]);
+        self.b.switch_to_block(met);
+        value
+    }
+
+    /// Loads from guest memory.
+    pub(super) fn load_guest(&mut self, width: Width, address: Value) -> Value {
+        let ty = int_type(width);
+        let (host, cold) = self.lookup(address, width.bytes() as u16, Access::Read, false);
+        let fast = self.b.ins().load(ty, self.fields.guest, host, 0);
+        self.meet(ty, fast, |l| {
+            l.slow(cold, path(SlowPath::Load8, width), &[address]);
+            l.state_load(ty, SCRATCH)
+        })
+    }
+
+    /// Loads from where a store will follow.
+    pub(super) fn load_guest_for_update(&mut self, width: Width, address: Value) -> Value {
+        let ty = int_type(width);
+        let (fast_host, cold) = self.lookup(address, width.bytes() as u16, Access::Write, false);
+        let fast = self.b.ins().load(ty, self.fields.guest, fast_host, 0);
+
+        let met = self.b.create_block();
+        let value = self.b.append_block_param(met, ty);
+        let host = self.b.append_block_param(met, types::I64);
+        self.b.ins().jump(met, &[fast.into(), fast_host.into()]);
+        self.slow(cold, path(SlowPath::LoadForUpdate8, width), &[address]);
+        let slow = self.state_load(ty, SCRATCH);
+        let no_host = self.word(0);
+        self.b.ins().jump(met, &[slow.into(), no_host.into()]);
+        self.b.switch_to_block(met);
+        self.update = Some(Update { address, width, host });
+        value
+    }
+
+    /// Stores to guest memory.
+    pub(super) fn store_guest(&mut self, width: Width, address: Value, value: Value) {
+        let known = self.update.filter(|u| u.address == address && u.width == width);
+        let (host, cold) = match known {
+            Some(update) => {
+                let cold = self.b.create_block();
+                let hit = self.b.create_block();
+                self.b.set_cold_block(cold);
+                self.b.ins().brif(update.host, hit, &[], cold, &[]);
+                self.b.switch_to_block(hit);
+                (update.host, cold)
+            }
+            None => self.lookup(address, width.bytes() as u16, Access::Write, false),
+        };
+        self.b.ins().store(self.fields.guest, value, host, 0);
+        let met = self.b.create_block();
+        self.b.ins().jump(met, &[]);
+        self.b.switch_to_block(cold);
+        let wide = self.extend(value);
+        self.call_slow(path(SlowPath::Store8, width), &[address, wide]);
+        self.b.ins().jump(met, &[]);
+        self.b.switch_to_block(met);
+    }
+
+    /// Loads 16 bytes.
+    pub(super) fn load_guest_vector(&mut self, address: Value, aligned: bool) -> Value {
+        let (host, cold) = self.lookup(address, 16, Access::Read, aligned);
+        let fast = self.b.ins().load(types::I8X16, self.fields.guest, host, 0);
+        self.meet(types::I8X16, fast, |l| {
+            l.b.switch_to_block(cold);
+            l.abandon_misaligned(address, aligned);
+            l.call_slow(SlowPath::LoadVector, &[address]);
+            l.state_load(types::I8X16, SCRATCH_VECTOR)
+        })
+    }
+
+    /// Stores 16 bytes.
+    pub(super) fn store_guest_vector(&mut self, address: Value, value: Value, aligned: bool) {
+        let (host, cold) = self.lookup(address, 16, Access::Write, aligned);
+        self.b.ins().store(self.fields.guest, value, host, 0);
+        let met = self.b.create_block();
+        self.b.ins().jump(met, &[]);
+        self.b.switch_to_block(cold);
+        self.abandon_misaligned(address, aligned);
+        self.state_store(value, SCRATCH_VECTOR);
+        self.call_slow(SlowPath::StoreVector, &[address]);
+        self.b.ins().jump(met, &[]);
+        self.b.switch_to_block(met);
+    }
+
+    /// In a cold path: an operand that must be aligned and is not raises #GP(0), which the interpreter does.
+    fn abandon_misaligned(&mut self, address: Value, aligned: bool) {
+        if aligned {
+            let misaligned = self.b.ins().band_imm_u(address, 15);
+            self.abandon_if(misaligned);
+        }
+    }
+
+    /// An atomic operation: `fast` on the host address, or a slow path that leaves the old value in scratch[0].
+    /// Operands that cross their natural alignment go the slow way.
+    pub(super) fn atomic_guest(
+        &mut self,
+        width: Width,
+        address: Value,
+        path: SlowPath,
+        operands: [Value; 2],
+        fast: impl FnOnce(&mut Self, Value) -> Value,
+    ) -> Value {
+        let ty = int_type(width);
+        let (host, cold) = self.lookup(address, width.bytes() as u16, Access::Write, true);
+        let old = fast(self, host);
+        self.meet(ty, old, |l| {
+            l.b.switch_to_block(cold);
+            let bytes = l.word(width.bytes());
+            let [first, second] = operands.map(|operand| l.extend(operand));
+            l.call_slow(path, &[address, first, second, bytes]);
+            l.state_load(ty, SCRATCH)
+        })
+    }
+
+    /// CMPXCHG16B on aligned memory.
+    pub(super) fn compare_exchange_guest_pair(
+        &mut self,
+        address: Value,
+        expected: (Value, Value),
+        new: (Value, Value),
+    ) -> (Value, Value) {
+        let cold_only = self.b.create_block();
+        if !self.host.cmpxchg16b {
+            self.b.ins().jump(cold_only, &[]);
+            self.b.switch_to_block(cold_only);
+            return self.slow_pair(address, expected, new);
+        }
+        let (host, cold) = self.lookup(address, 16, Access::Write, true);
+        let wide_expected = self.b.ins().iconcat(expected.0, expected.1);
+        let wide_new = self.b.ins().iconcat(new.0, new.1);
+        let old = self.b.ins().atomic_cas(self.fields.guest, host, wide_expected, wide_new);
+        let (low, high) = self.b.ins().isplit(old);
+        let met = self.b.create_block();
+        let old_low = self.b.append_block_param(met, types::I64);
+        let old_high = self.b.append_block_param(met, types::I64);
+        self.b.ins().jump(met, &[low.into(), high.into()]);
+        self.b.switch_to_block(cold);
+        self.b.ins().jump(cold_only, &[]);
+        self.b.switch_to_block(cold_only);
+        self.b.set_cold_block(cold_only);
+        let (low, high) = self.slow_pair(address, expected, new);
+        self.b.ins().jump(met, &[low.into(), high.into()]);
+        self.b.switch_to_block(met);
+        (old_low, old_high)
+    }
+
+    fn slow_pair(&mut self, address: Value, expected: (Value, Value), new: (Value, Value)) -> (Value, Value) {
+        let places = [expected.0, expected.1, new.0, new.1];
+        for (n, value) in places.into_iter().enumerate() {
+            self.state_store(value, SCRATCH_VECTOR + 16 + 8 * n);
+        }
+        self.call_slow(SlowPath::CompareExchangePair, &[address]);
+        let low = self.state_load(types::I64, SCRATCH_VECTOR);
+        let high = self.state_load(types::I64, SCRATCH_VECTOR + 8);
+        (low, high)
+    }
+
+    /// Checks that memory can be written.
+    pub(super) fn probe_guest_write(&mut self, address: Value, bytes: u16) {
+        let (_, cold) = self.lookup(address, bytes.max(1), Access::Write, false);
+        let met = self.b.create_block();
+        self.b.ins().jump(met, &[]);
+        self.b.switch_to_block(cold);
+        let length = self.word(bytes.into());
+        self.call_slow(SlowPath::ProbeWrite, &[address, length]);
+        self.b.ins().jump(met, &[]);
+        self.b.switch_to_block(met);
+    }
+}
+
+/// The slow path for a width, given the one for bytes.
+fn path(for_byte: SlowPath, width: Width) -> SlowPath {
+    SlowPath::ALL[for_byte as usize + width.bytes().trailing_zeros() as usize]
+}

@@ -1,0 +1,280 @@
+//! Guest registers in SSA values: which value each has, and which differ from `CpuState`.
+
+use core::mem::offset_of;
+
+use cranelift_codegen::ir::{BlockArg, InstBuilder, Value, types};
+use semantics::Register;
+use x86::{CpuState, Width};
+
+use super::{
+    Lifter,
+    emit::int_type,
+    flags::{FLAGS, Source},
+};
+
+/// A general register. Without values it is in `CpuState`.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Gpr {
+    /// All 64 bits.
+    full: Option<Value>,
+    /// Bits 31..0. If `full` is not known, the upper half is zero.
+    low: Option<Value>,
+}
+
+/// A set of registers and flags.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Set {
+    gpr: u16,
+    xmm: u16,
+    pub flags: u8,
+}
+
+impl Set {
+    const ALL: Self = Self { gpr: u16::MAX, xmm: u16::MAX, flags: (1 << FLAGS) - 1 };
+
+    fn add(&mut self, other: Self) {
+        self.gpr |= other.gpr;
+        self.xmm |= other.xmm;
+        self.flags |= other.flags;
+    }
+}
+
+/// What is known of the guest's registers and flags at one place.
+#[derive(Clone, Copy, Default)]
+pub(super) struct RegisterFile {
+    gpr: [Gpr; 16],
+    xmm: [Option<Value>; 16],
+    pub flags: [Source; FLAGS],
+    /// Newer here than in `CpuState`.
+    pub dirty: Set,
+    /// Written since the innermost `when` began.
+    pub written: Set,
+}
+
+const fn gpr_offset(index: usize) -> usize {
+    offset_of!(CpuState, gpr) + index * 8
+}
+
+const fn xmm_offset(index: usize) -> usize {
+    offset_of!(CpuState, xmm) + index * 16
+}
+
+impl Lifter<'_, '_> {
+    /// Reads a general register or part of one.
+    pub(super) fn read_gpr(&mut self, register: Register) -> Value {
+        let index = usize::from(register.index & 15);
+        match register.width {
+            Width::Qword => self.gpr_full(index),
+            Width::Dword => self.gpr_low(index),
+            width => {
+                let gpr = self.file.gpr[index];
+                let mut value = match (gpr.full, gpr.low) {
+                    (None, Some(low)) => low,
+                    _ => self.gpr_full(index),
+                };
+                if register.high {
+                    value = self.b.ins().ushr_imm_u(value, 8);
+                }
+                self.reduce(width, value)
+            }
+        }
+    }
+
+    /// Writes a general register or part of one.
+    pub(super) fn write_gpr(&mut self, register: Register, value: Value) {
+        let index = usize::from(register.index & 15);
+        let gpr = match register.width {
+            Width::Qword => Gpr { full: Some(value), low: None },
+            Width::Dword => Gpr { full: None, low: Some(value) },
+            width => {
+                let old = self.gpr_full(index);
+                let shift = if register.high { 8 } else { 0 };
+                let kept = self.b.ins().band_imm_s(old, !((width.mask() << shift) as i64));
+                let mut new = self.extend(value);
+                if register.high {
+                    new = self.b.ins().ishl_imm_u(new, 8);
+                }
+                Gpr { full: Some(self.b.ins().bor(kept, new)), low: None }
+            }
+        };
+        self.file.gpr[index] = gpr;
+        self.file.dirty.gpr |= 1 << index;
+        self.file.written.gpr |= 1 << index;
+    }
+
+    fn gpr_full(&mut self, index: usize) -> Value {
+        let gpr = self.file.gpr[index];
+        let full = match (gpr.full, gpr.low) {
+            (Some(full), _) => return full,
+            (None, Some(low)) => self.b.ins().uextend(types::I64, low),
+            (None, None) => self.state_load(types::I64, gpr_offset(index)),
+        };
+        self.file.gpr[index].full = Some(full);
+        full
+    }
+
+    fn gpr_low(&mut self, index: usize) -> Value {
+        if let Some(low) = self.file.gpr[index].low {
+            return low;
+        }
+        let full = self.gpr_full(index);
+        let low = self.b.ins().ireduce(int_type(Width::Dword), full);
+        self.file.gpr[index].low = Some(low);
+        low
+    }
+
+    /// Reads an XMM register, as I8X16.
+    pub(super) fn read_xmm(&mut self, index: u8) -> Value {
+        let index = usize::from(index & 15);
+        if let Some(value) = self.file.xmm[index] {
+            return value;
+        }
+        let value = self.state_load(types::I8X16, xmm_offset(index));
+        self.file.xmm[index] = Some(value);
+        value
+    }
+
+    /// Writes an XMM register.
+    pub(super) fn write_xmm(&mut self, index: u8, value: Value) {
+        let index = usize::from(index & 15);
+        self.file.xmm[index] = Some(value);
+        self.file.dirty.xmm |= 1 << index;
+        self.file.written.xmm |= 1 << index;
+    }
+
+    /// Stores what differs from `CpuState` in `file`, of the flags only `live` ones. Changes no knowledge: the values
+    /// may be stored again on another path.
+    pub(super) fn write_back(&mut self, file: &RegisterFile, live: u8) {
+        for index in bits(file.dirty.gpr) {
+            let gpr = file.gpr[index];
+            let value = match (gpr.full, gpr.low) {
+                (Some(full), _) => full,
+                (None, Some(low)) => self.b.ins().uextend(types::I64, low),
+                (None, None) => continue,
+            };
+            self.state_store(value, gpr_offset(index));
+        }
+        for index in bits(file.dirty.xmm) {
+            if let Some(value) = file.xmm[index] {
+                self.state_store(value, xmm_offset(index));
+            }
+        }
+        self.write_back_flags(&file.flags, file.dirty.flags & live);
+    }
+
+    /// Stores everything and forgets it: what follows may look at or change `CpuState`.
+    pub(super) fn flush(&mut self) {
+        let file = self.file;
+        self.write_back(&file, u8::MAX);
+        self.file = RegisterFile { written: Set::ALL, ..RegisterFile::default() };
+    }
+
+    /// Begins an arm that is run only if a condition holds, at the (still empty) current block. Returns what is known
+    /// before it, for [`Lifter::join`].
+    pub(super) fn begin_arm(&mut self) -> RegisterFile {
+        let before = self.file;
+        self.file.written = Set::default();
+        before
+    }
+
+    /// Ends an arm that ran to its end: merges what is known after it (the current place) with `before`, which holds at
+    /// the (still empty) block `other`. What follows is where both meet.
+    pub(super) fn join(&mut self, before: RegisterFile, other: cranelift_codegen::ir::Block) {
+        let mut arm = self.file;
+        let changed = arm.written;
+        let joined = self.b.create_block();
+        let mut result = before;
+        let mut from_arm: Vec<BlockArg> = Vec::new();
+        let mut from_other: Vec<BlockArg> = Vec::new();
+        let arm_end = self.b.current_block().expect("an arm that ran to its end has a current block");
+
+        // The knowledge of one side is needed in the other's block only as stored values, so each side is emitted in
+        // its own block, register by register.
+        let dirty = Set {
+            gpr: arm.dirty.gpr | before.dirty.gpr,
+            xmm: arm.dirty.xmm | before.dirty.xmm,
+            flags: arm.dirty.flags | before.dirty.flags,
+        };
+        for index in bits(changed.gpr) {
+            result.gpr[index] = Gpr::default();
+            if dirty.gpr & 1 << index == 0 {
+                continue;
+            }
+            let narrow = arm.gpr[index].full.is_none()
+                && before.gpr[index].full.is_none()
+                && arm.gpr[index].low.is_some()
+                && before.gpr[index].low.is_some();
+            self.file = arm;
+            let ours = if narrow { self.gpr_low(index) } else { self.gpr_full(index) };
+            arm = self.file;
+            from_arm.push(ours.into());
+            let ty = if narrow { types::I32 } else { types::I64 };
+            let parameter = self.b.append_block_param(joined, ty);
+            result.gpr[index] = if narrow {
+                Gpr { full: None, low: Some(parameter) }
+            } else {
+                Gpr { full: Some(parameter), low: None }
+            };
+        }
+        for index in bits(changed.xmm) {
+            result.xmm[index] = None;
+            if dirty.xmm & 1 << index != 0 {
+                self.file = arm;
+                let ours = self.read_xmm(index as u8);
+                arm = self.file;
+                from_arm.push(ours.into());
+                result.xmm[index] = Some(self.b.append_block_param(joined, types::I8X16));
+            }
+        }
+        for flag in bits(changed.flags.into()) {
+            result.flags[flag] = Source::State;
+            if dirty.flags & 1 << flag != 0 {
+                let ours = self.flag_word(flag, arm.flags[flag]);
+                from_arm.push(ours.into());
+                result.flags[flag] = Source::Word(self.b.append_block_param(joined, types::I64));
+            }
+        }
+        self.b.ins().jump(joined, &from_arm);
+        debug_assert!(self.b.current_block() == Some(arm_end));
+
+        self.b.switch_to_block(other);
+        self.file = before;
+        for index in bits(changed.gpr) {
+            if dirty.gpr & 1 << index != 0 {
+                let narrow = result.gpr[index].full.is_none();
+                let theirs = if narrow { self.gpr_low(index) } else { self.gpr_full(index) };
+                from_other.push(theirs.into());
+            }
+        }
+        for index in bits(changed.xmm) {
+            if dirty.xmm & 1 << index != 0 {
+                let theirs = self.read_xmm(index as u8);
+                from_other.push(theirs.into());
+            }
+        }
+        for flag in bits(changed.flags.into()) {
+            if dirty.flags & 1 << flag != 0 {
+                let theirs = self.flag_word(flag, before.flags[flag]);
+                from_other.push(theirs.into());
+            }
+        }
+        self.b.ins().jump(joined, &from_other);
+
+        self.b.switch_to_block(joined);
+        result.dirty.gpr = before.dirty.gpr & !changed.gpr | dirty.gpr & changed.gpr;
+        result.dirty.xmm = before.dirty.xmm & !changed.xmm | dirty.xmm & changed.xmm;
+        result.dirty.flags = before.dirty.flags & !changed.flags | dirty.flags & changed.flags;
+        result.written = before.written;
+        result.written.add(changed);
+        self.file = result;
+    }
+}
+
+/// Numbers of the bits that are set.
+pub(super) fn bits(mut set: u16) -> impl Iterator<Item = usize> {
+    core::iter::from_fn(move || {
+        let index = set.trailing_zeros() as usize;
+        set &= set.wrapping_sub(1);
+        (index < 16).then_some(index)
+    })
+}
