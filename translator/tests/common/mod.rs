@@ -1,0 +1,408 @@
+//! The smallest runtime that can run compiled blocks: one RAM, one TLB array, an entry thunk, no chaining.
+
+#![allow(dead_code, reason = "not every test uses all of it")]
+
+use std::{arch::naked_asm, mem::offset_of, sync::OnceLock};
+
+use memmap2::{Mmap, MmapMut};
+use memory::tlb::{ENTRY_SHIFT, Entry};
+use semantics::helper::{Helper, VectorOp};
+use translator::{
+    CodeBlock, Thunks,
+    abi::{
+        ChainSlot, FIRST_RUNTIME_HELPER, FIRST_THUNK, JUMP_CACHE_ENTRIES, JumpEntry, Leave, RuntimeFunctions,
+        RuntimeHelper, SlowPath, SlowPathFn, TABLE_LENGTH,
+    },
+};
+use x86::{CpuState, Segment, SegmentRegister, control, segment::attribute};
+
+/// Linear address where RAM begins.
+pub const RAM_START: u64 = 0x10_0000;
+/// Bytes of RAM.
+pub const RAM_SIZE: usize = 16 * 4096;
+/// This page and the ones after it can be read only.
+pub const READ_ONLY: u64 = RAM_START + 12 * 4096;
+const ENTRIES: usize = 64;
+
+/// What compiled code runs in.
+pub struct Machine {
+    pub state: Box<CpuState>,
+    pub ram: Box<Ram>,
+    tlb: Box<[Entry; ENTRIES]>,
+    jumps: Box<[JumpEntry]>,
+    table: Box<[*const u8; TABLE_LENGTH]>,
+    /// How many slow paths were taken.
+    pub slow: u64,
+}
+
+/// Guest RAM.
+#[repr(C, align(4096))]
+pub struct Ram {
+    pub bytes: [u8; RAM_SIZE],
+    /// Slow paths taken.
+    pub slow: u64,
+}
+
+/// Executable memory with a block and its slots.
+pub struct Placed {
+    code: Mmap,
+    slots: usize,
+    pub block: CodeBlock,
+}
+
+impl Placed {
+    pub fn slot(&self, n: usize) -> *const ChainSlot {
+        // SAFETY: `place` made room for all slots of the block.
+        unsafe { self.code.as_ptr().add(self.slots).cast::<ChainSlot>().add(n) }
+    }
+}
+
+/// Puts a block into executable memory, its exits unlinked.
+pub fn place(block: CodeBlock) -> Placed {
+    let slots = block.code.len().next_multiple_of(64);
+    let length = slots + block.exits.len() * size_of::<ChainSlot>();
+    let mut memory = MmapMut::map_anon(length.max(1)).expect("anonymous memory");
+    let base = memory.as_ptr() as u64;
+    memory[..block.code.len()].copy_from_slice(&block.code);
+    block.link(&mut memory[..block.code.len()], base, base + slots as u64).expect("within reach");
+    for (n, exit) in block.exits.iter().enumerate() {
+        let code = unlinked as *const () as u64;
+        let slot = ChainSlot { code, addend: 0, target: exit.target, owner: 0 };
+        // SAFETY: within the mapping, and aligned to 64 bytes.
+        unsafe { memory.as_mut_ptr().add(slots).cast::<ChainSlot>().add(n).write(slot) };
+    }
+    let code = memory.make_exec().expect("executable memory");
+    Placed { code, slots, block }
+}
+
+impl Machine {
+    /// A machine in 64-bit mode at CPL 0.
+    pub fn new() -> Self {
+        let mut state = Box::new(CpuState::new());
+        state.cr0 |= control::cr0::PE;
+        state.cr4 |= control::cr4::OSFXSR;
+        state.efer |= control::efer::LMA;
+        state.segments[SegmentRegister::Cs as usize] = Segment {
+            base: 0,
+            limit: u32::MAX,
+            selector: 8,
+            attributes: attribute::PRESENT | attribute::CODE | attribute::LONG | 0x13,
+        };
+        state.update_mode();
+        let tlb = Box::new([Entry::EMPTY; ENTRIES]);
+        let jump = JumpEntry { rip: u64::MAX, code: 0, addend: 0, mode: 0 };
+        let jumps = vec![jump; JUMP_CACHE_ENTRIES].into_boxed_slice();
+        let mut table = Box::new([core::ptr::null(); TABLE_LENGTH]);
+        for (n, helper) in Helper::ALL.iter().enumerate() {
+            table[n] = helper.function() as *const u8;
+        }
+        table[FIRST_RUNTIME_HELPER + RuntimeHelper::VectorOp as usize] = vector_op as *const u8;
+        table[FIRST_RUNTIME_HELPER + RuntimeHelper::Divide as usize] = divide as *const u8;
+        table[FIRST_THUNK..].copy_from_slice(thunks().addresses());
+        let ram = Box::new(Ram { bytes: [0; RAM_SIZE], slow: 0 });
+        let mut machine = Self { state, ram, tlb, jumps, table, slow: 0 };
+        machine.state.tlb = machine.tlb.as_mut_ptr().cast();
+        machine.state.tlb_mask = ((ENTRIES - 1) << ENTRY_SHIFT) as u64;
+        machine.state.jump_cache = machine.jumps.as_mut_ptr().cast();
+        machine.state.helpers = machine.table.as_ptr();
+        machine.state.engine = (&raw mut *machine.ram).cast();
+        machine
+    }
+
+    /// Fills the TLB for all of RAM.
+    pub fn fill(&mut self) {
+        for page in (RAM_START..RAM_START + RAM_SIZE as u64).step_by(4096) {
+            let index = (page >> 12) as usize % ENTRIES;
+            let addend = (self.ram.bytes.as_ptr() as u64).wrapping_sub(RAM_START);
+            let write = if page < READ_ONLY { page } else { memory::tlb::INVALID };
+            self.tlb[index] = Entry { read: page, write, execute: page, addend };
+        }
+    }
+
+    /// Empties the TLB: every access goes the slow way.
+    pub fn flush(&mut self) {
+        self.tlb.fill(Entry::EMPTY);
+    }
+
+    /// The entry that the jump cache has for a target.
+    pub fn jump_entry(&mut self, rip: u64) -> &mut JumpEntry {
+        &mut self.jumps[translator::abi::jump_index(rip)]
+    }
+
+    /// Runs a block until it leaves.
+    pub fn run(&mut self, placed: &Placed) -> Leave {
+        self.run_code(placed.code.as_ptr())
+    }
+
+    fn run_code(&mut self, code: *const u8) -> Leave {
+        // SAFETY: compiled code keeps to `abi`, and everything that it reaches through the state lives in `self`.
+        match unsafe { enter(code, &raw mut *self.state) } {
+            0 => Leave::Unlinked,
+            1 => Leave::Guard,
+            2 => Leave::Indirect,
+            3 => Leave::Step,
+            4 => Leave::Poll,
+            other => panic!("block returned {other}"),
+        }
+    }
+
+    /// The slot that the last run left through.
+    pub fn left_through(&self) -> *const ChainSlot {
+        self.state.scratch[0] as *const ChainSlot
+    }
+}
+
+/// The thunks, compiled once for all tests of a process.
+pub fn thunks() -> &'static Thunks {
+    static THUNKS: OnceLock<Thunks> = OnceLock::new();
+    THUNKS.get_or_init(|| {
+        let slow_paths: [SlowPathFn; SlowPath::ALL.len()] = [
+            load::<1, false>,
+            load::<2, false>,
+            load::<4, false>,
+            load::<8, false>,
+            load::<16, false>,
+            load::<1, true>,
+            load::<2, true>,
+            load::<4, true>,
+            load::<8, true>,
+            store::<1>,
+            store::<2>,
+            store::<4>,
+            store::<8>,
+            store::<16>,
+            atomic,
+            compare_exchange,
+            compare_exchange_pair,
+            probe_write,
+        ];
+        Thunks::new(&RuntimeFunctions { slow_paths, abandon }).expect("thunks")
+    })
+}
+
+#[unsafe(naked)]
+unsafe extern "C" fn enter(code: *const u8, state: *mut CpuState) -> u64 {
+    naked_asm!(
+        "push rbx",
+        "push rbp",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "sub rsp, 8",
+        "mov r15, rsi",
+        "mov [r15 + {host_stack}], rsp",
+        "mov rax, rdi",
+        "xor edi, edi",
+        "call rax",
+        "add rsp, 8",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbp",
+        "pop rbx",
+        "ret",
+        host_stack = const offset_of!(CpuState, host_stack),
+    )
+}
+
+#[unsafe(naked)]
+unsafe extern "C" fn abandon() -> ! {
+    naked_asm!(
+        "mov rax, [r15 + {scratch} + 8]",
+        "sub [r15 + {instructions}], rax",
+        "mov rsp, [r15 + {host_stack}]",
+        "mov eax, 3",
+        "add rsp, 8",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbp",
+        "pop rbx",
+        "ret",
+        scratch = const offset_of!(CpuState, scratch),
+        instructions = const offset_of!(CpuState, instructions),
+        host_stack = const offset_of!(CpuState, host_stack),
+    )
+}
+
+/// What unlinked slots lead to: rdi is the slot's address.
+#[unsafe(naked)]
+unsafe extern "C" fn unlinked() {
+    naked_asm!(
+        "mov [r15 + {scratch}], rdi",
+        "xor eax, eax",
+        "ret",
+        scratch = const offset_of!(CpuState, scratch),
+    )
+}
+
+/// Changes every register that a System V function may change, so that a thunk that fails to save one is noticed.
+#[unsafe(naked)]
+extern "C" fn clobber() {
+    naked_asm!(
+        "mov eax, 0x5a5a5a5a",
+        "mov ecx, eax",
+        "mov edx, eax",
+        "mov esi, eax",
+        "mov edi, eax",
+        "mov r8, rax",
+        "mov r9, rax",
+        "mov r10, rax",
+        "mov r11, rax",
+        "movq xmm0, rax",
+        "movq xmm1, rax",
+        "movq xmm2, rax",
+        "movq xmm3, rax",
+        "movq xmm4, rax",
+        "movq xmm5, rax",
+        "movq xmm6, rax",
+        "movq xmm7, rax",
+        "movq xmm8, rax",
+        "movq xmm9, rax",
+        "movq xmm10, rax",
+        "movq xmm11, rax",
+        "movq xmm12, rax",
+        "movq xmm13, rax",
+        "movq xmm14, rax",
+        "movq xmm15, rax",
+        "ret",
+    )
+}
+
+/// RAM at an address, if all of it is there (and writable).
+fn ram<'a>(state: *mut CpuState, address: u64, bytes: usize, write: bool) -> Option<&'a mut [u8]> {
+    clobber();
+    // SAFETY: `Machine::new` made `engine` point to its RAM, which nothing else refers to while code runs.
+    let ram = unsafe { &mut *(*state).engine.cast::<Ram>() };
+    ram.slow += 1;
+    let end = if write { READ_ONLY } else { RAM_START + RAM_SIZE as u64 };
+    let last = address.checked_add(bytes as u64)?;
+    if address < RAM_START || last > end {
+        return None;
+    }
+    let first = (address - RAM_START) as usize;
+    Some(&mut ram.bytes[first..first + bytes])
+}
+
+unsafe extern "C" fn load<const N: usize, const UPDATE: bool>(
+    state: *mut CpuState,
+    address: u64,
+    _: u64,
+    _: u64,
+    _: u64,
+) -> u64 {
+    let Some(bytes) = ram(state, address, N, UPDATE) else { return 0 };
+    let mut value = [0; 16];
+    value[..N].copy_from_slice(bytes);
+    // SAFETY: the state is the caller's.
+    let state = unsafe { &mut *state };
+    if N == 16 {
+        state.scratch_vector[0] = u128::from_le_bytes(value);
+    } else {
+        state.scratch[0] = u128::from_le_bytes(value) as u64;
+    }
+    1
+}
+
+unsafe extern "C" fn store<const N: usize>(
+    state: *mut CpuState,
+    address: u64,
+    value: u64,
+    _: u64,
+    _: u64,
+) -> u64 {
+    let Some(bytes) = ram(state, address, N, true) else { return 0 };
+    // SAFETY: the state is the caller's.
+    let vector = unsafe { (*state).scratch_vector[0] };
+    let value = if N == 16 { vector } else { value.into() };
+    bytes.copy_from_slice(&value.to_le_bytes()[..N]);
+    1
+}
+
+unsafe extern "C" fn atomic(state: *mut CpuState, address: u64, operand: u64, op: u64, bytes: u64) -> u64 {
+    let Some(place) = ram(state, address, bytes as usize, true) else { return 0 };
+    let mut old = [0; 8];
+    old[..place.len()].copy_from_slice(place);
+    let old = u64::from_le_bytes(old);
+    let new = match op {
+        0 => old.wrapping_add(operand),
+        1 => old.wrapping_sub(operand),
+        2 => old & operand,
+        3 => old | operand,
+        4 => old ^ operand,
+        _ => operand,
+    };
+    place.copy_from_slice(&new.to_le_bytes()[..bytes as usize]);
+    // SAFETY: the state is the caller's.
+    unsafe { (*state).scratch[0] = old };
+    1
+}
+
+unsafe extern "C" fn compare_exchange(
+    state: *mut CpuState,
+    address: u64,
+    expected: u64,
+    new: u64,
+    bytes: u64,
+) -> u64 {
+    let Some(place) = ram(state, address, bytes as usize, true) else { return 0 };
+    let mut old = [0; 8];
+    old[..place.len()].copy_from_slice(place);
+    let old = u64::from_le_bytes(old);
+    if old == expected {
+        place.copy_from_slice(&new.to_le_bytes()[..bytes as usize]);
+    }
+    // SAFETY: the state is the caller's.
+    unsafe { (*state).scratch[0] = old };
+    1
+}
+
+unsafe extern "C" fn compare_exchange_pair(
+    state: *mut CpuState,
+    address: u64,
+    _: u64,
+    _: u64,
+    _: u64,
+) -> u64 {
+    let Some(place) = ram(state, address, 16, true) else { return 0 };
+    // SAFETY: the state is the caller's.
+    let state = unsafe { &mut *state };
+    let old = u128::from_le_bytes((&*place).try_into().unwrap());
+    if old == state.scratch_vector[1] {
+        place.copy_from_slice(&state.scratch_vector[2].to_le_bytes());
+    }
+    state.scratch_vector[0] = old;
+    1
+}
+
+unsafe extern "C" fn probe_write(state: *mut CpuState, address: u64, bytes: u64, _: u64, _: u64) -> u64 {
+    ram(state, address, bytes as usize, true).is_some().into()
+}
+
+extern "C" fn vector_op(state: &mut CpuState, op: u64, immediate: u64) -> u64 {
+    let op = VectorOp::ALL[op as usize];
+    let [_, a, b] = state.scratch_vector;
+    state.scratch_vector[0] = op.function()(state, a, b, immediate as u8);
+    0
+}
+
+extern "C" fn divide(state: &mut CpuState, high: u64, low: u64, divisor: u64, signed: u64) -> u64 {
+    let dividend = u128::from(high) << 64 | u128::from(low);
+    if divisor == 0 {
+        return 0;
+    }
+    let (quotient, remainder, fits) = if signed != 0 {
+        let (dividend, divisor) = (dividend as i128, i128::from(divisor as i64));
+        let quotient = dividend.wrapping_div(divisor);
+        (quotient as u64, dividend.wrapping_rem(divisor) as u64, i64::try_from(quotient).is_ok())
+    } else {
+        let quotient = dividend / u128::from(divisor);
+        (quotient as u64, (dividend % u128::from(divisor)) as u64, u64::try_from(quotient).is_ok())
+    };
+    state.scratch[0] = quotient;
+    state.scratch[2] = remainder;
+    fits.into()
+}
