@@ -67,7 +67,8 @@ pub(crate) fn host_isa(options: &Options) -> Result<OwnedTargetIsa, Error> {
         ("regalloc_algorithm", registers),
         ("enable_verifier", if options.verify { "true" } else { "false" }),
         ("enable_pinned_reg", "true"),
-        ("preserve_frame_pointers", "false"),
+        // Cranelift's tail calls want them on x86-64.
+        ("preserve_frame_pointers", "true"),
         ("enable_probestack", "false"),
         ("unwind_info", "false"),
         ("is_pic", "false"),

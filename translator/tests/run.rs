@@ -4,7 +4,7 @@ mod common;
 
 use common::{Machine, RAM_SIZE, RAM_START, READ_ONLY, place};
 use semantics::decode::{GuestBlock, decode_block};
-use translator::{CodeBlock, Options, TranslateError, Translator, abi::Leave};
+use transvisor_translator::{CodeBlock, Options, TranslateError, Translator, abi::Leave};
 use x86::{Mode, flags};
 
 const CODE: u64 = 0x40_1000;

@@ -11,8 +11,8 @@
 
 use cranelift_codegen::{
     ir::{
-        AbiParam, AliasRegionData, Endianness, Function, InstBuilder, MemFlagsData, SigRef, Signature, Type,
-        Value, types,
+        AbiParam, AliasRegionData, Endianness, Function, InstBuilder, InstructionData, MemFlagsData, Opcode, SigRef,
+        Signature, Type, Value, types,
     },
     isa::CallConv,
 };
@@ -87,6 +87,15 @@ impl Lifter<'_, '_> {
     /// A 64-bit constant.
     pub(super) fn word(&mut self, value: u64) -> Value {
         self.iconst(types::I64, value)
+    }
+
+    /// The constant that an integer is, if that is known without looking further than its definition.
+    pub(super) fn constant_of(&self, value: Value) -> Option<u64> {
+        let inst = self.b.func.dfg.value_def(value).inst()?;
+        match self.b.func.dfg.insts[inst] {
+            InstructionData::UnaryImm { opcode: Opcode::Iconst, imm } => Some(imm.bits() as u64),
+            _ => None,
+        }
     }
 
     /// Loads a field of `CpuState`.

@@ -16,6 +16,7 @@ mod machine;
 mod memory;
 mod registers;
 mod vector;
+mod vector_inline;
 
 use cranelift_codegen::ir::{AbiParam, SourceLoc, Value, types};
 use cranelift_frontend::FunctionBuilder;
@@ -67,6 +68,8 @@ pub(crate) struct Lifter<'a, 'f> {
     depth: u32,
     /// Where the current instruction has found writable memory: see [`memory`].
     update: Option<memory::Update>,
+    /// Vectors that the current instruction put together.
+    halves: Vec<vector::Halves>,
     exits: Vec<DirectExit>,
 }
 
@@ -111,6 +114,7 @@ impl<'a, 'f> Lifter<'a, 'f> {
             declined: None,
             depth: 0,
             update: None,
+            halves: Vec::new(),
             exits: Vec::new(),
         }
     }
@@ -169,6 +173,7 @@ impl<'a, 'f> Lifter<'a, 'f> {
         self.b.set_srcloc(SourceLoc::new(u32::from(index)));
         self.start = self.file;
         self.update = None;
+        self.halves.clear();
         semantics::execute(self, insn)
     }
 

@@ -1,6 +1,7 @@
-//! Vector operations. Values are I8X16 between operations; each casts to the shape that it needs, which costs nothing.
+//! Vectors: their shapes, halves and lanes, and operations that the runtime computes.
 //!
-//! An operation that has no case here is computed by the runtime, through `CpuState::scratch_vector`.
+//! Values are I8X16 between operations; each operation casts to the shape that it needs, which costs nothing. An
+//! operation that [`super::vector_inline`] does not emit is called, through `CpuState::scratch_vector`.
 
 use cranelift_codegen::ir::{Endianness, InstBuilder, MemFlagsData, Type, Value, types};
 use semantics::helper::VectorOp;
@@ -9,7 +10,15 @@ use x86::{CpuState, Width};
 use super::{Ended, Lifter, memory::SCRATCH_VECTOR};
 use crate::abi::{FIRST_RUNTIME_HELPER, RuntimeHelper};
 
-const fn lanes(width: Width) -> Type {
+/// A vector that the current instruction put together from two halves, so that taking it apart costs nothing.
+#[derive(Clone, Copy)]
+pub(super) struct Halves {
+    vector: Value,
+    low: Value,
+    high: Value,
+}
+
+pub(super) const fn lanes(width: Width) -> Type {
     match width {
         Width::Byte => types::I8X16,
         Width::Word => types::I16X8,
@@ -30,13 +39,33 @@ impl Lifter<'_, '_> {
 
     pub(super) fn vector_from_halves(&mut self, low: Value, high: Value) -> Value {
         let vector = self.b.ins().scalar_to_vector(types::I64X2, low);
-        let vector = self.b.ins().insertlane(vector, high, 1);
-        self.cast(types::I8X16, vector)
+        let vector = if self.constant_of(high) == Some(0) {
+            // MOVQ clears the upper half.
+            vector
+        } else {
+            self.b.ins().insertlane(vector, high, 1)
+        };
+        let vector = self.cast(types::I8X16, vector);
+        self.halves.push(Halves { vector, low, high });
+        vector
+    }
+
+    /// The lower half of a vector.
+    pub(super) fn low_half(&mut self, vector: Value) -> Value {
+        self.read_lane(Width::Qword, vector, 0)
     }
 
     pub(super) fn read_lane(&mut self, width: Width, vector: Value, index: u8) -> Value {
-        let shaped = self.cast(lanes(width), vector);
-        self.b.ins().extractlane(shaped, index)
+        let known = self.halves.iter().find(|halves| halves.vector == vector).copied();
+        let per_half = 8 / width.bytes() as u8;
+        match known {
+            Some(halves) if index == 0 => self.reduce(width, halves.low),
+            Some(halves) if index == per_half => self.reduce(width, halves.high),
+            _ => {
+                let shaped = self.cast(lanes(width), vector);
+                self.b.ins().extractlane(shaped, index)
+            }
+        }
     }
 
     pub(super) fn replace_lane(&mut self, width: Width, vector: Value, index: u8, value: Value) -> Value {
@@ -54,17 +83,9 @@ impl Lifter<'_, '_> {
         immediate: u8,
     ) -> Result<Value, Ended> {
         match self.inline_vector(op, a, b, immediate) {
-            Some(value) => Ok(value),
+            Some(value) => Ok(self.cast(types::I8X16, value)),
             None => self.called_vector(op, a, b, immediate),
         }
-    }
-
-    fn inline_vector(&mut self, op: VectorOp, a: Value, b: Value, _immediate: u8) -> Option<Value> {
-        Some(match op {
-            VectorOp::And => self.b.ins().band(a, b),
-            #[allow(unreachable_patterns, reason = "operations are still being added")]
-            _ => return None,
-        })
     }
 
     fn called_vector(&mut self, op: VectorOp, a: Value, b: Value, immediate: u8) -> Result<Value, Ended> {

@@ -7,7 +7,7 @@ use std::{arch::naked_asm, mem::offset_of, sync::OnceLock};
 use memmap2::{Mmap, MmapMut};
 use memory::tlb::{ENTRY_SHIFT, Entry};
 use semantics::helper::{Helper, VectorOp};
-use translator::{
+use transvisor_translator::{
     CodeBlock, Thunks,
     abi::{
         ChainSlot, FIRST_RUNTIME_HELPER, FIRST_THUNK, JUMP_CACHE_ENTRIES, JumpEntry, Leave, RuntimeFunctions,
@@ -126,7 +126,7 @@ impl Machine {
 
     /// The entry that the jump cache has for a target.
     pub fn jump_entry(&mut self, rip: u64) -> &mut JumpEntry {
-        &mut self.jumps[translator::abi::jump_index(rip)]
+        &mut self.jumps[transvisor_translator::abi::jump_index(rip)]
     }
 
     /// Runs a block until it leaves.
