@@ -38,10 +38,7 @@ fn additions_set_registers_flags_and_count() {
     assert_eq!(machine.state.gpr[1], 2);
     assert_eq!(machine.state.instructions, 3);
     // 1 - 2: borrow, sign, adjust; 0xff has even parity.
-    assert_eq!(
-        machine.state.flags.to_bits(),
-        flags::CF | flags::SF | flags::AF | flags::PF
-    );
+    assert_eq!(machine.state.flags.to_bits(), flags::CF | flags::SF | flags::AF | flags::PF);
 }
 
 #[test]

@@ -11,8 +11,8 @@
 
 use cranelift_codegen::{
     ir::{
-        AbiParam, AliasRegionData, Endianness, Function, InstBuilder, InstructionData, MemFlagsData, Opcode, SigRef,
-        Signature, Type, Value, types,
+        AbiParam, AliasRegionData, Endianness, Function, InstBuilder, InstructionData, MemFlagsData, Opcode,
+        SigRef, Signature, Type, Value, types,
     },
     isa::CallConv,
 };

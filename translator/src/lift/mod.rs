@@ -121,11 +121,8 @@ impl<'a, 'f> Lifter<'a, 'f> {
 
     /// Lifts a guest block at the current place: poll, count, instructions, exit.
     pub fn block(&mut self, block: &GuestBlock) -> Result<Lifted, TranslateError> {
-        let liftable = block
-            .insns
-            .iter()
-            .take_while(|insn| semantics::table::kind(insn.mnemonic) == Kind::Lifted)
-            .count();
+        let liftable =
+            block.insns.iter().take_while(|insn| semantics::table::kind_of(insn) == Kind::Lifted).count();
         let Some(first) = block.insns.first().filter(|_| liftable > 0) else {
             return Err(TranslateError::FirstDeclined("not a lifted instruction"));
         };

@@ -166,9 +166,8 @@ impl Lifter<'_, '_> {
     fn element_moves(&mut self, op: Op, a: Value, b: Value, i: u8) -> Option<Value> {
         let two_bits = move |n: u8| i >> (2 * n) & 3;
         // Elements of the low or high halves, alternating.
-        let unpack = |count: u8, high: bool| {
-            move |n: u8| n / 2 + (n & 1) * count + if high { count / 2 } else { 0 }
-        };
+        let unpack =
+            |count: u8, high: bool| move |n: u8| n / 2 + (n & 1) * count + if high { count / 2 } else { 0 };
         let blend = |count: u8| move |n: u8| n + if i >> n & 1 != 0 { count } else { 0 };
         Some(match op {
             Op::Punpcklbw => self.elements(Byte, a, b, unpack(16, false)),
