@@ -1,0 +1,270 @@
+//! The interrupt controllers of a board and what connects them.
+//!
+//! Wires 0..15 reach the 8259 pair, and the IOAPIC pin of the same number except for wire 0, which is pin 2 (pin 2's
+//! own wire is the cascade). The 8259 pair's INTR output goes to LINT0 of every local APIC, to IOAPIC pin 0, and,
+//! where the local APIC is disabled, straight to the vCPU. Local APICs are a list indexed by vCPU: today's board has
+//! one, but nothing here counts on it.
+
+use super::{
+    ioapic::IoApic,
+    lapic::{Illegal, LocalApic, Outgoing, Shorthand, Startup},
+    message::{DeliveryMode, Message},
+    pic::{PicPair, PicSelect},
+    wires::{IrqLine, Wires},
+};
+use crate::layout::{GSI_PIT, IA32_APIC_BASE, IA32_TSC_DEADLINE, IOAPIC_ID, IRQ_CASCADE, IRQ_PIT};
+
+/// Controllers and wires.
+#[derive(Debug)]
+pub struct InterruptFabric {
+    wires: Wires,
+    pics: PicPair,
+    ioapic: IoApic,
+    apics: Vec<LocalApic>,
+}
+
+impl InterruptFabric {
+    /// Controllers for `vcpus` (at least one) vCPUs whose APIC IDs are their indices. The boot processor's local APIC
+    /// is in virtual wire mode, as firmware hands it over.
+    pub fn new(vcpus: usize) -> Self {
+        let mut apics: Vec<_> = (0..vcpus.max(1) as u32).map(LocalApic::new).collect();
+        apics[0].enter_virtual_wire_mode();
+        Self { wires: Wires::default(), pics: PicPair::new(), ioapic: IoApic::new(IOAPIC_ID), apics }
+    }
+
+    /// A new driver for an ISA IRQ or, from 16 on, a global system interrupt.
+    pub fn line(&self, number: u8) -> IrqLine {
+        self.wires.line(number)
+    }
+
+    /// The local APIC of a vCPU.
+    pub fn apic(&self, vcpu: usize) -> &LocalApic {
+        &self.apics[vcpu]
+    }
+
+    /// The local APIC of a vCPU.
+    pub fn apic_mut(&mut self, vcpu: usize) -> &mut LocalApic {
+        &mut self.apics[vcpu]
+    }
+
+    /// Whether an interrupt on `wire` would get anywhere. Of no use to devices: it is for the board, which need not
+    /// wake a halted vCPU for a timer that nobody listens to.
+    pub fn is_heard(&self, wire: u8) -> bool {
+        let pin = if wire == IRQ_PIT { GSI_PIT } else { wire };
+        !self.pics.is_masked(wire) || !self.ioapic.is_masked(pin)
+    }
+
+    /// Carries what devices did to their lines into the controllers.
+    #[inline]
+    pub fn settle(&mut self) {
+        while let Some(changes) = self.wires.drain() {
+            let mut left = changes.changed;
+            while left != 0 {
+                let wire = left.trailing_zeros() as u8;
+                left &= left - 1;
+                let bit = 1 << wire;
+                if changes.risen & bit != 0 {
+                    // The line may have been high before: it fell in between, or it would not have risen.
+                    self.set_input(wire, false);
+                    self.set_input(wire, true);
+                }
+                self.set_input(wire, changes.high & bit != 0);
+            }
+            self.pics_changed();
+        }
+    }
+
+    fn set_input(&mut self, wire: u8, high: bool) {
+        if wire == IRQ_CASCADE {
+            return;
+        }
+        self.pics.set_line(wire, high);
+        let pin = if wire == IRQ_PIT { GSI_PIT } else { wire };
+        if let Some(message) = self.ioapic.set_line(pin, high) {
+            self.send(&message);
+        }
+    }
+
+    /// Passes the 8259 pair's INTR output on.
+    fn pics_changed(&mut self) {
+        let high = self.pics.interrupt();
+        for apic in &mut self.apics {
+            apic.set_lint0(high);
+        }
+        if let Some(message) = self.ioapic.set_line(0, high) {
+            self.send(&message);
+        }
+    }
+
+    /// Delivers a message: from the IOAPIC, or an MSI.
+    pub fn send(&mut self, message: &Message) {
+        if message.mode == DeliveryMode::LowestPriority {
+            let candidates = self
+                .apics
+                .iter_mut()
+                .filter(|apic| apic.is_destination(message) && apic.is_software_enabled());
+            if let Some(apic) = candidates.min_by_key(|apic| apic.cr8()) {
+                apic.receive(message);
+            }
+            return;
+        }
+        for apic in self.apics.iter_mut().filter(|apic| apic.is_destination(message)) {
+            apic.receive(message);
+        }
+    }
+
+    fn carry(&mut self, vcpu: usize, outgoing: Outgoing) {
+        match outgoing {
+            Outgoing::EndOfInterrupt(vector) => {
+                self.with_ioapic(|ioapic, send| ioapic.end_of_interrupt(vector, send))
+            }
+            Outgoing::Ipi { to: Shorthand::None, message } => self.send(&message),
+            Outgoing::Ipi { to, message } => {
+                for (index, apic) in self.apics.iter_mut().enumerate().filter(|(_, apic)| apic.is_enabled()) {
+                    let addressed = match to {
+                        Shorthand::Itself => index == vcpu,
+                        Shorthand::Others => index != vcpu,
+                        Shorthand::All | Shorthand::None => true,
+                    };
+                    if addressed {
+                        apic.receive(&message);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Runs something on the IOAPIC and delivers what it sends: at most one message a pin.
+    fn with_ioapic(&mut self, run: impl FnOnce(&mut IoApic, &mut dyn FnMut(Message))) {
+        let mut sent = [None; crate::layout::IOAPIC_PINS];
+        let mut count = 0;
+        run(&mut self.ioapic, &mut |message| {
+            if let Some(slot) = sent.get_mut(count) {
+                *slot = Some(message);
+                count += 1;
+            }
+        });
+        for message in sent.iter().flatten() {
+            self.send(message);
+        }
+    }
+
+    /// Reads a port of the 8259 pair.
+    pub fn read_pic(&mut self, which: PicSelect, offset: u64) -> u8 {
+        let value = self.pics.read(which, offset);
+        self.pics_changed();
+        value
+    }
+
+    /// Writes a port of the 8259 pair.
+    pub fn write_pic(&mut self, which: PicSelect, offset: u64, value: u8) {
+        self.pics.write(which, offset, value);
+        self.pics_changed();
+    }
+
+    /// Reads an edge/level control register.
+    pub fn read_elcr(&self, offset: u64) -> u8 {
+        self.pics.read_elcr(offset)
+    }
+
+    /// Writes an edge/level control register.
+    pub fn write_elcr(&mut self, offset: u64, value: u8) {
+        self.pics.write_elcr(offset, value);
+        self.pics_changed();
+    }
+
+    /// Reads the IOAPIC's page.
+    pub fn read_ioapic(&self, offset: u64) -> u32 {
+        self.ioapic.read(offset)
+    }
+
+    /// Writes the IOAPIC's page.
+    pub fn write_ioapic(&mut self, offset: u64, value: u32) {
+        self.with_ioapic(|ioapic, send| ioapic.write(offset, value, send));
+    }
+
+    /// Reads a vCPU's own xAPIC page.
+    pub fn read_apic(&mut self, vcpu: usize, offset: u64, now: u64) -> u32 {
+        self.apics[vcpu].read_mmio(offset, now)
+    }
+
+    /// Writes a vCPU's own xAPIC page.
+    pub fn write_apic(&mut self, vcpu: usize, offset: u64, value: u32, now: u64) {
+        if let Some(outgoing) = self.apics[vcpu].write_mmio(offset, value, now) {
+            self.carry(vcpu, outgoing);
+        }
+    }
+
+    /// Reads an MSR of the local APIC; all others are refused.
+    pub fn read_msr(&mut self, vcpu: usize, index: u32, now: u64) -> Result<u64, Illegal> {
+        let apic = &mut self.apics[vcpu];
+        match index {
+            IA32_APIC_BASE => Ok(apic.base()),
+            IA32_TSC_DEADLINE => Ok(apic.tsc_deadline(now)),
+            _ => apic.read_msr(index, now),
+        }
+    }
+
+    /// Writes an MSR of the local APIC; all others are refused.
+    pub fn write_msr(&mut self, vcpu: usize, index: u32, value: u64, now: u64) -> Result<(), Illegal> {
+        let apic = &mut self.apics[vcpu];
+        match index {
+            IA32_APIC_BASE => apic.set_base(value)?,
+            IA32_TSC_DEADLINE => apic.set_tsc_deadline(value, now),
+            _ => {
+                if let Some(outgoing) = apic.write_msr(index, value, now)? {
+                    self.carry(vcpu, outgoing);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a vCPU has an external interrupt to take.
+    #[inline]
+    pub fn pending(&self, vcpu: usize) -> bool {
+        let apic = &self.apics[vcpu];
+        apic.pending().is_some() || apic.has_ext_int() || (self.pics.interrupt() && apic.accepts_ext_int())
+    }
+
+    /// A vCPU takes its interrupt: the local APIC's, else that of the 8259 pair.
+    pub fn acknowledge(&mut self, vcpu: usize) -> Option<u8> {
+        let apic = &mut self.apics[vcpu];
+        if let Some(vector) = apic.acknowledge() {
+            return Some(vector);
+        }
+        if !(apic.has_ext_int() || self.pics.interrupt() && apic.accepts_ext_int()) {
+            return None;
+        }
+        apic.clear_ext_int();
+        let vector = self.pics.acknowledge();
+        self.pics_changed();
+        Some(vector)
+    }
+
+    /// A pulse on the board's NMI line, LINT1 of every local APIC.
+    pub fn pulse_nmi(&mut self) {
+        for apic in &mut self.apics {
+            apic.set_lint1(true);
+            apic.set_lint1(false);
+        }
+    }
+
+    /// What INIT and start-up IPIs ask of a vCPU.
+    pub fn take_startup(&mut self, vcpu: usize) -> Startup {
+        self.apics[vcpu].take_startup()
+    }
+
+    /// When the next local APIC timer fires.
+    pub fn next_deadline(&self, now: u64) -> Option<u64> {
+        self.apics.iter().filter_map(|apic| apic.next_deadline(now)).min()
+    }
+
+    /// Fires the local APIC timers that are due.
+    #[inline]
+    pub fn advance(&mut self, now: u64) {
+        for apic in &mut self.apics {
+            apic.advance(now);
+        }
+    }
+}
