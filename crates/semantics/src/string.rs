@@ -5,7 +5,7 @@
 
 use x86::{SegmentRegister, Width};
 
-use crate::{Bulk, Flag, Insn, Machine, Register, Repeat, sse_data};
+use crate::{Bulk, Flag, Insn, Machine, Register, Repeat, helper::VectorOp, sse_data, vector};
 
 const RAX: u8 = 0;
 const RCX: u8 = 1;
@@ -140,5 +140,5 @@ pub fn movsd<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
 
 /// CMPSD is two instructions: the string comparison and SSE2's.
 pub fn cmpsd<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
-    if crate::lower::is_string(i.code) { cmps(m, i) } else { Err(m.decline("CMPSD of XMM registers")) }
+    if crate::lower::is_string(i.code) { cmps(m, i) } else { vector::binary(m, i, VectorOp::Cmpsd) }
 }

@@ -552,7 +552,6 @@ instructions! {
         Cmpps => binary(Cmpps),
         Cmppd => binary(Cmppd),
         Cmpss => binary(Cmpss),
-        Cmpsd => binary(Cmpsd),
         Roundps => binary(Roundps),
         Roundpd => binary(Roundpd),
         Roundss => binary(Roundss),
