@@ -3,7 +3,7 @@
 use memory::AtomicOp;
 use x86::{Exception, Width};
 
-use crate::{Flag, Insn, Machine, Operand, Register, operand};
+use crate::{Flag, Insn, Machine, Operand, Register, operand, operand::Place};
 
 const RAX: u8 = 0;
 const RCX: u8 = 1;
@@ -53,7 +53,8 @@ pub fn xadd<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     Ok(())
 }
 
-/// CMPXCHG: flags as CMP accumulator, destination. The destination is written in any case.
+/// CMPXCHG: flags as CMP accumulator, destination. Memory is written in any case; of the registers only one is, and
+/// the other keeps its upper half also in the 32-bit form.
 pub fn cmpxchg<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     let width = i.operand_width(0);
     let accumulator = Register::new(RAX, width);
@@ -65,17 +66,21 @@ pub fn cmpxchg<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     } else {
         let (place, seen) = operand::read_place(m, i, 0)?;
         let equal = m.equal(width, seen, expected);
-        let value = m.select(width, equal, new, seen);
-        operand::write_place(m, place, width, value)?;
+        match place {
+            Place::Register(register) => {
+                let unequal = m.bool_not(equal);
+                load_unless(m, register, unequal, new);
+            }
+            Place::Memory(address) => {
+                let value = m.select(width, equal, new, seen);
+                m.store(width, address, value)?;
+            }
+        }
         seen
     };
     let equal = m.equal(width, seen, expected);
-    if width == Width::Dword {
-        // An accumulator that compares equal is not written: its upper half keeps.
-        let loaded = m.resize(width, Width::Qword, seen);
-        keep_or_load(m, RAX, equal, loaded);
-    } else if i.operand(0) != Operand::Gpr(accumulator) {
-        m.set_gpr(accumulator, seen);
+    if i.operand(0) != Operand::Gpr(accumulator) {
+        load_unless(m, accumulator, equal, seen);
     }
     let result = m.sub(width, expected, seen);
     m.set_sub_flags(width, expected, seen, None, result);
@@ -99,10 +104,10 @@ pub fn cmpxchg8b<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     let equal = m.equal(Width::Qword, seen, expected);
     let thirty_two = m.constant(Width::Qword, 32);
     let high = m.shift_right(Width::Qword, seen, thirty_two);
-    let mask = m.constant(Width::Qword, 0xffff_ffff);
-    let low = m.and(Width::Qword, seen, mask);
-    keep_or_load(m, RDX, equal, high);
-    keep_or_load(m, RAX, equal, low);
+    let high = m.resize(Width::Qword, Width::Dword, high);
+    let low = m.resize(Width::Qword, Width::Dword, seen);
+    load_unless(m, Register::new(RDX, Width::Dword), equal, high);
+    load_unless(m, Register::new(RAX, Width::Dword), equal, low);
     m.set_flag(Flag::Zero, equal);
     Ok(())
 }
@@ -117,12 +122,16 @@ fn pair_as_qword<M: Machine>(m: &mut M, high: u8, low: u8) -> M::Int {
     m.or(Width::Qword, high, low)
 }
 
-/// Writes the 64-bit register unless `keeps`.
-fn keep_or_load<M: Machine>(m: &mut M, index: u8, keeps: M::Bool, value: M::Int) {
-    let register = Register::new(index, Width::Qword);
-    let old = m.gpr(register);
-    let value = m.select(Width::Qword, keeps, old, value);
-    m.set_gpr(register, value);
+/// Writes the register unless `keeps`: then it keeps as a whole, also the half that a 32-bit write would clear.
+fn load_unless<M: Machine>(m: &mut M, register: Register, keeps: M::Bool, value: M::Int) {
+    let (place, value) = if register.width == Width::Dword {
+        (Register::new(register.index, Width::Qword), m.resize(Width::Dword, Width::Qword, value))
+    } else {
+        (register, value)
+    };
+    let old = m.gpr(place);
+    let value = m.select(place.width, keeps, old, value);
+    m.set_gpr(place, value);
 }
 
 /// CMPXCHG16B: #GP(0) unless the operand is aligned. Always carried out atomically.

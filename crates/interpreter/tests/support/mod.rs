@@ -3,6 +3,8 @@
 
 use memory::{CodePages, GuestPhys, Mmu, Ram};
 use semantics::decode::decode_block;
+pub mod native;
+
 use transvisor_interpreter::{BlockExit, DecodedBlock, run_block};
 use x86::{CpuState, Mode, Segment, control};
 
