@@ -24,7 +24,11 @@ pub mod sse_string;
 pub mod state_image;
 pub mod table;
 pub mod vector;
+pub mod x87_arithmetic;
 pub mod x87_control;
+pub mod x87_data;
+pub mod x87_environment;
+pub mod x87_native;
 pub mod x87_state;
 
 mod arithmetic;

@@ -5,7 +5,7 @@ use core::mem::offset_of;
 
 use x86::{CpuState, Exception, Width, control, fpu::X87};
 
-use crate::Machine;
+use crate::{Insn, Machine, Operand, operand};
 
 /// Status word: exception flags IE DE ZE OE UE PE, in the order of the control word's masks.
 pub const EXCEPTIONS: u16 = 0x3f;
@@ -78,6 +78,17 @@ pub fn check_mmx_enabled<M: Machine>(m: &mut M) -> Result<(), M::Stop> {
         m.raise_if(task_switched, Exception::NM)?;
     }
     Ok(())
+}
+
+/// Records the instruction and data pointers of a non-control instruction (SDM Vol. 1 8.1.8). Selectors and opcode
+/// stay zero: processors that announce so in CPUID (7.EBX bit 13) don't keep them either.
+pub fn record<M: Machine>(m: &mut M, i: &Insn) {
+    let rip = m.constant(Width::Qword, i.rip);
+    m.set_state(field(offset_of!(X87, instruction_pointer)), Width::Qword, rip);
+    if i.operand(0) == Operand::Memory {
+        let offset = operand::effective_address(m, i);
+        m.set_state(field(offset_of!(X87, data_pointer)), Width::Qword, offset);
+    }
 }
 
 /// Physical number of ST(i).
