@@ -1,0 +1,199 @@
+//! JMP, CALL and RETF to other code segments, and call gates.
+
+use super::*;
+
+/// JMP or CALL ptr16:32.
+fn direct(opcode: u8, selector: u16, offset: u32) -> Vec<u8> {
+    let mut bytes = vec![opcode];
+    bytes.extend(offset.to_le_bytes());
+    bytes.extend(selector.to_le_bytes());
+    bytes
+}
+
+const JMP: u8 = 0xea;
+const CALL: u8 = 0x9a;
+const RETF: &[u8] = &[0xcb];
+
+#[test]
+fn real_mode_jump_and_call() {
+    let mut m = Machine::real();
+    m.run(&[0xea, 0x34, 0x12, 0x00, 0x20]).unwrap();
+    assert_eq!((m.selector(1), m.state.segments[1].base, m.state.rip), (0x2000, 0x20000, 0x1234));
+    let mut m = Machine::real();
+    m.run(&[0x9a, 0x34, 0x12, 0x00, 0x20]).unwrap();
+    assert_eq!((m.read16(m.rsp()), m.read16(m.rsp() + 2)), (CODE as u16 + 5, 0));
+    m.state.rip = 0;
+    m.run(&[0xca, 4, 0]).unwrap();
+    assert_eq!((m.selector(1), m.state.rip, m.rsp()), (0, CODE + 5, 0xf004));
+}
+
+#[test]
+fn jump_into_protected_mode_and_long_mode() {
+    let mut m = Machine::protected();
+    m.run(&direct(JMP, CODE16, 0x100)).unwrap();
+    assert_eq!((m.state.mode.code_bits(), m.selector(1)), (16, CODE16));
+
+    let mut m = Machine::long();
+    m.load_flat(CODE32, DATA);
+    m.settle();
+    assert_eq!(m.state.mode.code_bits(), 32);
+    m.run(&direct(JMP, CODE64, 0x100)).unwrap();
+    assert!(m.state.mode.is_64bit());
+}
+
+#[test]
+fn direct_errors() {
+    let cases = [
+        (0, Exception::GP0),
+        (BEYOND, Exception::gp(BEYOND)),
+        (DATA, Exception::gp(DATA)),
+        (USER_CODE32, Exception::gp(USER_CODE32)),
+        (CODE32 | 3, Exception::gp(CODE32)),
+        (LDT_SELECTOR, Exception::gp(LDT_SELECTOR)),
+        (CODE32 | 4, Exception::gp(CODE32 | 4)),
+    ];
+    for (selector, expected) in cases {
+        let mut m = Machine::protected();
+        assert_eq!(m.faults(&direct(JMP, selector, 0x100)), expected, "{selector:#x}");
+        assert_eq!(m.faults(&direct(CALL, selector, 0x100)), expected, "{selector:#x}");
+    }
+    let mut m = Machine::protected();
+    m.write64(GDT + u64::from(CODE16), 0x0000_1b00_0000_ffff);
+    assert_eq!(m.faults(&direct(JMP, CODE16, 0)), Exception::np(CODE16));
+    m.write64(GDT + u64::from(CODE16), 0x0000_9b00_0000_ffff);
+    assert_eq!(m.faults(&direct(JMP, CODE16, 0x10000)), Exception::GP0);
+}
+
+#[test]
+fn conforming_code_keeps_cpl() {
+    let mut m = Machine::protected().user(USER_CODE32);
+    m.run(&direct(CALL, CONFORMING32, 0x100)).unwrap();
+    assert_eq!((m.selector(1), m.state.cpl), (CONFORMING32 | 3, 3));
+    assert_eq!(m.read32(m.rsp() + 4), u32::from(USER_CODE32));
+    m.run(RETF).unwrap();
+    assert_eq!((m.selector(1), m.state.rip, m.rsp()), (USER_CODE32, CODE + 7, USER_STACK));
+}
+
+#[test]
+fn call_gate_switches_stacks_and_copies_parameters() {
+    let mut m = Machine::protected().user(USER_CODE32);
+    // 32-bit gate, DPL 3, two parameters.
+    m.write64(
+        GDT + u64::from(CALL_GATE),
+        HANDLER & 0xffff | u64::from(CODE32) << 16 | 2 << 32 | 0xec << 40 | HANDLER >> 16 << 48,
+    );
+    m.push_all(4, [0x2222, 0x1111]);
+    m.run(&direct(CALL, CALL_GATE, 0xdead)).unwrap();
+    assert_eq!((m.state.rip, m.state.cpl, m.selector(1), m.selector(2)), (HANDLER, 0, CODE32, DATA));
+    let frame: Vec<u32> = (0..6).map(|n| m.read32(m.rsp() + 4 * n)).collect();
+    let expected = [
+        CODE as u32 + 7,
+        u32::from(USER_CODE32),
+        0x1111,
+        0x2222,
+        USER_STACK as u32 - 8,
+        u32::from(USER_DATA),
+    ];
+    assert_eq!(frame, expected);
+    assert_eq!(m.rsp(), KERNEL_STACK - 24);
+
+    // RETF 8 gives the parameters of both stacks back.
+    m.state.segments[4] = m.state.segments[2];
+    m.run(&[0xca, 8, 0]).unwrap();
+    assert_eq!((m.state.rip, m.state.cpl, m.rsp()), (CODE + 7, 3, USER_STACK));
+    assert_eq!((m.selector(4), m.selector(3)), (0, USER_DATA), "FS was a kernel segment");
+}
+
+#[test]
+fn call_gate_errors() {
+    let gate = |dpl: u64, selector: u16| u64::from(selector) << 16 | (0x8c | dpl << 5) << 40;
+    let cases = [
+        (gate(0, CODE32), Exception::gp(CALL_GATE)),
+        (gate(3, 0), Exception::GP0),
+        (gate(3, DATA), Exception::gp(DATA)),
+        (gate(3, BEYOND), Exception::gp(BEYOND)),
+        (gate(3, CODE32) & !(1 << 47), Exception::np(CALL_GATE)),
+    ];
+    for (bits, expected) in cases {
+        let mut m = Machine::protected().user(USER_CODE32);
+        m.write64(GDT + u64::from(CALL_GATE), bits);
+        assert_eq!(m.faults(&direct(CALL, CALL_GATE, 0)), expected, "{bits:#x}");
+    }
+    // JMP can't change privilege; the TSS's stack segment is checked.
+    let mut m = Machine::protected().user(USER_CODE32);
+    m.write64(GDT + u64::from(CALL_GATE), gate(3, CODE32));
+    assert_eq!(m.faults(&direct(JMP, CALL_GATE, 0)), Exception::gp(CODE32));
+    for (ss, expected) in [
+        (0, Exception::ts(0)),
+        (USER_DATA, Exception::ts(USER_DATA)),
+        (READ_ONLY, Exception::ts(READ_ONLY)),
+        (ABSENT_DATA, Exception::ts(ABSENT_DATA)),
+        (BEYOND, Exception::ts(BEYOND)),
+    ] {
+        m.write(TSS + 8, &ss.to_le_bytes());
+        assert_eq!(m.faults(&direct(CALL, CALL_GATE, 0)), expected, "{ss:#x}");
+    }
+    m.write64(GDT + u64::from(ABSENT_DATA), 0x00cf_1300_0000_ffff);
+    m.write(TSS + 8, &ABSENT_DATA.to_le_bytes());
+    assert_eq!(m.faults(&direct(CALL, CALL_GATE, 0)), Exception::ss(ABSENT_DATA));
+    m.state.tr.limit = 8;
+    assert_eq!(m.faults(&direct(CALL, CALL_GATE, 0)), Exception::ts(TSS_SELECTOR));
+}
+
+#[test]
+fn call_gate_to_the_same_level_of_16_bits() {
+    let mut m = Machine::protected();
+    m.write64(GDT + u64::from(CALL_GATE), 0x1234 | u64::from(CODE32) << 16 | 0x84 << 40 | 0xffff << 48);
+    let rsp = m.rsp();
+    m.run(&direct(CALL, CALL_GATE, 0)).unwrap();
+    assert_eq!((m.state.rip, m.rsp()), (0x1234, rsp - 4));
+    assert_eq!((m.read16(rsp - 2), m.read16(rsp - 4)), (CODE32, CODE as u16 + 7));
+}
+
+#[test]
+fn call_gate_in_64_bit_mode() {
+    let mut m = Machine::long().user(USER_CODE64);
+    let address = GDT + u64::from(CALL_GATE);
+    m.write64(address, 0x1234 | u64::from(CODE64) << 16 | 0xec << 40 | 0x8000 << 48);
+    m.write64(address + 8, 0xffff_8000);
+    // CALL m16:64 at [rip + 0]: REX.W FF /3.
+    let pointer = 0x9000;
+    m.write64(pointer, 0);
+    m.write(pointer + 8, &CALL_GATE.to_le_bytes());
+    m.state.gpr[0] = pointer;
+    m.run(&[0x48, 0xff, 0x18]).unwrap();
+    assert_eq!((m.state.rip, m.state.cpl, m.selector(2)), (0xffff_8000_8000_1234, 0, 0));
+    let frame: Vec<u64> = (0..4).map(|n| m.read64(m.rsp() + 8 * n)).collect();
+    assert_eq!(frame, [CODE + 3, u64::from(USER_CODE64), USER_STACK, u64::from(USER_DATA)]);
+    assert_eq!(m.rsp(), KERNEL_STACK - 32);
+
+    m.state.rip = CODE;
+    m.run(&[0x48, 0xcb]).unwrap();
+    assert_eq!((m.state.rip, m.rsp(), m.state.cpl), (CODE + 3, USER_STACK, 3));
+
+    m.write64(address + 8, 1 << 40 | 0xffff_8000);
+    assert_eq!(m.faults(&[0x48, 0xff, 0x18]), Exception::gp(CALL_GATE), "type of the upper half");
+    m.write64(address + 8, 0x1_0000);
+    assert_eq!(m.faults(&[0x48, 0xff, 0x18]), Exception::GP0, "entry not canonical");
+}
+
+#[test]
+fn retf_errors() {
+    let cases = [
+        (0u64, Exception::GP0),
+        (u64::from(DATA), Exception::gp(DATA)),
+        (u64::from(BEYOND), Exception::gp(BEYOND)),
+        (u64::from(CODE32 | 3), Exception::gp(CODE32)),
+    ];
+    for (selector, expected) in cases {
+        let mut m = Machine::protected();
+        m.push_all(4, [u64::from(USER_DATA), USER_STACK, selector, 0x100]);
+        assert_eq!(m.faults(RETF), expected, "{selector:#x}");
+    }
+    let mut m = Machine::protected();
+    m.push_all(4, [u64::from(DATA), USER_STACK, u64::from(USER_CODE32), 0x100]);
+    assert_eq!(m.faults(RETF), Exception::gp(DATA));
+    let mut m = Machine::protected();
+    m.state.segments[2].limit = m.rsp() as u32 + 2;
+    assert_eq!(m.faults(RETF), Exception::SS0);
+}

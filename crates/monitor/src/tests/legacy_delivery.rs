@@ -1,0 +1,100 @@
+//! Delivery in real, protected and virtual-8086 mode.
+
+use super::*;
+
+#[test]
+fn real_mode_uses_the_vector_table() {
+    let mut m = Machine::real();
+    m.write(4 * 0x21, &[0x34, 0x12, 0x00, 0x20]);
+    m.state.rflags |= flags::IF | flags::TF;
+    m.run(&[0xcd, 0x21]).unwrap();
+    assert_eq!((m.selector(1), m.state.rip, m.rsp()), (0x2000, 0x1234, 0xeffa));
+    assert_eq!(m.read16(m.rsp()), CODE as u16 + 2);
+    assert_eq!(m.read16(m.rsp() + 4), (flags::IF | flags::TF | 2) as u16);
+    assert_eq!(m.state.rflags & (flags::IF | flags::TF), 0);
+}
+
+#[test]
+fn real_mode_exceptions_have_no_error_code() {
+    let mut m = Machine::real();
+    m.write(4 * 13, &[0x34, 0x12, 0x00, 0x20]);
+    m.deliver(Event::Exception(Exception::GP0)).unwrap();
+    assert_eq!(m.rsp(), 0xeffa);
+    m.state.idtr.limit = 0;
+    assert_eq!(m.deliver(Event::Exception(Exception::UD)), Err(TripleFault));
+}
+
+#[test]
+fn protected_mode_same_level_and_inner_level() {
+    let mut m = Machine::protected();
+    m.set_gate(13, CODE32, HANDLER, 0x8f, 0);
+    let rsp = m.rsp();
+    m.deliver(Event::Exception(Exception::gp(0x58))).unwrap();
+    assert_eq!((m.rsp(), m.read32(m.rsp()), m.read32(m.rsp() + 4)), (rsp - 16, 0x58, CODE as u32));
+
+    let mut m = Machine::protected().user(USER_CODE32);
+    m.set_gate(0x80, CODE32, HANDLER, 0xee, 0);
+    m.run(&[0xcd, 0x80]).unwrap();
+    assert_eq!((m.rsp(), m.state.cpl, m.selector(2)), (KERNEL_STACK - 20, 0, DATA));
+    let frame: Vec<u32> = (0..5).map(|n| m.read32(m.rsp() + 4 * n)).collect();
+    assert_eq!(frame, [CODE as u32 + 2, 0x23, 2, USER_STACK as u32, 0x2b]);
+    assert_eq!(m.selector(3), USER_DATA, "data segments stay");
+}
+
+#[test]
+fn a_16_bit_gate_pushes_words() {
+    let mut m = Machine::protected();
+    m.set_gate(0x21, CODE32, 0xffff_1234, 0x86, 0);
+    let rsp = m.rsp();
+    m.state.rflags |= flags::IF;
+    m.run(&[0xcd, 0x21]).unwrap();
+    assert_eq!((m.rsp(), m.state.rip), (rsp - 6, 0x1234));
+    assert_eq!(m.read16(m.rsp() + 2), CODE32);
+    assert_eq!(m.state.rflags & flags::IF, 0);
+}
+
+#[test]
+fn stack_limit_during_delivery() {
+    let mut m = Machine::protected();
+    m.set_gate(0x21, CODE32, HANDLER, 0x8e, 0);
+    m.state.segments[2].limit = 0x100;
+    assert_eq!(m.faults(&[0xcd, 0x21]), fault(Vector::StackFault, 0));
+    let mut m = Machine::protected().user(USER_CODE32);
+    m.set_gate(0x21, CODE32, HANDLER, 0xee, 0);
+    m.write(TSS + 8, &EXPAND_DOWN.to_le_bytes());
+    m.write64(GDT + u64::from(EXPAND_DOWN), 0x00cf_9700_000f_ffff);
+    assert_eq!(m.faults(&[0xcd, 0x21]), fault(Vector::StackFault, u32::from(EXPAND_DOWN)));
+}
+
+#[test]
+fn entry_beyond_the_segment() {
+    let mut m = Machine::protected();
+    m.set_gate(0x21, CODE16, 0x1_0000, 0x8e, 0);
+    assert_eq!(m.faults(&[0xcd, 0x21]), Exception::GP0);
+}
+
+#[test]
+fn virtual_8086_software_interrupts() {
+    let mut m = Machine::virtual_8086(0);
+    m.set_gate(0x21, CODE32, HANDLER, 0xee, 0);
+    m.set_gate(3, CODE32, HANDLER, 0xee, 0);
+    assert_eq!(m.faults(&[0xcd, 0x21]), Exception::GP0);
+    m.run(&[0xcc]).unwrap();
+    assert_eq!((m.state.cpl, m.rsp()), (0, KERNEL_STACK - 36));
+    assert_eq!(m.read32(m.rsp() + 8) & flags::VM as u32, flags::VM as u32);
+
+    let mut m = Machine::virtual_8086(3);
+    m.set_gate(0x21, CONFORMING32, HANDLER, 0xee, 0);
+    assert_eq!(m.faults(&[0xcd, 0x21]), Exception::gp(CONFORMING32), "only to ring 0 proper");
+}
+
+#[test]
+fn into_interrupts_on_overflow_only() {
+    let mut m = Machine::protected();
+    m.set_gate(4, CODE32, HANDLER, 0x8f, 0);
+    m.run(&[0xce]).unwrap();
+    assert_eq!(m.state.rip, CODE + 1);
+    m.state.flags = x86::Flags::from_bits(flags::OF);
+    m.run(&[0xce]).unwrap();
+    assert_eq!(m.state.rip, HANDLER);
+}
