@@ -18,9 +18,13 @@
 //! change the array or the entry. Same-page targets need no guard: the key of a block includes its linear page, so
 //! whoever runs in the page runs it under the same mapping.
 //!
-//! **Indirect exits.** `CpuState::rip` is written; the jump cache at `CpuState::jump_cache` (array of
+//! **Indirect exits.** The jump cache at `CpuState::jump_cache` (array of
 //! [`JumpEntry`], indexed by [`jump_index`]) is looked up inline: hit if rip and mode are equal and the target's page
-//! passes the same guard with the entry's addend. Otherwise [`Leave::Indirect`].
+//! passes the same guard with the entry's addend. Otherwise [`Leave::Indirect`], with the target in `CpuState::rip`.
+//! Entries are canonical addresses only: a target that is not canonical is found out on a miss, and abandoned.
+//!
+//! **rip.** `CpuState::rip` is stale while blocks run into each other; every way back to the runtime but `Unlinked` and
+//! `Guard` (whose slot says it) stores it.
 //!
 //! **Memory.** Inline TLB lookup (`memory::tlb`). On a miss the cold path writes back all guest state that is
 //! newer in SSA values than in CpuState, stores the instruction's rip and, in `scratch[1]`, how many of the

@@ -140,12 +140,18 @@ impl Lifter<'_, '_> {
         self.b.ins().return_call_indirect(signature, code, &[slot]);
     }
 
-    /// Goes on at a computed target, through the jump cache. State but for rip is written back here.
+    /// Whether a target is not canonical, so that going there raises #GP(0) at the transfer. Only in 64-bit mode:
+    /// elsewhere flat code can go anywhere.
+    pub(super) fn not_canonical(&mut self, target: Value) -> Value {
+        let shifted = self.b.ins().ishl_imm_u(target, 16);
+        let extended = self.b.ins().sshr_imm_u(shifted, 16);
+        self.b.ins().icmp(IntCC::NotEqual, extended, target)
+    }
+
+    /// Goes on at a computed target, through the jump cache. A target in the cache has been gone to before, so only
+    /// others are checked.
     pub(super) fn indirect_exit(&mut self, target: Value) {
         let file = self.file;
-        self.write_back(&file, u8::MAX);
-        self.state_store(target, RIP);
-
         // `abi::jump_index`, scaled to the entry's size.
         let low = self.b.ins().ushr_imm_u(target, 2);
         let high = self.b.ins().ushr_imm_u(target, 14);
@@ -174,9 +180,16 @@ impl Lifter<'_, '_> {
         self.b.ins().brif(fails, missed, &[], passed, &[]);
 
         self.b.switch_to_block(missed);
+        if self.mode.is_64bit() {
+            let faults = self.not_canonical(target);
+            self.abandon_if(faults);
+        }
+        self.write_back(&file, u8::MAX);
+        self.state_store(target, RIP);
         self.leave(Leave::Indirect);
 
         self.b.switch_to_block(passed);
+        self.write_back(&file, u8::MAX);
         let code = self.table_load(entry, offset_of!(JumpEntry, code));
         let signature = self.block_signature();
         let no_slot = self.word(0);

@@ -3,6 +3,7 @@
 use core::mem::offset_of;
 
 use cranelift_codegen::ir::{AtomicRmwOp, InstBuilder, Value, condcodes::IntCC, types};
+use iced_x86::Mnemonic;
 use memory::AtomicOp;
 use semantics::{
     Bulk, ConditionCode, Flag, Insn, Machine, Register, Transfer,
@@ -379,6 +380,15 @@ impl Machine for Lifter<'_, '_> {
         let forward = self.word(width.bytes());
         let backward = self.word(width.bytes().wrapping_neg());
         self.b.ins().select(down, backward, forward)
+    }
+
+    /// RET and JMP have no effect before they go: [`Lifter::indirect_exit`] checks for them, where it is free.
+    fn check_target(&mut self, target: Value) -> Result<(), Ended> {
+        if self.mode.is_64bit() && self.insn.mnemonic == Mnemonic::Call {
+            let faults = self.not_canonical(target);
+            self.abandon_if(faults);
+        }
+        Ok(())
     }
 
     fn jump(&mut self, target: u64, _: Transfer) -> Result<(), Ended> {

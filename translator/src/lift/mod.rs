@@ -20,6 +20,7 @@ mod vector_inline;
 
 use cranelift_codegen::ir::{AbiParam, SourceLoc, Value, types};
 use cranelift_frontend::FunctionBuilder;
+use iced_x86::Mnemonic;
 use semantics::{
     Insn, Kind,
     decode::{BlockEnd, GuestBlock},
@@ -76,6 +77,7 @@ pub(crate) struct Lifter<'a, 'f> {
 /// The instruction being lifted.
 #[derive(Clone, Copy, Default)]
 struct Current {
+    mnemonic: Mnemonic,
     rip: u64,
     next_rip: u64,
     index: u16,
@@ -166,7 +168,7 @@ impl<'a, 'f> Lifter<'a, 'f> {
     }
 
     fn instruction(&mut self, index: u16, insn: &Insn) -> Result<(), Ended> {
-        self.insn = Current { rip: insn.rip, next_rip: insn.next_rip(), index };
+        self.insn = Current { mnemonic: insn.mnemonic, rip: insn.rip, next_rip: insn.next_rip(), index };
         self.b.set_srcloc(SourceLoc::new(u32::from(index)));
         self.start = self.file;
         self.update = None;

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "not every test uses all of it")]
 
+pub mod random;
+
 use std::{arch::naked_asm, mem::offset_of, sync::OnceLock};
 
 use memmap2::{Mmap, MmapMut};
@@ -30,10 +32,11 @@ pub struct Machine {
     pub ram: Box<Ram>,
     tlb: Box<[Entry; ENTRIES]>,
     jumps: Box<[JumpEntry]>,
-    table: Box<[*const u8; TABLE_LENGTH]>,
-    /// How many slow paths were taken.
-    pub slow: u64,
+    table: FunctionTable,
 }
+
+/// What `CpuState::helpers` points to.
+pub type FunctionTable = Box<[*const u8; TABLE_LENGTH]>;
 
 /// Guest RAM.
 #[repr(C, align(4096))]
@@ -51,10 +54,56 @@ pub struct Placed {
 }
 
 impl Placed {
+    /// Runs the block until it leaves.
+    ///
+    /// # Safety
+    /// What the state points to (TLB array, tables, engine) is there.
+    pub unsafe fn run(&self, state: &mut CpuState) -> Leave {
+        // SAFETY: compiled code keeps to `abi`; the rest is the caller's promise.
+        match unsafe { enter(self.code.as_ptr(), state) } {
+            0 => Leave::Unlinked,
+            1 => Leave::Guard,
+            2 => Leave::Indirect,
+            3 => Leave::Step,
+            4 => Leave::Poll,
+            other => panic!("block returned {other}"),
+        }
+    }
+
     pub fn slot(&self, n: usize) -> *const ChainSlot {
         // SAFETY: `place` made room for all slots of the block.
         unsafe { self.code.as_ptr().add(self.slots).cast::<ChainSlot>().add(n) }
     }
+}
+
+/// State in 64-bit mode at CPL 0, without paging.
+pub fn long_mode_state() -> Box<CpuState> {
+    let mut state = Box::new(CpuState::new());
+    state.cr0 = control::cr0::PE | control::cr0::ET;
+    state.cr4 |= control::cr4::OSFXSR | control::cr4::OSXMMEXCPT;
+    state.efer |= control::efer::LMA;
+    let data = attribute::PRESENT | attribute::NON_SYSTEM | attribute::WRITABLE | attribute::DEFAULT_32;
+    state.segments = [Segment { base: 0, limit: u32::MAX, selector: 16, attributes: data }; 6];
+    state.segments[SegmentRegister::Cs as usize] = Segment {
+        base: 0,
+        limit: u32::MAX,
+        selector: 8,
+        attributes: data & !attribute::DEFAULT_32 | attribute::CODE | attribute::LONG,
+    };
+    state.update_mode();
+    state
+}
+
+/// The functions that compiled code may call.
+pub fn function_table(thunks: &Thunks) -> FunctionTable {
+    let mut table = Box::new([core::ptr::null(); TABLE_LENGTH]);
+    for (n, helper) in Helper::ALL.iter().enumerate() {
+        table[n] = helper.function() as *const u8;
+    }
+    table[FIRST_RUNTIME_HELPER + RuntimeHelper::VectorOp as usize] = vector_op as *const u8;
+    table[FIRST_RUNTIME_HELPER + RuntimeHelper::Divide as usize] = divide as *const u8;
+    table[FIRST_THUNK..].copy_from_slice(thunks.addresses());
+    table
 }
 
 /// Puts a block into executable memory, its exits unlinked.
@@ -78,29 +127,13 @@ pub fn place(block: CodeBlock) -> Placed {
 impl Machine {
     /// A machine in 64-bit mode at CPL 0.
     pub fn new() -> Self {
-        let mut state = Box::new(CpuState::new());
-        state.cr0 |= control::cr0::PE;
-        state.cr4 |= control::cr4::OSFXSR;
-        state.efer |= control::efer::LMA;
-        state.segments[SegmentRegister::Cs as usize] = Segment {
-            base: 0,
-            limit: u32::MAX,
-            selector: 8,
-            attributes: attribute::PRESENT | attribute::CODE | attribute::LONG | 0x13,
-        };
-        state.update_mode();
+        let state = long_mode_state();
         let tlb = Box::new([Entry::EMPTY; ENTRIES]);
         let jump = JumpEntry { rip: u64::MAX, code: 0, addend: 0, mode: 0 };
         let jumps = vec![jump; JUMP_CACHE_ENTRIES].into_boxed_slice();
-        let mut table = Box::new([core::ptr::null(); TABLE_LENGTH]);
-        for (n, helper) in Helper::ALL.iter().enumerate() {
-            table[n] = helper.function() as *const u8;
-        }
-        table[FIRST_RUNTIME_HELPER + RuntimeHelper::VectorOp as usize] = vector_op as *const u8;
-        table[FIRST_RUNTIME_HELPER + RuntimeHelper::Divide as usize] = divide as *const u8;
-        table[FIRST_THUNK..].copy_from_slice(thunks().addresses());
+        let table = function_table(thunks());
         let ram = Box::new(Ram { bytes: [0; RAM_SIZE], slow: 0 });
-        let mut machine = Self { state, ram, tlb, jumps, table, slow: 0 };
+        let mut machine = Self { state, ram, tlb, jumps, table };
         machine.state.tlb = machine.tlb.as_mut_ptr().cast();
         machine.state.tlb_mask = ((ENTRIES - 1) << ENTRY_SHIFT) as u64;
         machine.state.jump_cache = machine.jumps.as_mut_ptr().cast();
@@ -131,19 +164,8 @@ impl Machine {
 
     /// Runs a block until it leaves.
     pub fn run(&mut self, placed: &Placed) -> Leave {
-        self.run_code(placed.code.as_ptr())
-    }
-
-    fn run_code(&mut self, code: *const u8) -> Leave {
-        // SAFETY: compiled code keeps to `abi`, and everything that it reaches through the state lives in `self`.
-        match unsafe { enter(code, &raw mut *self.state) } {
-            0 => Leave::Unlinked,
-            1 => Leave::Guard,
-            2 => Leave::Indirect,
-            3 => Leave::Step,
-            4 => Leave::Poll,
-            other => panic!("block returned {other}"),
-        }
+        // SAFETY: everything that the state points to lives in `self`.
+        unsafe { placed.run(&mut self.state) }
     }
 
     /// The slot that the last run left through.
@@ -208,7 +230,7 @@ unsafe extern "C" fn enter(code: *const u8, state: *mut CpuState) -> u64 {
 }
 
 #[unsafe(naked)]
-unsafe extern "C" fn abandon() -> ! {
+pub unsafe extern "C" fn abandon() -> ! {
     naked_asm!(
         "mov rax, [r15 + {scratch} + 8]",
         "sub [r15 + {instructions}], rax",
@@ -241,7 +263,7 @@ unsafe extern "C" fn unlinked() {
 
 /// Changes every register that a System V function may change, so that a thunk that fails to save one is noticed.
 #[unsafe(naked)]
-extern "C" fn clobber() {
+pub extern "C" fn clobber() {
     naked_asm!(
         "mov eax, 0x5a5a5a5a",
         "mov ecx, eax",

@@ -1,0 +1,332 @@
+//! Random blocks, compiled and interpreted: both must end in the same state.
+//!
+//! It checks the lifter against the same definitions on numbers, so it finds what is wrong in lowering: write-backs,
+//! flags, precise faults, memory paths, vectors. `DIFFERENTIAL_CASES` and `DIFFERENTIAL_SEED` make it longer or repeat
+//! a case.
+
+mod common;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::OnceLock,
+};
+
+use common::{
+    FunctionTable, abandon, clobber, function_table, long_mode_state, place,
+    random::{DATA, DATA_SIZE, Random, instruction, registers},
+};
+use memory::{AtomicOp, CodePages, Mmu, Ram};
+use semantics::{Insn, decode::decode_block};
+use transvisor_translator::{
+    Options, RegisterAllocator, Thunks, TranslateError, Translator,
+    abi::{JUMP_CACHE_ENTRIES, JumpEntry, Leave, RuntimeFunctions, SlowPath, SlowPathFn},
+};
+use x86::{CpuState, GuestPhys, GuestVirt, Width};
+
+const CODE: u64 = 0x4_0000;
+const RAM_SIZE: u64 = 1 << 20;
+
+/// A processor with memory of its own.
+struct Side {
+    state: Box<CpuState>,
+    mmu: Box<Mmu>,
+    _table: FunctionTable,
+    _jumps: Vec<JumpEntry>,
+}
+
+impl Side {
+    fn new() -> Self {
+        let ram = Ram::new(RAM_SIZE).unwrap();
+        let code_pages = CodePages::new(&ram);
+        let mut mmu = Box::new(Mmu::new(ram, code_pages));
+        let table = function_table(thunks());
+        let jumps = vec![JumpEntry { rip: u64::MAX, code: 0, addend: 0, mode: 0 }; JUMP_CACHE_ENTRIES];
+        let mut state = long_mode_state();
+        state.helpers = table.as_ptr();
+        state.jump_cache = jumps.as_ptr().cast_mut().cast();
+        state.engine = (&raw mut *mmu).cast();
+        mmu.select_view(&mut state);
+        Self { state, mmu, _table: table, _jumps: jumps }
+    }
+
+    fn data(&self) -> Vec<u8> {
+        let mut bytes = vec![0; (DATA_SIZE + 0x2_0000) as usize];
+        self.mmu.ram().read(GuestPhys(DATA - 0x1_0000), &mut bytes).unwrap();
+        bytes
+    }
+
+    fn set_data(&self, bytes: &[u8]) {
+        self.mmu.ram().write(GuestPhys(DATA - 0x1_0000), bytes).unwrap();
+    }
+}
+
+fn mmu<'a>(state: *mut CpuState) -> (&'a CpuState, &'a mut Mmu) {
+    clobber();
+    // SAFETY: `Side::new` made `engine` point to the side's Mmu, which nothing else refers to while code runs.
+    unsafe { (&*state, &mut *(*state).engine.cast::<Mmu>()) }
+}
+
+/// Gives a result to compiled code.
+fn done(state: *mut CpuState, result: Result<u64, memory::Stop>) -> u64 {
+    let Ok(value) = result else { return 0 };
+    // SAFETY: the state is the caller's.
+    unsafe { (*state).scratch[0] = value };
+    1
+}
+
+fn vector_done(state: *mut CpuState, result: Result<u128, memory::Stop>) -> u64 {
+    let Ok(value) = result else { return 0 };
+    // SAFETY: the state is the caller's.
+    unsafe { (*state).scratch_vector[0] = value };
+    1
+}
+
+fn width(bytes: u64) -> Width {
+    Width::from_bytes(bytes as usize).unwrap()
+}
+
+type S = *mut CpuState;
+
+unsafe extern "C" fn load<const N: u64>(s: S, address: u64, _: u64, _: u64, _: u64) -> u64 {
+    let (state, mmu) = mmu(s);
+    done(s, mmu.load(state, GuestVirt(address), width(N)))
+}
+
+unsafe extern "C" fn update<const N: u64>(s: S, address: u64, _: u64, _: u64, _: u64) -> u64 {
+    let (state, mmu) = mmu(s);
+    done(s, mmu.load_for_update(state, GuestVirt(address), width(N)))
+}
+
+unsafe extern "C" fn store<const N: u64>(s: S, address: u64, value: u64, _: u64, _: u64) -> u64 {
+    let (state, mmu) = mmu(s);
+    mmu.store(state, GuestVirt(address), width(N), value).is_ok().into()
+}
+
+unsafe extern "C" fn load_vector(s: S, address: u64, _: u64, _: u64, _: u64) -> u64 {
+    let (state, mmu) = mmu(s);
+    vector_done(s, mmu.load128(state, GuestVirt(address)))
+}
+
+unsafe extern "C" fn store_vector(s: S, address: u64, _: u64, _: u64, _: u64) -> u64 {
+    let (state, mmu) = mmu(s);
+    mmu.store128(state, GuestVirt(address), state.scratch_vector[0]).is_ok().into()
+}
+
+unsafe extern "C" fn atomic(s: S, address: u64, operand: u64, op: u64, bytes: u64) -> u64 {
+    use AtomicOp::*;
+    let op = [Add, Sub, And, Or, Xor, Exchange][op as usize];
+    let (state, mmu) = mmu(s);
+    done(s, mmu.atomic(state, GuestVirt(address), width(bytes), op, operand))
+}
+
+unsafe extern "C" fn compare_exchange(s: S, address: u64, expected: u64, new: u64, bytes: u64) -> u64 {
+    let (state, mmu) = mmu(s);
+    done(s, mmu.compare_exchange(state, GuestVirt(address), width(bytes), expected, new))
+}
+
+unsafe extern "C" fn compare_exchange_pair(s: S, address: u64, _: u64, _: u64, _: u64) -> u64 {
+    let (state, mmu) = mmu(s);
+    let [_, expected, new] = state.scratch_vector;
+    vector_done(s, mmu.compare_exchange128(state, GuestVirt(address), expected, new))
+}
+
+unsafe extern "C" fn probe_write(s: S, address: u64, bytes: u64, _: u64, _: u64) -> u64 {
+    let (state, mmu) = mmu(s);
+    mmu.probe_write(state, GuestVirt(address), bytes).is_ok().into()
+}
+
+fn thunks() -> &'static Thunks {
+    static THUNKS: OnceLock<Thunks> = OnceLock::new();
+    THUNKS.get_or_init(|| {
+        let slow_paths: [SlowPathFn; SlowPath::ALL.len()] = [
+            load::<1>,
+            load::<2>,
+            load::<4>,
+            load::<8>,
+            load_vector,
+            update::<1>,
+            update::<2>,
+            update::<4>,
+            update::<8>,
+            store::<1>,
+            store::<2>,
+            store::<4>,
+            store::<8>,
+            store_vector,
+            atomic,
+            compare_exchange,
+            compare_exchange_pair,
+            probe_write,
+        ];
+        Thunks::new(&RuntimeFunctions { slow_paths, abandon }).unwrap()
+    })
+}
+
+/// What differs between two states, in words.
+fn differences(compiled: &CpuState, interpreted: &CpuState) -> String {
+    let mut text = String::new();
+    let mut note = |name: String, a: u128, b: u128| {
+        if a != b {
+            text += &format!("  {name}: compiled {a:#x}, interpreted {b:#x}\n");
+        }
+    };
+    for n in 0..16 {
+        note(format!("gpr {n}"), compiled.gpr[n].into(), interpreted.gpr[n].into());
+        note(format!("xmm{n}"), compiled.xmm[n], interpreted.xmm[n]);
+    }
+    note("rip".into(), compiled.rip.into(), interpreted.rip.into());
+    note("rflags".into(), compiled.rflags().into(), interpreted.rflags().into());
+    note("instructions".into(), compiled.instructions.into(), interpreted.instructions.into());
+    note("mxcsr".into(), compiled.mxcsr.into(), interpreted.mxcsr.into());
+    if compiled.x87 != interpreted.x87 {
+        text += &format!("  x87: compiled {:?}\n    interpreted {:?}\n", compiled.x87, interpreted.x87);
+    }
+    text
+}
+
+/// What a run of cases met with.
+#[derive(Default)]
+struct Seen {
+    executed: BTreeSet<String>,
+    /// Instructions that compiled code left to the interpreter although they raise nothing.
+    left: BTreeMap<String, u64>,
+    declined: u64,
+}
+
+struct Harness {
+    translator: Translator,
+    compiled: Side,
+    interpreted: Side,
+    seen: Seen,
+}
+
+impl Harness {
+    fn case(&mut self, seed: u64) {
+        let random = &mut Random(seed);
+        let (mut insns, mut bytes) = (Vec::<Insn>::new(), Vec::new());
+        let mode = self.compiled.state.mode;
+        for _ in 0..1 + random.below(8) {
+            let (insn, encoded) = instruction(random, CODE + bytes.len() as u64, mode);
+            bytes.extend(encoded);
+            insns.push(insn);
+            if semantics::decode::ends_block(&insn) {
+                break;
+            }
+        }
+        let block = decode_block(&bytes, CODE, mode);
+        let code = match self.translator.translate(&block) {
+            Ok(code) => code,
+            Err(TranslateError::FirstDeclined(_)) => {
+                self.seen.declined += 1;
+                return;
+            }
+            Err(error) => panic!("seed {seed:#x}: {error}: {bytes:02x?}"),
+        };
+        let placed = place(code);
+
+        let data: Vec<u8> =
+            (0..(DATA_SIZE + 0x2_0000) / 8).flat_map(|_| random.next().to_le_bytes()).collect();
+        let mut start = long_mode_state();
+        registers(random, &mut start);
+        if random.once_in(4) {
+            start.mxcsr = 0x1f80 & !(random.next() as u32 & 0x1f80) | random.next() as u32 & 0xe040;
+        }
+        start.segments[4].base = DATA + random.below(0x1000);
+        start.segments[5].base = DATA + random.below(0x1000);
+        for side in [&mut self.compiled, &mut self.interpreted] {
+            side.set_data(&data);
+            let state = &mut side.state;
+            (state.gpr, state.xmm, state.x87) = (start.gpr, start.xmm, start.x87);
+            (state.flags, state.rflags, state.mxcsr) = (start.flags, start.rflags, start.mxcsr);
+            state.segments = start.segments;
+            (state.rip, state.instructions, state.pending_exception) = (CODE, 0, 0);
+        }
+
+        // SAFETY: what the state points to lives in `compiled`.
+        let leave = unsafe { placed.run(&mut self.compiled.state) };
+        let compiled = &mut *self.compiled.state;
+        if matches!(leave, Leave::Unlinked | Leave::Guard) {
+            let slot = compiled.scratch[0] as usize - placed.slot(0) as usize;
+            compiled.rip = placed.block.exits[slot / 32].target;
+        }
+        for _ in 0..compiled.instructions {
+            let rip = self.interpreted.state.rip;
+            let insn = block.insns.iter().find(|insn| insn.rip == rip);
+            let insn =
+                insn.unwrap_or_else(|| panic!("seed {seed:#x}: interpreter left the block early: {rip:#x}"));
+            interpreter::step(&mut self.interpreted.state, &mut self.interpreted.mmu, insn).unwrap_or_else(
+                |stop| panic!("seed {seed:#x}: {insn:?} stops: {stop:?}; {bytes:02x?} left by {leave:?}"),
+            );
+            self.seen.executed.insert(format!("{:?}", insn.code));
+        }
+        let describe = || {
+            let codes: Vec<_> = block.insns.iter().map(|insn| insn.code).collect();
+            format!("seed {seed:#x}: {bytes:02x?} left by {leave:?}: {codes:?}")
+        };
+        if leave == Leave::Step && (self.compiled.state.mxcsr ^ self.interpreted.state.mxcsr) & !0x3f == 0 {
+            // What raises #XM has set its flags in MXCSR already, and will again.
+            self.compiled.state.mxcsr = self.interpreted.state.mxcsr;
+        }
+        let differences = differences(&self.compiled.state, &self.interpreted.state);
+        assert!(differences.is_empty(), "{}\n{differences}", describe());
+        if leave == Leave::Step {
+            // An instruction that was abandoned may have stored a part of what it stores: done again, it must come out
+            // the same.
+            let rip = self.compiled.state.rip;
+            let insn = block.insns.iter().find(|insn| insn.rip == rip).expect("a step is at an instruction");
+            let [ours, theirs] = [&mut self.compiled, &mut self.interpreted].map(|side| {
+                side.state.pending_exception = 0;
+                interpreter::step(&mut side.state, &mut side.mmu, insn)
+            });
+            assert_eq!(ours, theirs, "{}", describe());
+            assert_eq!(self.compiled.state.mxcsr, self.interpreted.state.mxcsr, "{}", describe());
+            if theirs.is_ok() {
+                *self.seen.left.entry(format!("{:?}", insn.mnemonic)).or_default() += 1;
+            }
+        }
+        assert!(self.compiled.data() == self.interpreted.data(), "{}: memory differs", describe());
+    }
+}
+
+fn setting(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    let parsed = match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    Some(parsed.unwrap_or_else(|_| panic!("{name} is no number")))
+}
+
+fn run(options: Options, cases: u64, seed: u64) {
+    let translator = Translator::new(options).unwrap();
+    let (compiled, interpreted) = (Side::new(), Side::new());
+    let mut harness = Harness { translator, compiled, interpreted, seen: Seen::default() };
+    let cases = setting("DIFFERENTIAL_CASES").unwrap_or(cases);
+    let seed = setting("DIFFERENTIAL_SEED").unwrap_or(seed);
+    for n in 0..cases {
+        harness.case(seed.wrapping_add(n));
+    }
+    let seen = &harness.seen;
+    println!(
+        "{cases} blocks from seed {seed:#x}: {} forms executed, {} blocks declined at their first instruction",
+        seen.executed.len(),
+        seen.declined
+    );
+    println!("left to the interpreter without need: {:?}", seen.left);
+}
+
+#[test]
+fn compiled_blocks_do_what_the_interpreter_does() {
+    run(Options { verify: true, ..Options::default() }, 3000, 0x1000_0000);
+}
+
+#[test]
+fn without_the_optimizer_too() {
+    let options = Options {
+        verify: true,
+        optimize: false,
+        registers: RegisterAllocator::SinglePass,
+        ..Options::default()
+    };
+    run(options, 1000, 0x2000_0000);
+}
