@@ -189,6 +189,8 @@ mod tests {
         assert_eq!(i8042.read_status() & 0x41, 0x41);
         assert_eq!(i8042.read_data(), 0xfe);
         assert!(!i8042.line.is_high());
+        i8042.write_command(0x20);
+        assert_eq!(i8042.read_status() & 0x41, 0x01, "the time-out was the other byte's");
     }
 
     #[test]

@@ -228,6 +228,39 @@ fn the_console_both_ways() {
 }
 
 #[test]
+fn local_apic_registers_are_32_bits() {
+    let mut board = Board::new().with_apic();
+    board.apic_write(0x80, 0x35);
+    board.chipset.mmio_write(GuestPhys(LOCAL_APIC + 0x80), 1, 0x10);
+    assert_eq!(board.apic_read(0x80), 0x35);
+    board.chipset.mmio_write(GuestPhys(LOCAL_APIC + 0x80), 8, 0x20);
+    assert_eq!(board.apic_read(0x80), 0x20);
+    assert_eq!(board.chipset.mmio_read(GuestPhys(LOCAL_APIC + 0x32), 2), 0x0005);
+}
+
+#[test]
+fn time_does_not_go_back() {
+    let mut board = Board::new().with_apic();
+    board.apic_write(0x3e0, 0xb);
+    board.apic_write(0x380, 1_000);
+    board.clock.advance(600);
+    board.chipset.advance(600);
+    board.chipset.advance(0);
+    assert_eq!(board.chipset.next_deadline(), None, "masked");
+    board.apic_write(0x320, 0xec);
+    assert_eq!(board.chipset.next_deadline(), Some(1_000));
+    board.chipset.advance(2_000);
+    board.chipset.advance(1_000);
+    assert_eq!(board.apic_read(0x390), 0);
+    board.apic_write(0x380, 1_000);
+    assert_eq!(
+        board.chipset.next_deadline(),
+        Some(3_000),
+        "later than the clock says: what devices saw stays"
+    );
+}
+
+#[test]
 fn power_events() {
     let event = |port, size, value| {
         let mut board = Board::new();

@@ -268,3 +268,66 @@ impl InterruptFabric {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::LOCAL_APIC;
+
+    /// Two vCPUs with software-enabled local APICs, flat logical IDs 1 and 2.
+    fn two() -> InterruptFabric {
+        let mut fabric = InterruptFabric::new(2);
+        for vcpu in 0..2 {
+            fabric.write_apic(vcpu, 0xf0, 0x1ff, 0);
+            fabric.write_apic(vcpu, 0xd0, 0x0100_0000 << vcpu, 0);
+        }
+        fabric
+    }
+
+    fn message(mode: DeliveryMode, destination: u32) -> Message {
+        Message { destination, logical: true, mode, vector: 0x41, level_triggered: false }
+    }
+
+    fn pending(fabric: &InterruptFabric) -> [bool; 2] {
+        [fabric.pending(0), fabric.pending(1)]
+    }
+
+    #[test]
+    fn the_lowest_priority_gets_it() {
+        for (busy, expected) in [(0, [false, true]), (1, [true, false])] {
+            let mut fabric = two();
+            fabric.apic_mut(busy).set_cr8(3);
+            fabric.send(&message(DeliveryMode::LowestPriority, 3));
+            assert_eq!(pending(&fabric), expected);
+        }
+        let mut fabric = two();
+        fabric.write_apic(0, 0xf0, 0xff, 0);
+        fabric.send(&message(DeliveryMode::LowestPriority, 3));
+        assert_eq!(pending(&fabric), [false, true], "not to one that is software-disabled");
+        let mut fabric = two();
+        fabric.send(&message(DeliveryMode::Fixed, 3));
+        assert_eq!(pending(&fabric), [true, true]);
+    }
+
+    #[test]
+    fn shorthands() {
+        for (command, expected) in
+            [(0x40041, [true, false]), (0x80041, [true, true]), (0xc0041, [false, true])]
+        {
+            let mut fabric = two();
+            fabric.write_apic(0, 0x300, command, 0);
+            assert_eq!(pending(&fabric), expected, "{command:#x}");
+        }
+    }
+
+    #[test]
+    fn another_processor_is_started() {
+        let mut fabric = two();
+        fabric.write_apic(0, 0x310, 0x0100_0000, 0);
+        fabric.write_apic(0, 0x300, 0x4500, 0);
+        fabric.write_apic(0, 0x300, 0x469a, 0);
+        assert_eq!(fabric.take_startup(1), Startup { init: true, sipi: Some(0x9a) });
+        assert_eq!(fabric.take_startup(0), Startup::default());
+        assert_eq!(fabric.apic(1).base(), LOCAL_APIC | 0x800, "INIT leaves IA32_APIC_BASE alone");
+    }
+}

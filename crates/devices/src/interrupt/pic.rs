@@ -448,6 +448,26 @@ mod tests {
     }
 
     #[test]
+    fn a_line_that_stays_high_is_one_edge() {
+        let mut pic = linux();
+        pic.set_line(3, true);
+        pic.acknowledge();
+        pic.set_line(3, true);
+        pic.write(Master, 0, 0x20);
+        assert!(!pic.interrupt());
+    }
+
+    #[test]
+    fn a_slave_that_changes_its_mind_takes_the_cascade_down() {
+        let mut pic = linux();
+        pic.write_elcr(1, 0x02);
+        pic.set_line(9, true);
+        assert!(pic.interrupt());
+        pic.set_line(9, false);
+        assert!(!pic.interrupt());
+    }
+
+    #[test]
     fn auto_eoi_with_rotation() {
         let mut pic = linux();
         pic.write(Master, 0, 0x11);

@@ -164,6 +164,29 @@ fn a_new_count_waits_for_the_end_of_the_period() {
 }
 
 #[test]
+fn absurd_rates_do_not_ask_for_endless_wake_ups() {
+    let mut bench = Bench::new();
+    bench.load(0, 2, 2);
+    assert!(bench.at(1000).rose());
+    assert_eq!(bench.pit.next_deadline(), Some(bench.now + SHORTEST_PERIOD));
+}
+
+#[test]
+fn the_gate_restarts_a_period() {
+    let mut bench = Bench::new();
+    bench.pit.write_control_b(1, 0);
+    bench.load(2, 2, 1000);
+    bench.at(400);
+    bench.write(2, 100);
+    bench.write(2, 0);
+    bench.pit.write_control_b(0, bench.now);
+    assert_eq!(bench.at(2_000).count(2), 600, "halted");
+    assert!(bench.out(2));
+    bench.pit.write_control_b(1, bench.now);
+    assert_eq!(bench.at(2_030).count(2), 70, "the new count is loaded");
+}
+
+#[test]
 fn mode_3_is_a_square_wave() {
     let mut bench = Bench::new();
     bench.load(0, 3, 10);

@@ -130,6 +130,14 @@ fn update_and_alarm_interrupts() {
 }
 
 #[test]
+fn setting_the_time_takes_the_update_interrupt_away() {
+    let mut rtc = rtc();
+    write(&mut rtc, STATUS_B, 0x12, 0);
+    write(&mut rtc, STATUS_B, 0x92, 0);
+    assert_eq!(read(&mut rtc, STATUS_B, 0), 0x82);
+}
+
+#[test]
 fn ram_and_nmi_mask() {
     let mut rtc = rtc();
     write(&mut rtc, 0x0f | 0x80, 0x0a, 0);

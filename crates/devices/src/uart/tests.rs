@@ -83,6 +83,30 @@ fn linux_thre_test_sees_the_interrupt_come_back() {
 }
 
 #[test]
+fn the_transmitter_interrupts_on_enabling_and_not_on_each_write() {
+    let (mut uart, _) = uart();
+    uart.write(IER, 0x02, 0);
+    uart.read(IIR);
+    uart.write(IER, 0x03, 0);
+    assert_eq!(uart.read(IIR), 0x01);
+}
+
+#[test]
+fn switching_the_fifos_empties_them() {
+    let (mut uart, _) = uart();
+    uart.write(MCR, 0x03, 0);
+    uart.push_input(b"a");
+    uart.write(FCR, 0x01, 0);
+    assert_eq!(uart.read(LSR) & 1, 0);
+    uart.push_input(b"b");
+    uart.write(FCR, 0x01, 0);
+    assert_eq!(uart.read(RX), b'b', "already on: nothing happens");
+    uart.push_input(b"c");
+    uart.write(FCR, 0x03, 0);
+    assert_eq!(uart.read(LSR) & 1, 0);
+}
+
+#[test]
 fn output_goes_to_the_sink() {
     let (mut uart, capture) = uart();
     uart.write(LCR, 0x83, 0);

@@ -101,6 +101,19 @@ fn eoi_of_a_level_goes_out() {
 }
 
 #[test]
+fn a_vector_is_level_or_edge_as_it_came_last() {
+    let mut apic = enabled();
+    apic.receive(&Message { level_triggered: true, ..fixed(0x41) });
+    assert_eq!(apic.read_mmio(0x1a0, 0), 0x2);
+    apic.acknowledge();
+    apic.write_mmio(EOI, 0, 0);
+    apic.receive(&fixed(0x41));
+    assert_eq!(apic.read_mmio(0x1a0, 0), 0);
+    apic.acknowledge();
+    assert_eq!(apic.write_mmio(EOI, 0, 0), None);
+}
+
+#[test]
 fn logical_destinations() {
     let logical = |destination| Message { destination, logical: true, ..fixed(0x40) };
     let mut apic = enabled();
@@ -190,6 +203,16 @@ fn transitions_of_the_base_register() {
     assert_eq!(apic.mmio_base(), None);
     apic.set_base(0xfee1_0900).unwrap();
     assert_eq!(apic.read_mmio(SVR, 0), 0xff, "as after power-up");
+}
+
+#[test]
+fn entering_x2apic_mode_keeps_all_but_the_destination() {
+    let mut apic = enabled();
+    apic.write_mmio(TPR, 0x20, 0);
+    apic.write_mmio(ICR_HIGH, 0x0300_0000, 0);
+    apic.set_base(apic.base() | 1 << 10).unwrap();
+    assert_eq!(apic.read_msr(msr(TPR), 0), Ok(0x20));
+    assert_eq!(apic.read_msr(msr(ICR), 0), Ok(0));
 }
 
 #[test]

@@ -249,6 +249,11 @@ mod tests {
         timer.set_initial(77, 0);
         assert_eq!(timer.initial(), 0, "ignored in this mode");
         timer.set_mode(TimerMode::OneShot);
+        timer.set_initial(77, 0);
+        timer.set_mode(TimerMode::TscDeadline);
+        assert_eq!((timer.initial(), timer.current(1), timer.next_deadline(1)), (0, 0, None), "disarmed");
+        timer.set_tsc_deadline(u64::MAX);
+        timer.set_mode(TimerMode::OneShot);
         assert_eq!((timer.tsc_deadline(), timer.next_deadline(0)), (0, None));
     }
 }
