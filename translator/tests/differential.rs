@@ -12,7 +12,7 @@ use std::{
 };
 
 use common::{
-    FunctionTable, abandon, clobber, function_table, long_mode_state, place,
+    FunctionTable, abandon, clobber, function_table, long_mode_state, place, protected_state,
     random::{DATA, DATA_SIZE, Random, instruction, registers},
 };
 use memory::{AtomicOp, CodePages, Mmu, Ram};
@@ -35,13 +35,13 @@ struct Side {
 }
 
 impl Side {
-    fn new() -> Self {
+    fn new(state: fn() -> Box<CpuState>) -> Self {
         let ram = Ram::new(RAM_SIZE).unwrap();
         let code_pages = CodePages::new(&ram);
         let mut mmu = Box::new(Mmu::new(ram, code_pages));
         let table = function_table(thunks());
         let jumps = vec![JumpEntry { rip: u64::MAX, code: 0, addend: 0, mode: 0 }; JUMP_CACHE_ENTRIES];
-        let mut state = long_mode_state();
+        let mut state = state();
         state.helpers = table.as_ptr();
         state.jump_cache = jumps.as_ptr().cast_mut().cast();
         state.engine = (&raw mut *mmu).cast();
@@ -195,6 +195,7 @@ struct Seen {
 
 struct Harness {
     translator: Translator,
+    state: fn() -> Box<CpuState>,
     compiled: Side,
     interpreted: Side,
     seen: Seen,
@@ -226,7 +227,7 @@ impl Harness {
 
         let data: Vec<u8> =
             (0..(DATA_SIZE + 0x2_0000) / 8).flat_map(|_| random.next().to_le_bytes()).collect();
-        let mut start = long_mode_state();
+        let mut start = (self.state)();
         registers(random, &mut start);
         if random.once_in(4) {
             start.mxcsr = 0x1f80 & !(random.next() as u32 & 0x1f80) | random.next() as u32 & 0xe040;
@@ -297,10 +298,10 @@ fn setting(name: &str) -> Option<u64> {
     Some(parsed.unwrap_or_else(|_| panic!("{name} is no number")))
 }
 
-fn run(options: Options, cases: u64, seed: u64) {
+fn run(options: Options, state: fn() -> Box<CpuState>, cases: u64, seed: u64) {
     let translator = Translator::new(options).unwrap();
-    let (compiled, interpreted) = (Side::new(), Side::new());
-    let mut harness = Harness { translator, compiled, interpreted, seen: Seen::default() };
+    let (compiled, interpreted) = (Side::new(state), Side::new(state));
+    let mut harness = Harness { translator, state, compiled, interpreted, seen: Seen::default() };
     let cases = setting("DIFFERENTIAL_CASES").unwrap_or(cases);
     let seed = setting("DIFFERENTIAL_SEED").unwrap_or(seed);
     for n in 0..cases {
@@ -317,7 +318,7 @@ fn run(options: Options, cases: u64, seed: u64) {
 
 #[test]
 fn compiled_blocks_do_what_the_interpreter_does() {
-    run(Options { verify: true, ..Options::default() }, 3000, 0x1000_0000);
+    run(Options { verify: true, ..Options::default() }, long_mode_state, 3000, 0x1000_0000);
 }
 
 #[test]
@@ -328,5 +329,10 @@ fn without_the_optimizer_too() {
         registers: RegisterAllocator::SinglePass,
         ..Options::default()
     };
-    run(options, 1000, 0x2000_0000);
+    run(options, long_mode_state, 1000, 0x2000_0000);
+}
+
+#[test]
+fn in_32_bit_mode_too() {
+    run(Options { verify: true, ..Options::default() }, protected_state, 1500, 0x3000_0000);
 }

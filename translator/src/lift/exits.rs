@@ -94,12 +94,38 @@ impl Lifter<'_, '_> {
         self.leave(Leave::Indirect);
     }
 
+    /// Before an exit that is not the block's last instruction (NOT and NEG with LOCK, when they lose a race): the ones
+    /// after it were counted but are not done.
+    fn uncount_rest(&mut self) {
+        let rest = self.uncounted().saturating_sub(1);
+        if rest != 0 {
+            self.count(-i64::from(rest));
+        }
+    }
+
     /// Goes on at a constant target, through a chain slot.
     pub(super) fn direct_exit(&mut self, target: u64) {
+        self.uncount_rest();
         let live = self.liveness.live_at(target);
         let file = self.file;
         self.write_back(&file, live.0);
         self.chain(target);
+    }
+
+    /// A branch in the middle of the block: what follows is the case that it is not taken.
+    pub(super) fn branch_aside(&mut self, condition: Value, target: u64) {
+        let taken = self.b.create_block();
+        let not_taken = self.b.create_block();
+        self.b.set_cold_block(taken);
+        self.b.ins().brif(condition, taken, &[], not_taken, &[]);
+        self.b.switch_to_block(taken);
+        self.direct_exit(target);
+        self.b.switch_to_block(not_taken);
+    }
+
+    /// Whether instructions of the block follow the current one.
+    pub(super) fn is_followed(&self) -> bool {
+        self.uncounted() > 1
     }
 
     /// A conditional branch ends in two direct exits; state is written back once.
@@ -151,6 +177,7 @@ impl Lifter<'_, '_> {
     /// Goes on at a computed target, through the jump cache. A target in the cache has been gone to before, so only
     /// others are checked.
     pub(super) fn indirect_exit(&mut self, target: Value) {
+        self.uncount_rest();
         let file = self.file;
         // `abi::jump_index`, scaled to the entry's size.
         let low = self.b.ins().ushr_imm_u(target, 2);

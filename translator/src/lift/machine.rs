@@ -397,6 +397,10 @@ impl Machine for Lifter<'_, '_> {
     }
 
     fn branch(&mut self, condition: Value, target: u64) -> Result<(), Ended> {
+        if self.is_followed() {
+            self.branch_aside(condition, target);
+            return Ok(());
+        }
         self.branch_exit(condition, target);
         Err(Ended)
     }

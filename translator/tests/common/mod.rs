@@ -94,6 +94,19 @@ pub fn long_mode_state() -> Box<CpuState> {
     state
 }
 
+/// State in flat 32-bit protected mode at CPL 0, without paging; FS and GS have limits.
+pub fn protected_state() -> Box<CpuState> {
+    let mut state = long_mode_state();
+    state.efer = 0;
+    let cs = &mut state.segments[SegmentRegister::Cs as usize];
+    cs.attributes = cs.attributes & !attribute::LONG | attribute::DEFAULT_32;
+    for segment in [SegmentRegister::Fs, SegmentRegister::Gs] {
+        state.segments[segment as usize].limit = 0x1_ffff;
+    }
+    state.update_mode();
+    state
+}
+
 /// The functions that compiled code may call.
 pub fn function_table(thunks: &Thunks) -> FunctionTable {
     let mut table = Box::new([core::ptr::null(); TABLE_LENGTH]);

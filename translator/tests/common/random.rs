@@ -108,7 +108,7 @@ fn pointer(random: &mut Random) -> u64 {
     let place = DATA + random.below(DATA_SIZE - 64);
     match random.below(4) {
         // Where accesses cross pages, and where they are aligned.
-        0 => place & !0xfff | 0xff0 + random.below(16),
+        0 => place & !0xfff | (0xff0 + random.below(16)),
         1 => place & !15,
         _ => place,
     }
@@ -126,6 +126,9 @@ pub fn registers(random: &mut Random, state: &mut CpuState) {
         }
     }
     state.gpr[4] = pointer(random) & !7;
+    if !state.mode.is_64bit() {
+        state.gpr.iter_mut().for_each(|register| *register &= 0xffff_ffff);
+    }
     let bits = random.next() & (flags::STATUS | flags::DF);
     state.set_rflags(bits | flags::IF);
     for register in &mut state.x87.registers {
