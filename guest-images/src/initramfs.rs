@@ -1,0 +1,158 @@
+//! The initramfs: BusyBox, links to it for its applets, and an /init.
+//!
+//! A newc archive (Documentation/driver-api/early-userspace/buffer-format.rst), not compressed: unpacking would cost
+//! the guest more than the host saves. Times are zero, so that the same packages give the same bytes.
+//!
+//! There is no /sbin: the kernel runs /sbin/modprobe for every module that it would like to have, and there are none.
+
+use std::collections::BTreeSet;
+use std::io::{Cursor, Write};
+
+use cpio::NewcBuilder;
+use cpio::newc::{ModeFileType, trailer};
+
+use crate::files;
+
+const INIT: &str = include_str!("../guest/init");
+const PASSWD: &str = include_str!("../guest/passwd");
+const GROUP: &str = include_str!("../guest/group");
+/// Names under which BusyBox is to be found, as far as the BusyBox at hand knows them.
+const APPLETS: &str = include_str!("../guest/applets");
+
+const DIRECTORIES: [&str; 8] = ["bin", "dev", "etc", "proc", "root", "run", "sys", "tmp"];
+/// Changes when this file writes something else for the same input.
+const VERSION: u32 = 1;
+
+/// What kind of thing an entry is.
+enum Kind<'a> {
+    Directory,
+    File(&'a [u8]),
+    Link(&'a str),
+    /// A character device.
+    Device(u32, u32),
+}
+
+/// SHA-256 of all that decides what [`build`] makes, except the BusyBox.
+pub(crate) fn recipe_hash() -> String {
+    files::sha256([INIT, PASSWD, GROUP, APPLETS, &VERSION.to_string()].join("\0").as_bytes())
+}
+
+/// The archive, around the given BusyBox.
+pub fn build(busybox: &[u8]) -> Vec<u8> {
+    let mut archive =
+        Archive { bytes: Cursor::new(Vec::with_capacity(busybox.len() + (256 << 10))), next: 1 };
+    archive.add(".", 0o755, Kind::Directory);
+    for directory in DIRECTORIES {
+        archive.add(directory, if directory == "tmp" { 0o1777 } else { 0o755 }, Kind::Directory);
+    }
+    // The kernel opens it for /init before anything is mounted.
+    archive.add("dev/console", 0o600, Kind::Device(5, 1));
+    archive.add("dev/null", 0o666, Kind::Device(1, 3));
+    archive.add("init", 0o755, Kind::File(INIT.as_bytes()));
+    archive.add("etc/passwd", 0o644, Kind::File(PASSWD.as_bytes()));
+    archive.add("etc/group", 0o644, Kind::File(GROUP.as_bytes()));
+    archive.add("bin/busybox", 0o755, Kind::File(busybox));
+    for applet in applets(busybox) {
+        archive.add(&format!("bin/{applet}"), 0o777, Kind::Link("busybox"));
+    }
+    archive.finish()
+}
+
+/// Those of [`APPLETS`] that this BusyBox has: its table of names is NUL-separated text in its data.
+fn applets(busybox: &[u8]) -> BTreeSet<&'static str> {
+    let is_text = |byte: &u8| byte.is_ascii_graphic();
+    let strings: BTreeSet<&[u8]> = busybox
+        .split(|&byte| byte == 0)
+        .filter(|string| string.len() < 32 && string.iter().all(is_text))
+        .collect();
+    APPLETS.split_whitespace().filter(|applet| strings.contains(applet.as_bytes())).collect()
+}
+
+struct Archive {
+    bytes: Cursor<Vec<u8>>,
+    next: u32,
+}
+
+impl Archive {
+    fn add(&mut self, name: &str, permissions: u32, kind: Kind<'_>) {
+        let mut builder = NewcBuilder::new(name).ino(self.next).mode(permissions);
+        self.next += 1;
+        let content: &[u8] = match kind {
+            Kind::Directory => {
+                builder = builder.nlink(2).set_mode_file_type(ModeFileType::Directory);
+                &[]
+            }
+            Kind::File(content) => {
+                builder = builder.set_mode_file_type(ModeFileType::Regular);
+                content
+            }
+            Kind::Link(target) => {
+                builder = builder.set_mode_file_type(ModeFileType::Symlink);
+                target.as_bytes()
+            }
+            Kind::Device(major, minor) => {
+                builder = builder.set_mode_file_type(ModeFileType::Char).rdev_major(major).rdev_minor(minor);
+                &[]
+            }
+        };
+        let mut writer = builder.write(&mut self.bytes, content.len() as u32);
+        writer
+            .write_all(content)
+            .and_then(|()| writer.finish().map(drop))
+            .expect("a vector takes all that is written");
+    }
+
+    fn finish(self) -> Vec<u8> {
+        trailer(self.bytes).expect("a vector takes all that is written").into_inner()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    /// (mode, rdev minor, content) by name, as a kernel would unpack it.
+    fn unpack(bytes: &[u8]) -> std::collections::BTreeMap<String, (u32, u32, Vec<u8>)> {
+        let mut entries = std::collections::BTreeMap::new();
+        let mut input = bytes;
+        loop {
+            let mut reader = cpio::NewcReader::new(input).unwrap();
+            if reader.entry().is_trailer() {
+                return entries;
+            }
+            let (name, mode) = (reader.entry().name().to_owned(), reader.entry().mode());
+            let minor = reader.entry().rdev_minor();
+            let mut content = Vec::new();
+            reader.read_to_end(&mut content).unwrap();
+            input = reader.finish().unwrap();
+            assert!(entries.insert(name, (mode, minor, content)).is_none());
+        }
+    }
+
+    #[test]
+    fn has_all_that_a_boot_needs() {
+        let entries = unpack(&build(b"\x7fELF...\0[\0sh\0mount\0nosuchapplet\0"));
+        assert_eq!(entries["init"].0, 0o100_755);
+        assert_eq!(entries["bin/busybox"].0, 0o100_755);
+        assert_eq!((entries["dev/console"].0, entries["dev/console"].1), (0o020_600, 1));
+        assert_eq!(entries["proc"].0, 0o040_755);
+        assert_eq!(entries["bin/sh"], (0o120_777, 0, b"busybox".to_vec()));
+        // Only what this BusyBox has is linked.
+        assert!(entries.contains_key("bin/mount") && entries.contains_key("bin/["));
+        assert!(!entries.contains_key("bin/ls") && !entries.contains_key("bin/nosuchapplet"));
+    }
+
+    #[test]
+    fn init_runs_only_applets_of_the_list() {
+        for command in ["mount", "hostname", "setsid", "cttyhack", "sh", "poweroff"] {
+            assert!(INIT.contains(command) && APPLETS.split_whitespace().any(|applet| applet == command));
+        }
+    }
+
+    #[test]
+    fn the_same_input_gives_the_same_bytes() {
+        assert!(build(b"busybox") == build(b"busybox"));
+    }
+}
