@@ -6,8 +6,10 @@
 
 mod block;
 mod bulk;
+mod integer;
 mod machine;
 mod segmentation;
+mod status;
 
 pub use block::{BlockExit, DecodedBlock, run_block};
 pub use machine::{Interpreter, Interpreting};

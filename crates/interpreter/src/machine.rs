@@ -6,9 +6,9 @@ use semantics::{
     helper::{Helper, VectorOp},
     table::Family,
 };
-use x86::{CpuState, Exception, Flags, GuestVirt, Mode, SegmentRegister, Vector, Width, flags};
+use x86::{CpuState, Exception, GuestVirt, Mode, SegmentRegister, Vector, Width, flags};
 
-use crate::{bulk, segmentation};
+use crate::{bulk, integer, segmentation, status};
 
 /// The processor for the time of an instruction or a block.
 pub struct Interpreter<'a> {
@@ -69,12 +69,6 @@ pub struct Interpreting;
 impl Family for Interpreting {
     type Stop = Stop;
     type Machine<'a> = Interpreter<'a>;
-}
-
-/// The bits of a value of that width moved to the top of 64.
-#[inline(always)]
-fn to_top(width: Width, value: u64) -> u64 {
-    value << (64 - width.bits())
 }
 
 impl Machine for Interpreter<'_> {
@@ -251,12 +245,7 @@ impl Machine for Interpreter<'_> {
 
     #[inline]
     fn multiply_high(&mut self, width: Width, signed: bool, a: u64, b: u64) -> u64 {
-        let product = if signed {
-            (i128::from(width.sign_extend(a) as i64) * i128::from(width.sign_extend(b) as i64)) as u128
-        } else {
-            u128::from(a) * u128::from(b)
-        };
-        width.truncate((product >> width.bits()) as u64)
+        integer::multiply_high(width, signed, a, b)
     }
 
     fn divide(
@@ -267,13 +256,7 @@ impl Machine for Interpreter<'_> {
         low: u64,
         divisor: u64,
     ) -> Result<(u64, u64), Stop> {
-        let dividend = u128::from(high) << width.bits() | u128::from(low);
-        let result = if signed {
-            divide_signed(width, dividend, divisor)
-        } else {
-            divide_unsigned(width, dividend, divisor)
-        };
-        result.ok_or(Stop::Exception(Exception::DE))
+        integer::divide(width, signed, high, low, divisor).ok_or(Stop::Exception(Exception::DE))
     }
 
     #[inline(always)]
@@ -293,22 +276,12 @@ impl Machine for Interpreter<'_> {
 
     #[inline]
     fn rotate_left(&mut self, width: Width, a: u64, count: u64) -> u64 {
-        match width {
-            Width::Byte => u64::from((a as u8).rotate_left(count as u32)),
-            Width::Word => u64::from((a as u16).rotate_left(count as u32)),
-            Width::Dword => u64::from((a as u32).rotate_left(count as u32)),
-            Width::Qword => a.rotate_left(count as u32),
-        }
+        integer::rotate_left(width, a, count as u32)
     }
 
     #[inline]
     fn rotate_right(&mut self, width: Width, a: u64, count: u64) -> u64 {
-        match width {
-            Width::Byte => u64::from((a as u8).rotate_right(count as u32)),
-            Width::Word => u64::from((a as u16).rotate_right(count as u32)),
-            Width::Dword => u64::from((a as u32).rotate_right(count as u32)),
-            Width::Qword => a.rotate_right(count as u32),
-        }
+        integer::rotate_left(width, a, width.bits() - (count as u32 & (width.bits() - 1)))
     }
 
     #[inline]
@@ -353,7 +326,7 @@ impl Machine for Interpreter<'_> {
 
     #[inline(always)]
     fn less(&mut self, width: Width, a: u64, b: u64) -> bool {
-        (to_top(width, a) as i64) < to_top(width, b) as i64
+        (width.sign_extend(a) as i64) < width.sign_extend(b) as i64
     }
 
     #[inline(always)]
@@ -402,104 +375,37 @@ impl Machine for Interpreter<'_> {
 
     #[inline]
     fn flag(&mut self, flag: Flag) -> bool {
-        let flags = &self.state.flags;
-        match flag {
-            Flag::Carry => flags.carry != 0,
-            Flag::Parity => parity(flags),
-            Flag::Adjust => flags.adjust & flags::AF != 0,
-            Flag::Zero => flags.zero == 0,
-            Flag::Sign => (flags.sign as i64) < 0,
-            Flag::Overflow => (flags.overflow as i64) < 0,
-        }
+        status::read(&self.state.flags, flag)
     }
 
     #[inline]
     fn set_flag(&mut self, flag: Flag, value: bool) {
-        let flags = &mut self.state.flags;
-        match flag {
-            Flag::Carry => flags.carry = u64::from(value),
-            Flag::Parity => flags.parity = u64::from(!value),
-            Flag::Adjust => flags.adjust = if value { flags::AF } else { 0 },
-            Flag::Zero => flags.zero = u64::from(!value),
-            Flag::Sign => flags.sign = u64::from(value) << 63,
-            Flag::Overflow => flags.overflow = u64::from(value) << 63,
-        }
+        status::write(&mut self.state.flags, flag, value);
     }
 
     #[inline(always)]
     fn set_result_flags(&mut self, width: Width, result: u64) {
-        self.state.flags.zero = result;
-        self.state.flags.sign = to_top(width, result);
-        self.state.flags.parity = result;
+        status::set_result(&mut self.state.flags, width, result);
     }
 
     #[inline(always)]
     fn set_add_flags(&mut self, width: Width, a: u64, b: u64, carry: Option<bool>, result: u64) {
-        let carries = match carry {
-            None => result < a,
-            Some(carry) => result < a || (carry && result == a),
-        };
-        self.state.flags = Flags {
-            carry: u64::from(carries),
-            zero: result,
-            sign: to_top(width, result),
-            parity: result,
-            adjust: a ^ b ^ result,
-            overflow: to_top(width, (a ^ result) & (b ^ result)),
-        };
+        self.state.flags = status::after_add(width, a, b, carry, result);
     }
 
     #[inline(always)]
     fn set_sub_flags(&mut self, width: Width, a: u64, b: u64, borrow: Option<bool>, result: u64) {
-        let borrows = match borrow {
-            None => a < b,
-            Some(borrow) => a < b || (borrow && a == b),
-        };
-        self.state.flags = Flags {
-            carry: u64::from(borrows),
-            zero: result,
-            sign: to_top(width, result),
-            parity: result,
-            adjust: a ^ b ^ result,
-            overflow: to_top(width, (a ^ b) & (a ^ result)),
-        };
+        self.state.flags = status::after_sub(width, a, b, borrow, result);
     }
 
     #[inline(always)]
     fn set_logic_flags(&mut self, width: Width, result: u64) {
-        self.state.flags = Flags {
-            carry: 0,
-            zero: result,
-            sign: to_top(width, result),
-            parity: result,
-            adjust: 0,
-            overflow: 0,
-        };
+        self.state.flags = status::after_logic(width, result);
     }
 
     #[inline]
     fn condition(&mut self, code: ConditionCode) -> bool {
-        let flags = &self.state.flags;
-        let below_or_equal = || (flags.carry != 0) | (flags.zero == 0);
-        let less = || ((flags.sign ^ flags.overflow) as i64) < 0;
-        match code {
-            ConditionCode::O => (flags.overflow as i64) < 0,
-            ConditionCode::No => (flags.overflow as i64) >= 0,
-            ConditionCode::B => flags.carry != 0,
-            ConditionCode::Ae => flags.carry == 0,
-            ConditionCode::E => flags.zero == 0,
-            ConditionCode::Ne => flags.zero != 0,
-            ConditionCode::Be => below_or_equal(),
-            ConditionCode::A => !below_or_equal(),
-            ConditionCode::S => (flags.sign as i64) < 0,
-            ConditionCode::Ns => (flags.sign as i64) >= 0,
-            ConditionCode::P => parity(flags),
-            ConditionCode::Np => !parity(flags),
-            ConditionCode::L => less(),
-            ConditionCode::Ge => !less(),
-            ConditionCode::Le => (flags.zero == 0) | less(),
-            ConditionCode::G => !((flags.zero == 0) | less()),
-        }
+        status::condition(&self.state.flags, code)
     }
 
     #[inline]
@@ -603,45 +509,13 @@ impl Machine for Interpreter<'_> {
 
     #[inline]
     fn lane(&mut self, width: Width, vector: u128, index: u8) -> u64 {
-        width.truncate((vector >> lane_shift(width, index)) as u64)
+        width.truncate((vector >> integer::lane_shift(width, index)) as u64)
     }
 
     #[inline]
     fn with_lane(&mut self, width: Width, vector: u128, index: u8, value: u64) -> u128 {
-        let shift = lane_shift(width, index);
+        let shift = integer::lane_shift(width, index);
         let mask = u128::from(width.mask()) << shift;
         vector & !mask | u128::from(value) << shift
     }
-}
-
-/// Bit position of a vector's element.
-#[inline(always)]
-fn lane_shift(width: Width, index: u8) -> u32 {
-    (u32::from(index) * width.bits()) & 127
-}
-
-#[inline]
-fn parity(flags: &Flags) -> bool {
-    (flags.parity as u8).count_ones() & 1 == 0
-}
-
-/// Quotient and remainder, unless the divisor is zero or the quotient does not fit.
-fn divide_unsigned(width: Width, dividend: u128, divisor: u64) -> Option<(u64, u64)> {
-    if width != Width::Qword || dividend >> 64 == 0 {
-        let dividend = dividend as u64;
-        let quotient = dividend.checked_div(divisor)?;
-        return (quotient <= width.mask()).then(|| (quotient, dividend % divisor));
-    }
-    let quotient = dividend.checked_div(divisor.into())?;
-    Some((u64::try_from(quotient).ok()?, (dividend % u128::from(divisor)) as u64))
-}
-
-fn divide_signed(width: Width, dividend: u128, divisor: u64) -> Option<(u64, u64)> {
-    let unused = 128 - 2 * width.bits();
-    let dividend = (dividend << unused) as i128 >> unused;
-    let divisor = i128::from(width.sign_extend(divisor) as i64);
-    let quotient = dividend.checked_div(divisor)?;
-    let remainder = dividend.checked_rem(divisor)?;
-    let fits = width.sign_extend(quotient as u64) as i64 as i128 == quotient;
-    fits.then(|| (width.truncate(quotient as u64), width.truncate(remainder as u64)))
 }

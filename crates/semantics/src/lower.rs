@@ -223,17 +223,22 @@ fn finish_sizes(insn: &mut Insn) {
         insn.address_width = width_of_bits(op_code.address_size());
     }
     insn.width = match op_code.operand_size() {
-        0 => first_operand_width(insn),
+        0 => width_of_operands(insn),
         bits => width_of_bits(bits),
     };
 }
 
-fn first_operand_width(insn: &Insn) -> Width {
-    match insn.operands[0] {
-        Operand::Gpr(register) => register.width,
-        Operand::Memory => Width::from_bytes(usize::from(insn.memory_bytes)).unwrap_or(Width::Byte),
-        _ => Width::Byte,
+/// Byte if any operand is a byte (the first of OUT DX, AL is not), else that of the first.
+fn width_of_operands(insn: &Insn) -> Width {
+    let width = |operand: Operand| match operand {
+        Operand::Gpr(register) => Some(register.width),
+        Operand::Memory => Width::from_bytes(usize::from(insn.memory_bytes)),
+        _ => None,
+    };
+    if insn.operands.iter().any(|&operand| width(operand) == Some(Width::Byte)) {
+        return Width::Byte;
     }
+    width(insn.operands[0]).unwrap_or(Width::Byte)
 }
 
 /// String instructions honour F2 and F3; elsewhere they are part of the encoding or ignored.
