@@ -88,15 +88,15 @@ fn operand(insn: &mut Insn, from: &Instruction, n: u32) -> Option<Operand> {
             insn.immediate2 = u16::from(from.immediate8_2nd());
             Operand::Immediate2
         }
-        OpKind::MemorySegSI => implicit(insn, from, from.memory_segment(), RSI, Width::Word)?,
-        OpKind::MemorySegESI => implicit(insn, from, from.memory_segment(), RSI, Width::Dword)?,
-        OpKind::MemorySegRSI => implicit(insn, from, from.memory_segment(), RSI, Width::Qword)?,
-        OpKind::MemorySegDI => implicit(insn, from, from.memory_segment(), RDI, Width::Word)?,
-        OpKind::MemorySegEDI => implicit(insn, from, from.memory_segment(), RDI, Width::Dword)?,
-        OpKind::MemorySegRDI => implicit(insn, from, from.memory_segment(), RDI, Width::Qword)?,
-        OpKind::MemoryESDI => implicit(insn, from, Iced::ES, RDI, Width::Word)?,
-        OpKind::MemoryESEDI => implicit(insn, from, Iced::ES, RDI, Width::Dword)?,
-        OpKind::MemoryESRDI => implicit(insn, from, Iced::ES, RDI, Width::Qword)?,
+        OpKind::MemorySegSI => implicit(insn, from, effective_segment(from, insn.code_bits)?, RSI, Width::Word)?,
+        OpKind::MemorySegESI => implicit(insn, from, effective_segment(from, insn.code_bits)?, RSI, Width::Dword)?,
+        OpKind::MemorySegRSI => implicit(insn, from, effective_segment(from, insn.code_bits)?, RSI, Width::Qword)?,
+        OpKind::MemorySegDI => implicit(insn, from, effective_segment(from, insn.code_bits)?, RDI, Width::Word)?,
+        OpKind::MemorySegEDI => implicit(insn, from, effective_segment(from, insn.code_bits)?, RDI, Width::Dword)?,
+        OpKind::MemorySegRDI => implicit(insn, from, effective_segment(from, insn.code_bits)?, RDI, Width::Qword)?,
+        OpKind::MemoryESDI => implicit(insn, from, SegmentRegister::Es, RDI, Width::Word)?,
+        OpKind::MemoryESEDI => implicit(insn, from, SegmentRegister::Es, RDI, Width::Dword)?,
+        OpKind::MemoryESRDI => implicit(insn, from, SegmentRegister::Es, RDI, Width::Qword)?,
         OpKind::Memory => explicit(insn, from)?,
     })
 }
@@ -105,14 +105,14 @@ fn operand(insn: &mut Insn, from: &Instruction, n: u32) -> Option<Operand> {
 fn implicit(
     insn: &mut Insn,
     from: &Instruction,
-    named_segment: Iced,
+    segment: SegmentRegister,
     base: u8,
     width: Width,
 ) -> Option<Operand> {
     insn.address_width = width;
     insn.memory_bytes = from.memory_size().size() as u16;
     if insn.memory.base != RSI {
-        insn.memory = MemoryOperand { segment: segment(named_segment)?, base, width, ..NO_MEMORY };
+        insn.memory = MemoryOperand { segment, base, width, ..NO_MEMORY };
     }
     Some(Operand::Memory)
 }
@@ -132,7 +132,7 @@ fn explicit(insn: &mut Insn, from: &Instruction) -> Option<Operand> {
         size => size.size() as u16,
     };
     insn.memory = MemoryOperand {
-        segment: segment(from.memory_segment())?,
+        segment: effective_segment(from, insn.code_bits)?,
         // iced gives RIP-relative operands as absolute.
         base: if base == Iced::RIP || base == Iced::EIP {
             MemoryOperand::NONE
@@ -145,6 +145,16 @@ fn explicit(insn: &mut Insn, from: &Instruction) -> Option<Operand> {
         displacement: from.memory_displacement64(),
     };
     Some(Operand::Memory)
+}
+
+/// The segment of the memory operand. In 64-bit mode overrides other than FS and GS are ignored (SDM Vol. 2A 2.1.1),
+/// though iced reports them.
+fn effective_segment(from: &Instruction, code_bits: u8) -> Option<SegmentRegister> {
+    if code_bits == 64 && matches!(from.segment_prefix(), Iced::ES | Iced::CS | Iced::SS | Iced::DS) {
+        let stack = matches!(from.memory_base(), Iced::RSP | Iced::RBP | Iced::ESP | Iced::EBP);
+        return Some(if stack { SegmentRegister::Ss } else { SegmentRegister::Ds });
+    }
+    segment(from.memory_segment())
 }
 
 /// The address size of an operand without registers, which only the size of its displacement shows.
