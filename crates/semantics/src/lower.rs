@@ -88,12 +88,24 @@ fn operand(insn: &mut Insn, from: &Instruction, n: u32) -> Option<Operand> {
             insn.immediate2 = u16::from(from.immediate8_2nd());
             Operand::Immediate2
         }
-        OpKind::MemorySegSI => implicit(insn, from, effective_segment(from, insn.code_bits)?, RSI, Width::Word)?,
-        OpKind::MemorySegESI => implicit(insn, from, effective_segment(from, insn.code_bits)?, RSI, Width::Dword)?,
-        OpKind::MemorySegRSI => implicit(insn, from, effective_segment(from, insn.code_bits)?, RSI, Width::Qword)?,
-        OpKind::MemorySegDI => implicit(insn, from, effective_segment(from, insn.code_bits)?, RDI, Width::Word)?,
-        OpKind::MemorySegEDI => implicit(insn, from, effective_segment(from, insn.code_bits)?, RDI, Width::Dword)?,
-        OpKind::MemorySegRDI => implicit(insn, from, effective_segment(from, insn.code_bits)?, RDI, Width::Qword)?,
+        OpKind::MemorySegSI => {
+            implicit(insn, from, effective_segment(from, insn.code_bits)?, RSI, Width::Word)?
+        }
+        OpKind::MemorySegESI => {
+            implicit(insn, from, effective_segment(from, insn.code_bits)?, RSI, Width::Dword)?
+        }
+        OpKind::MemorySegRSI => {
+            implicit(insn, from, effective_segment(from, insn.code_bits)?, RSI, Width::Qword)?
+        }
+        OpKind::MemorySegDI => {
+            implicit(insn, from, effective_segment(from, insn.code_bits)?, RDI, Width::Word)?
+        }
+        OpKind::MemorySegEDI => {
+            implicit(insn, from, effective_segment(from, insn.code_bits)?, RDI, Width::Dword)?
+        }
+        OpKind::MemorySegRDI => {
+            implicit(insn, from, effective_segment(from, insn.code_bits)?, RDI, Width::Qword)?
+        }
         OpKind::MemoryESDI => implicit(insn, from, SegmentRegister::Es, RDI, Width::Word)?,
         OpKind::MemoryESEDI => implicit(insn, from, SegmentRegister::Es, RDI, Width::Dword)?,
         OpKind::MemoryESRDI => implicit(insn, from, SegmentRegister::Es, RDI, Width::Qword)?,

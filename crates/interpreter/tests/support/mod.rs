@@ -64,12 +64,16 @@ impl Guest {
         self.state.mode
     }
 
-    /// Runs the bytes at [`CODE`] as one block.
+    /// Runs the bytes, which are at [`CODE`], as one block.
     pub fn run(&mut self, code: &[u8]) -> BlockExit {
-        self.state.rip = CODE;
-        let block = decode_block(code, CODE, self.state.mode);
-        let block = DecodedBlock::new(&block);
-        run_block(&mut self.state, &mut self.mmu, &block)
+        self.run_at(code, CODE)
+    }
+
+    /// The same from an instruction at `rip` on.
+    pub fn run_at(&mut self, code: &[u8], rip: u64) -> BlockExit {
+        self.state.rip = rip;
+        let block = decode_block(&code[(rip - CODE) as usize..], rip, self.state.mode);
+        run_block(&mut self.state, &mut self.mmu, &DecodedBlock::new(&block))
     }
 
     /// Runs blocks from [`CODE`] until control leaves the given bytes or something stops it.

@@ -223,7 +223,9 @@ fn every_legacy_encoding_of_the_table_has_operands_that_lower() {
     // A row whose instructions can't be lowered would be #UD without anyone noticing: no encoding of a table mnemonic
     // needs more than four operands.
     for code in Code::values() {
-        if code.op_code().encoding() == EncodingKind::Legacy && table::kind(code.mnemonic()) != Kind::Undefined {
+        if code.op_code().encoding() == EncodingKind::Legacy
+            && table::kind(code.mnemonic()) != Kind::Undefined
+        {
             assert!(code.op_code().op_count() <= 4, "{code:?}");
         }
     }
