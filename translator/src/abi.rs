@@ -29,12 +29,16 @@
 //! **Memory.** Inline TLB lookup (`memory::tlb`). On a miss the cold path writes back all guest state that is
 //! newer in SSA values than in CpuState, stores the instruction's rip and, in `scratch[1]`, how many of the
 //! block's instructions (this one included) are not executed if it is abandoned; then it calls a thunk of the
-//! `PreserveAll` convention with the address (and value). The thunk either did the access (loads: result in
+//! `PreserveAll` convention, whose arguments (address, value) are in `scratch[2]` and those after it
+//! ([`SlowPath::argument`]). The thunk either did the access (loads: result in
 //! `scratch[0]`, vectors in `scratch_vector[0]`) and returns, or it abandons the frame: `instructions -= scratch[1]`,
 //! the stack pointer goes back to `host_stack`, and the entry thunk returns [`Leave::Step`]. Whatever is not plain
 //! RAM with permission is abandoned (faults, MMIO, code pages): the interpreter then does that one instruction,
 //! precisely. So the cold path needs no exits of its own. [`SlowPath`] lists the accesses; the thunks around the
 //! runtime's functions are made by [`crate::Thunks`].
+//!
+//! Compiled code reads `CpuState::tlb`, `tlb_mask` and the pointers to tables once a block: nothing that a block calls may
+//! change them. (`Mmu` exchanges arrays only where it is given the state by `&mut`, and grows them there.)
 //!
 //! **Declined instructions and callouts** end the block: state written back, rip stored, [`Leave::Step`].
 //!
@@ -196,6 +200,14 @@ impl SlowPath {
         Self::CompareExchangePair,
         Self::ProbeWrite,
     ];
+
+    /// The most arguments that an access has.
+    pub const MAX_ARGUMENTS: usize = 4;
+
+    /// Offset in `CpuState` of the `n`-th argument.
+    pub const fn argument(n: usize) -> usize {
+        core::mem::offset_of!(CpuState, scratch) + (2 + n) * 8
+    }
 
     /// Number of arguments that compiled code gives; the rest are 0.
     pub const fn arguments(self) -> usize {

@@ -21,7 +21,7 @@ use settings::HostFeatures;
 
 pub use code_block::{CodeBlock, DirectExit, OutOfReach, Relocation, RelocationKind, RelocationTarget, Text};
 pub use liveness::{AllLive, FlagLiveness, LiveFlags};
-pub use settings::{Options, RegisterAllocator};
+pub use settings::{HostCode, Options, RegisterAllocator};
 pub use thunks::Thunks;
 
 /// Why there can be no translator on this host.

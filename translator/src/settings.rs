@@ -17,11 +17,23 @@ pub enum RegisterAllocator {
     SinglePass,
 }
 
+/// Which instructions host code may use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum HostCode {
+    /// All that this host has.
+    #[default]
+    Detected,
+    /// Those of x86-64-v2: the same code on every host, for golden tests.
+    Baseline,
+}
+
 /// How to translate.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Options {
     /// Which register allocator.
     pub registers: RegisterAllocator,
+    /// Which host instructions.
+    pub host: HostCode,
     /// Run Cranelift's mid-end (GVN, folding, redundant loads).
     pub optimize: bool,
     /// Have Cranelift check what the lifter made. For tests.
@@ -34,6 +46,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             registers: RegisterAllocator::default(),
+            host: HostCode::default(),
             optimize: true,
             verify: cfg!(debug_assertions),
             text: false,
@@ -55,7 +68,11 @@ impl HostFeatures {
     }
 }
 
-/// The host's ISA, with the features that it has.
+/// The features of x86-64-v2 that matter to Cranelift.
+const BASELINE: [&str; 6] =
+    ["has_cmpxchg16b", "has_sse3", "has_ssse3", "has_sse41", "has_sse42", "has_popcnt"];
+
+/// The host's ISA, with the features that it has or that were asked for.
 pub(crate) fn host_isa(options: &Options) -> Result<OwnedTargetIsa, Error> {
     let mut flags = settings::builder();
     let registers = match options.registers {
@@ -77,6 +94,12 @@ pub(crate) fn host_isa(options: &Options) -> Result<OwnedTargetIsa, Error> {
     for (name, value) in set {
         flags.set(name, value).map_err(|error| Error::Setting { name, reason: error.to_string() })?;
     }
-    let builder = cranelift_native::builder().map_err(Error::Host)?;
+    let detect = options.host == HostCode::Detected;
+    let mut builder = cranelift_native::builder_with_options(detect).map_err(Error::Host)?;
+    if !detect {
+        for name in BASELINE {
+            builder.enable(name).map_err(|error| Error::Setting { name, reason: error.to_string() })?;
+        }
+    }
     builder.finish(settings::Flags::new(flags)).map_err(|error| Error::Isa(Box::new(error)))
 }

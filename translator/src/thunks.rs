@@ -2,12 +2,13 @@
 //!
 //! A thunk is compiled once per process and lives as long. It is of Cranelift's `PreserveAll` convention, so an access
 //! that hits the TLB pays nothing for the existence of its slow path: no register is spilled for a call that is seldom
-//! made. The thunk saves what a System V function may change, calls the runtime's function with the state from the
-//! pinned register, and either returns or has the frame abandoned (see [`crate::abi`]).
+//! made. Arguments come in `CpuState::scratch` rather than in registers, so that the call does not tie any value to a
+//! register either. The thunk saves what a System V function may change, calls the runtime's function with the state
+//! from the pinned register, and either returns or has the frame abandoned (see [`crate::abi`]).
 
 use cranelift_codegen::{
     Context,
-    ir::{AbiParam, InstBuilder, Signature, TrapCode, condcodes::IntCC, types},
+    ir::{AbiParam, InstBuilder, MemFlagsData, Signature, TrapCode, condcodes::IntCC, types},
     isa::CallConv,
 };
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
@@ -62,10 +63,8 @@ impl Thunks {
 }
 
 /// The signature that compiled code calls a thunk by.
-pub(crate) fn signature(path: SlowPath) -> Signature {
-    let mut signature = Signature::new(CallConv::PreserveAll);
-    signature.params.resize(path.arguments(), AbiParam::new(types::I64));
-    signature
+pub(crate) fn signature() -> Signature {
+    Signature::new(CallConv::PreserveAll)
 }
 
 fn compile(
@@ -76,18 +75,21 @@ fn compile(
     path: SlowPath,
 ) -> Result<FuncId, Error> {
     module.clear_context(context);
-    context.func.signature = signature(path);
+    context.func.signature = signature();
     let mut b = FunctionBuilder::new(&mut context.func, builder_context);
 
     let entry = b.create_block();
-    b.append_block_params_for_function_params(entry);
     b.switch_to_block(entry);
     b.seal_block(entry);
-    let mut arguments = vec![b.ins().get_pinned_reg(types::I64)];
-    arguments.extend_from_slice(b.block_params(entry));
-    while arguments.len() < 5 {
-        let zero = b.ins().iconst(types::I64, 0);
-        arguments.push(zero);
+    let state = b.ins().get_pinned_reg(types::I64);
+    let mut arguments = vec![state];
+    for n in 0..SlowPath::MAX_ARGUMENTS {
+        let argument = if n < path.arguments() {
+            b.ins().load(types::I64, MemFlagsData::trusted(), state, SlowPath::argument(n) as i32)
+        } else {
+            b.ins().iconst(types::I64, 0)
+        };
+        arguments.push(argument);
     }
 
     let mut runtime_signature = Signature::new(CallConv::SystemV);

@@ -58,7 +58,7 @@ impl Fields {
 pub(super) struct Signatures {
     block: Option<SigRef>,
     system_v: [Option<SigRef>; 6],
-    thunk: [Option<SigRef>; 5],
+    thunk: Option<SigRef>,
 }
 
 /// The address of `CpuState`.
@@ -110,11 +110,19 @@ impl Lifter<'_, '_> {
 
     /// Zero-extends to 64 bits.
     pub(super) fn extend(&mut self, value: Value) -> Value {
-        if self.b.func.dfg.value_type(value) == types::I64 {
-            value
+        if let Some(wide) = self.known_extension(value) {
+            wide
         } else {
             self.b.ins().uextend(types::I64, value)
         }
+    }
+
+    /// A value that is already there and is the zero extension to 64 bits.
+    pub(super) fn known_extension(&self, value: Value) -> Option<Value> {
+        if self.b.func.dfg.value_type(value) == types::I64 {
+            return Some(value);
+        }
+        self.extended.iter().find(|(narrow, _)| *narrow == value).map(|(_, wide)| *wide)
     }
 
     /// Sign-extends to 64 bits.
@@ -162,11 +170,14 @@ impl Lifter<'_, '_> {
 
     /// Calls the thunk of a slow path.
     pub(super) fn call_thunk(&mut self, path: SlowPath, arguments: &[Value]) {
+        debug_assert_eq!(arguments.len(), path.arguments());
+        for (n, &argument) in arguments.iter().enumerate() {
+            self.state_store(argument, SlowPath::argument(n));
+        }
         let function = self.table_entry(crate::abi::FIRST_THUNK + path as usize);
         let Self { b, signatures, .. } = self;
-        let signature = *signatures.thunk[path.arguments()]
-            .get_or_insert_with(|| b.import_signature(thunks::signature(path)));
-        b.ins().call_indirect(signature, function, arguments);
+        let signature = *signatures.thunk.get_or_insert_with(|| b.import_signature(thunks::signature()));
+        b.ins().call_indirect(signature, function, &[]);
     }
 
     fn table_entry(&mut self, index: usize) -> Value {

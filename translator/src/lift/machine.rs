@@ -258,7 +258,17 @@ impl Machine for Lifter<'_, '_> {
     }
 
     fn resize(&mut self, from: Width, to: Width, a: Value) -> Value {
-        if to > from { self.b.ins().uextend(int_type(to), a) } else { self.reduce(to, a) }
+        if to <= from {
+            return self.reduce(to, a);
+        }
+        match self.known_extension(a) {
+            Some(wide) => {
+                let resized = self.reduce(to, wide);
+                self.extended.push((resized, wide));
+                resized
+            }
+            None => self.b.ins().uextend(int_type(to), a),
+        }
     }
 
     fn resize_signed(&mut self, from: Width, to: Width, a: Value) -> Value {

@@ -47,12 +47,14 @@ impl Lifter<'_, '_> {
         self.b.ins().ushr_imm_u(address, i64::from(PAGE_SHIFT - ENTRY_SHIFT))
     }
 
-    /// The entry at an offset in an endless array: masked to the array's size. Base and mask are loaded for each
-    /// lookup, because a slow path may have given the vCPU another array.
+    /// The entry at an offset in an endless array: masked to the array's size. Arrays are exchanged only between blocks
+    /// (`Mmu::select_view` wants the state), so base and mask are loaded once.
     pub(super) fn tlb_entry(&mut self, index: Value) -> Value {
-        let mask = self.state_load(types::I64, offset_of!(CpuState, tlb_mask));
+        let fixed = self.fields.state.with_readonly().with_can_move();
+        let mut load = |offset| self.b.ins().load(types::I64, fixed, self.cpu, offset as i32);
+        let base = load(offset_of!(CpuState, tlb));
+        let mask = load(offset_of!(CpuState, tlb_mask));
         let offset = self.b.ins().band(index, mask);
-        let base = self.state_load(types::I64, offset_of!(CpuState, tlb));
         self.b.ins().iadd(base, offset)
     }
 
@@ -108,15 +110,23 @@ impl Lifter<'_, '_> {
         value
     }
 
-    /// Loads from guest memory.
+    /// Loads from guest memory. Both paths zero-extend, which costs nothing and often saves it later.
     pub(super) fn load_guest(&mut self, width: Width, address: Value) -> Value {
-        let ty = int_type(width);
         let (host, cold) = self.lookup(address, width.bytes() as u16, Access::Read, false);
-        let fast = self.b.ins().load(ty, self.fields.guest, host, 0);
-        self.meet(ty, fast, |l| {
+        let guest = self.fields.guest;
+        let fast = match width {
+            Width::Byte => self.b.ins().uload8(types::I64, guest, host, 0),
+            Width::Word => self.b.ins().uload16(types::I64, guest, host, 0),
+            Width::Dword => self.b.ins().uload32(guest, host, 0),
+            Width::Qword => self.b.ins().load(types::I64, guest, host, 0),
+        };
+        let wide = self.meet(types::I64, fast, |l| {
             l.slow(cold, path(SlowPath::Load8, width), &[address]);
-            l.state_load(ty, SCRATCH)
-        })
+            l.state_load(types::I64, SCRATCH)
+        });
+        let value = self.reduce(width, wide);
+        self.extended.push((value, wide));
+        value
     }
 
     /// Loads from where a store will follow.

@@ -69,6 +69,8 @@ pub(crate) struct Lifter<'a, 'f> {
     depth: u32,
     /// Where the current instruction has found writable memory: see [`memory`].
     update: Option<memory::Update>,
+    /// Values of the current instruction whose zero extension to 64 bits is known.
+    extended: Vec<(Value, Value)>,
     /// Vectors that the current instruction put together.
     halves: Vec<vector::Halves>,
     exits: Vec<DirectExit>,
@@ -116,6 +118,7 @@ impl<'a, 'f> Lifter<'a, 'f> {
             declined: None,
             depth: 0,
             update: None,
+            extended: Vec::new(),
             halves: Vec::new(),
             exits: Vec::new(),
         }
@@ -172,6 +175,7 @@ impl<'a, 'f> Lifter<'a, 'f> {
         self.b.set_srcloc(SourceLoc::new(u32::from(index)));
         self.start = self.file;
         self.update = None;
+        self.extended.clear();
         self.halves.clear();
         semantics::execute(self, insn)
     }

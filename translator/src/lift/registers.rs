@@ -85,7 +85,7 @@ impl Lifter<'_, '_> {
         let index = usize::from(register.index & 15);
         let gpr = match register.width {
             Width::Qword => Gpr { full: Some(value), low: None },
-            Width::Dword => Gpr { full: None, low: Some(value) },
+            Width::Dword => Gpr { full: self.known_extension(value), low: Some(value) },
             width => {
                 let old = self.gpr_full(index);
                 let shift = if register.high { 8 } else { 0 };

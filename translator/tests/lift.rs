@@ -1,0 +1,104 @@
+//! Golden lifts: `tests/lift/*.txt` in the repository's root, each a guest block with its CLIF, its host code and the
+//! number of host instructions, so that a change for the worse shows in a diff. `BLESS=1` (or `cargo xtask bless`)
+//! rewrites what follows the line of dashes.
+
+mod common;
+
+use std::{fmt::Write, fs, path::Path};
+
+use common::{long_mode_state, protected_state};
+use iced_x86::{Decoder, DecoderOptions, Formatter, NasmFormatter};
+use semantics::decode::decode_block;
+use transvisor_translator::{CodeBlock, HostCode, Options, Translator};
+use x86::Mode;
+
+const SEPARATOR: &str = "----\n";
+
+/// What stands above the dashes: comments (`#`), `mode 32`, `rip 401000`, and lines of bytes.
+struct Case {
+    mode: Mode,
+    rip: u64,
+    bytes: Vec<u8>,
+}
+
+fn parse(name: &str, text: &str) -> Case {
+    let mut case = Case { mode: long_mode_state().mode, rip: 0xffff_ffff_8100_0100, bytes: Vec::new() };
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let hex =
+            |digits| u64::from_str_radix(digits, 16).unwrap_or_else(|_| panic!("{name}: {line}: no hex"));
+        if let Some(rip) = line.strip_prefix("rip ") {
+            case.rip = hex(rip);
+        } else if line == "mode 32" {
+            case.mode = protected_state().mode;
+        } else {
+            case.bytes.extend(line.split_whitespace().map(|digits| hex(digits) as u8));
+        }
+    }
+    case
+}
+
+fn guest_assembly(case: &Case) -> String {
+    let mut text = String::new();
+    let mut formatter = NasmFormatter::new();
+    formatter.options_mut().set_space_after_operand_separator(true);
+    let decoder = Decoder::with_ip(case.mode.code_bits(), &case.bytes, case.rip, DecoderOptions::NONE);
+    for instruction in decoder {
+        write!(text, "{:x}  ", instruction.ip()).unwrap();
+        formatter.format(&instruction, &mut text);
+        text.push('\n');
+    }
+    text
+}
+
+fn describe(case: &Case, block: &CodeBlock) -> String {
+    let text = block.text.as_ref().expect("text was asked for");
+    let host = text.assembly.lines().count();
+    let mut out = String::new();
+    write!(
+        out,
+        "guest: {} instructions, {} bytes\n{}",
+        block.guest_instructions,
+        block.guest_bytes,
+        guest_assembly(case)
+    )
+    .unwrap();
+    write!(out, "\nhost: {host} instructions, {} bytes\n{}\n", block.code.len(), text.assembly).unwrap();
+    for (n, exit) in block.exits.iter().enumerate() {
+        let guard = if exit.guarded { ", guarded" } else { "" };
+        writeln!(out, "slot {n}: {:x}{guard}", exit.target).unwrap();
+    }
+    write!(out, "\n{}", text.clif).unwrap();
+    out
+}
+
+#[test]
+fn lifts_are_as_written_down() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/lift");
+    let bless = std::env::var_os("BLESS").is_some();
+    let options = Options { text: true, verify: true, host: HostCode::Baseline, ..Options::default() };
+    let mut translator = Translator::new(options).unwrap();
+    let mut changed = Vec::new();
+    let mut files: Vec<_> = fs::read_dir(&folder)
+        .expect("tests/lift is there")
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "txt"))
+        .collect();
+    files.sort();
+    assert!(files.len() >= 10, "the goldens are gone from {}", folder.display());
+    for path in files {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let text = fs::read_to_string(&path).unwrap();
+        let (head, golden) = text.split_once(SEPARATOR).unwrap_or((&text, ""));
+        let case = parse(&name, head);
+        let block = decode_block(&case.bytes, case.rip, case.mode);
+        let translated = translator.translate(&block).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let actual = describe(&case, &translated);
+        if bless {
+            fs::write(&path, format!("{head}{SEPARATOR}{actual}")).unwrap();
+        } else if actual != golden {
+            let size = |text: &str| text.lines().find(|line| line.starts_with("host:")).map(str::to_owned);
+            changed.push(format!("{name}: was {:?}, is {:?}", size(golden), size(&actual)));
+        }
+    }
+    assert!(changed.is_empty(), "lifts changed; see the diff after BLESS=1:\n{}", changed.join("\n"));
+}
