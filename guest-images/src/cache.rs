@@ -62,7 +62,11 @@ pub(crate) struct Lock<'a> {
 impl<'a> Lock<'a> {
     /// Waits for it. Creates the cache directory.
     pub(crate) fn take(cache: &'a CacheDir, progress: &mut dyn Progress) -> Result<Self, Error> {
-        files::create_directory(&cache.path)?;
+        // Some file systems (/proc) say "not found" when nothing may be created.
+        files::create_directory(&cache.path).map_err(|error| match error {
+            Error::File { path, source } => Error::CacheReadOnly { path, reason: source.to_string() },
+            error => error,
+        })?;
         let path = cache.path.join("lock");
         let failed = |error| Error::of_file(&path, error);
         let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
@@ -84,7 +88,14 @@ impl<'a> Lock<'a> {
         files::create_directory(&path)?;
         // Absolute, because apt is run in another directory.
         let path = path.canonicalize().map_err(|error| Error::of_file(&path, error))?;
-        Ok(WorkDirectory { path })
+        let work = WorkDirectory { path };
+        match available(&work.path) {
+            Some(free) if free < NEEDED => Err(Error::DiskFull {
+                path: self.cache.path.clone(),
+                reason: format!("{} MB are free", free / 1_000_000),
+            }),
+            _ => Ok(work),
+        }
     }
 
     /// Makes `entry`, a directory within `work`, the guest of `recipe`; an older one gives way.
@@ -102,6 +113,16 @@ impl<'a> Lock<'a> {
         fs::rename(entry, &target).map_err(failed)?;
         files::sync_directory(&guests)
     }
+}
+
+/// Space that fetching takes at its height: about 100 MB of package lists (more with more sources), up to 80 MB of
+/// packages, and what is made of them.
+const NEEDED: u64 = 200_000_000;
+
+/// Free bytes on the disk that holds `path`, where the host can say.
+pub(crate) fn available(path: &Path) -> Option<u64> {
+    let statistics = rustix::fs::statvfs(path).ok()?;
+    statistics.f_bavail.checked_mul(statistics.f_frsize)
 }
 
 /// A directory that vanishes when dropped.

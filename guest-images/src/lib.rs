@@ -126,3 +126,6 @@ fn build(
     progress.step(&Step::Stored { recipe, size: (kernel.len() + initramfs.len()) as u64 });
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,13 +1,15 @@
 //! apt, run in a private state directory: it needs neither root nor an earlier `apt-get update`, and leaves no trace in
 //! the host's own state. Sources, keys and proxy settings are the host's.
 
+mod run;
+
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::{Error, Progress, Recipe, Step, files};
+use run::{Event, Finished};
 
 /// Read after the host's configuration: hooks must not run for a private update, and only package lists are wanted.
 const CONFIGURATION: &str = r#"
@@ -22,20 +24,21 @@ const CONFIGURATION: &str = r#"
 Acquire::Languages "none";
 "#;
 
-/// How often a download's progress is looked at.
-const POLL: Duration = Duration::from_millis(100);
+/// How long apt may do nothing: longer than its own timeouts with their retries.
+const STALL: Duration = Duration::from_secs(180);
 
 /// Where apt's programs are.
 #[derive(Clone, Debug)]
 pub struct Apt {
     get: PathBuf,
     cache: PathBuf,
+    stall: Duration,
 }
 
 impl Default for Apt {
     /// The host's, by PATH.
     fn default() -> Self {
-        Self { get: "apt-get".into(), cache: "apt-cache".into() }
+        Self { get: "apt-get".into(), cache: "apt-cache".into(), stall: STALL }
     }
 }
 
@@ -62,8 +65,8 @@ pub struct Session<'a> {
 
 impl Apt {
     #[cfg(test)]
-    pub(crate) fn at(directory: &Path) -> Self {
-        Self { get: directory.join("apt-get"), cache: directory.join("apt-cache") }
+    pub(crate) fn at(directory: &Path, stall: Duration) -> Self {
+        Self { get: directory.join("apt-get"), cache: directory.join("apt-cache"), stall }
     }
 
     /// A session whose state is in `directory`, an absolute path.
@@ -109,34 +112,21 @@ impl Session<'_> {
         command
     }
 
-    fn spawn(&self, command: &mut Command) -> Result<Child, Error> {
-        let program = command.get_program().to_string_lossy().into_owned();
-        command.spawn().map_err(|source| Error::NoApt { program, source })
-    }
-
-    fn output(&self, command: &mut Command) -> Result<Output, Error> {
-        let program = command.get_program().to_string_lossy().into_owned();
-        command.output().map_err(|source| Error::NoApt { program, source })
-    }
-
     /// Reads the package lists. Complaints are kept: some sources may fail as long as the packages are found.
     pub fn update(&mut self, progress: &mut dyn Progress) -> Result<(), Error> {
         progress.step(&Step::UpdatingLists);
-        let mut child = self.spawn(self.command(&self.apt.get).arg("update"))?;
-        let stderr = drain(child.stderr.take());
-        if let Some(stdout) = child.stdout.take() {
-            for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
-                progress.detail(String::from_utf8_lossy(&line).trim_end());
+        let mut tell = |event: Event<'_>| {
+            if let Event::Line(line) = event {
+                progress.detail(line);
             }
+        };
+        let finished =
+            run::run(self.command(&self.apt.get).arg("update"), &self.directory, self.apt.stall, &mut tell)?;
+        if is_disk_full(&finished.complaint) {
+            let reason = finished.complaint.trim().to_owned();
+            return Err(Error::DiskFull { path: self.directory.clone(), reason });
         }
-        let status = child.wait().map_err(|error| Error::of_file(&self.apt.get, error))?;
-        let message = stderr.join().unwrap_or_default();
-        if is_disk_full(&message) {
-            return Err(Error::DiskFull { path: self.directory.clone(), reason: message });
-        }
-        if !status.success() || !message.is_empty() {
-            self.complaint = message;
-        }
+        self.complaint = finished.complaint;
         Ok(())
     }
 
@@ -176,7 +166,9 @@ impl Session<'_> {
     /// apt's record of a package (deb822).
     fn show(&self, name: &str, recipe: &Recipe) -> Result<String, Error> {
         let mut command = self.command(&self.apt.cache);
-        let output = self.output(command.args(["show", "--no-all-versions", name]))?;
+        command.args(["show", "--no-all-versions", name]);
+        let program = self.apt.cache.display().to_string();
+        let output = command.output().map_err(|source| Error::NoApt { program, source })?;
         if output.status.success() && !output.stdout.is_empty() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
@@ -201,23 +193,20 @@ impl Session<'_> {
         let mut command = self.command(&self.apt.get);
         command.current_dir(directory).arg("-q").arg("download");
         command.args(packages.iter().map(|package| format!("{}={}", package.name, package.version)));
-        let mut child = self.spawn(&mut command)?;
-        let (stdout, stderr) = (drain(child.stdout.take()), drain(child.stderr.take()));
-        let status = loop {
-            if let Some(status) = child.try_wait().map_err(|error| Error::of_file(&self.apt.get, error))? {
-                break status;
+        let mut tell = |event: Event<'_>| {
+            if let Event::Bytes(bytes) = event {
+                progress.bytes(bytes.min(total), total);
             }
-            progress.bytes(bytes_in(directory).min(total), total);
-            std::thread::sleep(POLL);
         };
-        let message = [stderr.join().unwrap_or_default(), stdout.join().unwrap_or_default()].concat();
-        self.check_download(status, &message)?;
+        let finished = run::run(&mut command, directory, self.apt.stall, &mut tell)?;
+        self.check_download(&finished)?;
         progress.bytes(total, total);
         packages.iter().map(|package| verify(package, directory, progress)).collect()
     }
 
-    fn check_download(&self, status: ExitStatus, message: &str) -> Result<(), Error> {
-        if status.success() {
+    fn check_download(&self, finished: &Finished) -> Result<(), Error> {
+        let message = &finished.complaint;
+        if finished.status.success() {
             return Ok(());
         }
         Err(if is_disk_full(message) {
@@ -227,7 +216,7 @@ impl Session<'_> {
         } else {
             Error::Apt {
                 command: "apt-get download".into(),
-                status: status.to_string(),
+                status: finished.status.to_string(),
                 message: indented(message),
             }
         })
@@ -264,25 +253,6 @@ fn verify(package: &Package, directory: &Path, progress: &mut dyn Progress) -> R
     }
     progress.step(&Step::Verified { package: package.name.clone(), size, sha256 });
     Ok(path)
-}
-
-/// Collects what a pipe gives, on a thread of its own, so that the child never waits for its reader.
-fn drain(pipe: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<String> {
-    std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        if let Some(mut pipe) = pipe {
-            // What was read until an error is still worth showing.
-            let _ = pipe.read_to_end(&mut bytes);
-        }
-        String::from_utf8_lossy(&bytes).into_owned()
-    })
-}
-
-fn bytes_in(directory: &Path) -> u64 {
-    let sizes = fs::read_dir(directory).map(|entries| {
-        entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
-    });
-    sizes.unwrap_or(0)
 }
 
 fn is_disk_full(message: &str) -> bool {
