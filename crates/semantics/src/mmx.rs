@@ -36,9 +36,10 @@ pub fn write<M: Machine>(m: &mut M, index: u8, value: M::Int) {
     m.set_state(register + 8, Width::Qword, ones);
 }
 
-/// EMMS: all tags empty.
+/// EMMS: all tags empty, TOP = 0 (SDM Vol. 3A table 13-1).
 pub fn emms<M: Machine>(m: &mut M, _: &Insn) -> Result<(), M::Stop> {
     check(m)?;
+    enter(m);
     let empty = m.constant(Width::Word, 0);
     m.set_state(field(offset_of!(X87, tags)), Width::Word, empty);
     Ok(())

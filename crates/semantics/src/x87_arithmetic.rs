@@ -54,13 +54,13 @@ pub fn stack_fault(x87: &mut X87, overflow: bool) -> bool {
     x87.control & INVALID != 0
 }
 
-/// Takes over the status that an instruction left; false if an exception keeps it from having any other effect.
-pub fn complete(x87: &mut X87, native_status: u16, conditions: u16) -> bool {
+/// Takes over the status that an instruction left. True if its result is to be delivered: none of the exceptions in
+/// `preventing` occurred unmasked. Condition codes are delivered in any case (processors do so even where the SDM says
+/// that comparisons don't).
+pub fn complete(x87: &mut X87, native_status: u16, conditions: u16, preventing: u16) -> bool {
     let raised = native_status & EXCEPTIONS;
-    let happens = raised & !x87.control & BEFORE_RESULT == 0;
-    let conditions = if happens { conditions } else { C1 };
     set_status(x87, x87.status & !conditions | raised | native_status & conditions);
-    happens
+    raised & !x87.control & preventing == 0
 }
 
 /// Writes ST(i) and makes it not empty.
@@ -90,11 +90,12 @@ pub extern "C" fn helper_arithmetic(state: &mut CpuState, immediate: u64, a: u64
     let request = Request::unpack(immediate);
     let kernel = Native::numbered(request.native);
     let (destination, source) = (usize::from(request.destination), usize::from(request.source));
-    let uses_source = matches!(kernel.shape, Shape::Binary | Shape::Popping);
+    let uses_source = matches!(kernel.shape, Shape::Binary | Shape::Remainder | Shape::Popping);
     let pushes = kernel.shape == Shape::Pushing;
 
     let underflow = is_empty(x87, destination) || uses_source && is_empty(x87, source);
     if underflow || pushes && !is_empty(x87, 7) {
+        x87.status &= !(kernel.conditions & C2);
         if stack_fault(x87, !underflow) {
             write(x87, destination, INDEFINITE);
             pop(x87, request.pops);
@@ -108,11 +109,14 @@ pub extern "C" fn helper_arithmetic(state: &mut CpuState, immediate: u64, a: u64
     let mut operands = Operands {
         a: x87.registers[physical(x87, destination)],
         b: x87.registers[physical(x87, source)],
-        memory: [a, 0],
-        control: x87.control,
+        memory: match kernel.shape {
+            Shape::Remainder => Operands::environment(x87),
+            _ => [a, 0, 0, 0],
+        },
+        ..Operands::new(x87)
     };
     let status = (kernel.run)(&mut operands);
-    if !complete(x87, status, kernel.conditions) {
+    if !complete(x87, status, kernel.conditions, BEFORE_RESULT) {
         return 0;
     }
     // C2: the operand is out of range, and stays.
@@ -129,41 +133,39 @@ pub extern "C" fn helper_arithmetic(state: &mut CpuState, immediate: u64, a: u64
 
 /// Comparisons that set CF, PF and ZF rather than C0, C2 and C3 have this in the immediate.
 const TO_FLAGS: u64 = 1 << 32;
-/// In the result of [`helper_compare`]: the flags are to be set.
-const SET_FLAGS: u32 = 31;
 
-/// Helper: compares ST(0) with ST(source), memory (`a`) or zero. For [`TO_FLAGS`] it gives the low byte of RFLAGS.
+/// Helper: compares ST(0) with ST(source), memory (`a`) or zero. For [`TO_FLAGS`] it gives the low byte of RFLAGS, and
+/// no condition code changes.
 pub extern "C" fn helper_compare(state: &mut CpuState, immediate: u64, a: u64, _: u64) -> u64 {
     let x87 = &mut state.x87;
     let request = Request::unpack(immediate);
     let kernel = Native::numbered(request.native);
     let source = usize::from(request.source);
-    let to_flags = immediate & TO_FLAGS != 0;
 
-    let result = if is_empty(x87, 0) || kernel.shape == Shape::Binary && is_empty(x87, source) {
-        if !stack_fault(x87, false) {
-            return 0;
-        }
-        C0 | C2 | C3
+    let result;
+    let completes;
+    if is_empty(x87, 0) || kernel.shape == Shape::Binary && is_empty(x87, source) {
+        result = C0 | C2 | C3;
+        completes = stack_fault(x87, false);
     } else {
         let mut operands = Operands {
             a: x87.registers[physical(x87, 0)],
             b: x87.registers[physical(x87, source)],
-            memory: [a, 0],
-            control: x87.control,
+            memory: [a, 0, 0, 0],
+            ..Operands::new(x87)
         };
         let status = (kernel.run)(&mut operands);
-        if !complete(x87, status, C1) {
-            return 0;
-        }
-        status & (C0 | C2 | C3)
-    };
-    if !to_flags {
-        x87.status = x87.status & !(C0 | C2 | C3) | result;
+        result = status & (C0 | C2 | C3);
+        completes = complete(x87, status, 0, BEFORE_RESULT);
     }
-    pop(x87, request.pops);
+    if immediate & TO_FLAGS == 0 {
+        x87.status = x87.status & !CONDITIONS | result;
+    }
+    if completes {
+        pop(x87, request.pops);
+    }
     // C0, C2, C3 are bits 8, 10, 14 as CF, PF, ZF are bits 0, 2, 6.
-    u64::from(result >> 8) | 1 << SET_FLAGS
+    u64::from(result >> 8)
 }
 
 /// Helper: FXAM.
@@ -290,13 +292,10 @@ fn compare<M: Machine>(
 fn compare_to_flags<M: Machine>(m: &mut M, i: &Insn, native: Native, pops: u8) -> Result<(), M::Stop> {
     let request = Request { native: native as u8, destination: 0, source: stack_operand(i, 1), pops };
     let result = run(m, i, Helper::X87Compare, request.pack() | TO_FLAGS)?;
-    let set = m.bit(Width::Qword, result, SET_FLAGS);
-    m.when(set, |m| {
-        let values = [(Flag::Carry, 0), (Flag::Parity, 2), (Flag::Zero, 6)]
-            .map(|(flag, position)| (flag, m.bit(Width::Qword, result, position)));
-        vector::set_flags(m, &values);
-        Ok(())
-    })
+    let values = [(Flag::Carry, 0), (Flag::Parity, 2), (Flag::Zero, 6)]
+        .map(|(flag, position)| (flag, m.bit(Width::Qword, result, position)));
+    vector::set_flags(m, &values);
+    Ok(())
 }
 
 /// `name = function(arguments);`

@@ -38,10 +38,11 @@ pub extern "C" fn helper_load(state: &mut CpuState, immediate: u64, a: u64, b: u
     }
     let kernel = Native::numbered(Request::unpack(immediate).native);
     // Masked, so that there is a value to take in any case.
-    let mut operands =
-        Operands { a: [0; 2], b: [0; 2], memory: [a, b & 0xffff], control: x87.control | EXCEPTIONS };
+    let mut operands = Operands { memory: [a, b & 0xffff, 0, 0], ..Operands::new(x87) };
+    operands.control |= EXCEPTIONS;
     let status = (kernel.run)(&mut operands);
-    if complete(x87, status, kernel.conditions) {
+    // An unmasked denormal is reported, and loaded.
+    if complete(x87, status, kernel.conditions, INVALID) {
         push(x87, operands.a);
     }
     0
@@ -61,13 +62,13 @@ pub extern "C" fn helper_load_extended(state: &mut CpuState, _: u64, a: u64, b: 
 pub extern "C" fn helper_load_register(state: &mut CpuState, immediate: u64, _: u64, _: u64) -> u64 {
     let x87 = &mut state.x87;
     let source = usize::from(Request::unpack(immediate).source);
-    if !room(x87) {
-        return 0;
-    }
     if is_empty(x87, source) {
         if stack_fault(x87, false) {
             push(x87, INDEFINITE);
         }
+        return 0;
+    }
+    if !room(x87) {
         return 0;
     }
     x87.status &= !C1;
@@ -105,9 +106,10 @@ pub extern "C" fn helper_store_value(state: &mut CpuState, immediate: u64, _: u6
     } else if native == EXTENDED {
         (0, top)
     } else {
-        let mut operands = Operands { a: top, b: [0; 2], memory: [0; 2], control: x87.control };
+        let mut operands = Operands { a: top, ..Operands::new(x87) };
         let status = (STORES[usize::from(native)].kernel().run)(&mut operands);
-        (status & (EXCEPTIONS | C1), operands.memory)
+        let [low, high, ..] = operands.memory;
+        (status & (EXCEPTIONS | C1), [low, high])
     };
     let prevented = status & !x87.control & (INVALID | OVERFLOW | UNDERFLOW) != 0;
     state.scratch[6] = u64::from(status) | u64::from(!prevented) << STORED | (high & 0xffff) << 32;
@@ -173,7 +175,6 @@ pub extern "C" fn helper_move_if(state: &mut CpuState, immediate: u64, a: u64, _
         }
         return 0;
     }
-    x87.status &= !C1;
     if a != 0 {
         write(x87, 0, x87.registers[physical(x87, source)]);
     }
@@ -184,6 +185,7 @@ pub extern "C" fn helper_move_if(state: &mut CpuState, immediate: u64, a: u64, _
 pub extern "C" fn helper_free(state: &mut CpuState, immediate: u64, _: u64, _: u64) -> u64 {
     let x87 = &mut state.x87;
     let request = Request::unpack(immediate);
+    x87.status &= !C1;
     x87.tags &= !(1 << physical(x87, usize::from(request.destination)));
     pop(x87, request.pops);
     0

@@ -7,9 +7,11 @@
 
 use core::arch::asm;
 
-use crate::x87_state::{C0, C1, C2, C3};
+use x86::fpu::{FCW_INIT, X87};
 
-/// What a kernel reads and writes; it knows the offsets 0, 16, 32 and 48.
+use crate::x87_state::{C0, C1, C2, C3, CONDITIONS};
+
+/// What a kernel reads and writes; it knows the offsets 0, 16, 32 and 64.
 #[repr(C, align(16))]
 pub struct Operands {
     /// Destination (ST(0) of the kernel, ST(1) for those that pop), then the result, or the top one of two.
@@ -17,19 +19,35 @@ pub struct Operands {
     /// Source, then the lower one of two results.
     pub b: [u64; 2],
     /// Memory operand, in its format.
-    pub memory: [u64; 2],
+    pub memory: [u64; 4],
     /// Control word.
     pub control: u16,
 }
 
+impl Operands {
+    /// Zeros, under the control word of `x87`.
+    #[inline]
+    pub fn new(x87: &X87) -> Self {
+        Self { a: [0; 2], b: [0; 2], memory: [0; 4], control: x87.control }
+    }
+
+    /// The memory operand of [`Shape::Remainder`]: an environment (32-bit protected format) with everything masked and
+    /// empty, TOP = 0, and the condition codes of `x87`.
+    pub fn environment(x87: &X87) -> [u64; 4] {
+        [u64::from(FCW_INIT) | u64::from(x87.status & CONDITIONS) << 32, 0xffff, 0, 0]
+    }
+}
+
 /// Control word of the host's code, which is also what the ABI has at entry.
-static HOST_CONTROL: u16 = x86::fpu::FCW_INIT;
+static HOST_CONTROL: u16 = FCW_INIT;
 
 /// How an instruction takes its operands and where its results are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Shape {
     /// ST(0) = a, ST(1) = b; result in ST(0).
     Binary,
+    /// The same, after FLDENV of the memory operand: there are operands that leave C0 and C3 as they were.
+    Remainder,
     /// ST(1) = a, ST(0) = b; the result replaces a when b is popped.
     Popping,
     /// ST(0) = a and memory; result in ST(0).
@@ -65,7 +83,7 @@ macro_rules! run {
                 asm!(
                     "fnclex",
                     $($before,)*
-                    "fldcw word ptr [{p} + 48]",
+                    "fldcw word ptr [{p} + 64]",
                     $instruction,
                     "fnstsw ax",
                     "fnclex",
@@ -87,6 +105,13 @@ macro_rules! run {
 macro_rules! kernel {
     (Binary $i:literal) => {
         run!(["fld tbyte ptr [{p} + 16]" "fld tbyte ptr [{p}]"] $i ["fstp tbyte ptr [{p}]" "fstp st(0)"])
+    };
+    (Remainder $i:literal) => {
+        run!(
+            ["fldenv [{p} + 32]" "fld tbyte ptr [{p} + 16]" "fld tbyte ptr [{p}]"]
+            $i
+            ["fstp tbyte ptr [{p}]" "fstp st(0)"]
+        )
     };
     (Popping $i:literal) => {
         run!(["fld tbyte ptr [{p}]" "fld tbyte ptr [{p} + 16]"] $i ["fstp tbyte ptr [{p}]" "fstp st(0)"])
@@ -156,8 +181,8 @@ natives! {
     Sin: Unary "fsin", C1 | C2;
     Cos: Unary "fcos", C1 | C2;
     Scale: Binary "fscale", C1;
-    Prem: Binary "fprem", ALL;
-    Prem1: Binary "fprem1", ALL;
+    Prem: Remainder "fprem", ALL;
+    Prem1: Remainder "fprem1", ALL;
     Patan: Popping "fpatan", C1;
     Yl2x: Popping "fyl2x", C1;
     Yl2xp1: Popping "fyl2xp1", C1;

@@ -19,6 +19,9 @@ const RFLAGS_IN: usize = PAGE + 16 * 8;
 const OUT: usize = PAGE + 0x200;
 const RFLAGS_OUT: usize = OUT + 16 * 8;
 const HOST_RSP: usize = PAGE + 0x400;
+const HOST_MXCSR: usize = PAGE + 0x408;
+const STATE_IN: usize = PAGE + 0x600;
+const STATE_OUT: usize = PAGE + 0x800;
 
 /// General registers in encoding order, and RFLAGS.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -26,6 +29,9 @@ pub struct Registers {
     pub gpr: [u64; 16],
     pub rflags: u64,
 }
+
+/// x87, MMX and SSE state as FXSAVE64 lays it out.
+pub type FxImage = [u8; 512];
 
 /// The one native processor of this process.
 pub struct Native {
@@ -99,7 +105,28 @@ impl Native {
 
     /// Executes one instruction. `Err` is the signal that it caused; memory may have changed then.
     pub fn run(&mut self, instruction: &[u8], registers: &Registers) -> Result<Registers, i32> {
-        let (code, behind) = assemble(instruction);
+        self.execute(assemble(instruction, false), registers)
+    }
+
+    /// The same with `state` loaded before and taken out again behind the instruction, whether it faulted or not.
+    pub fn run_with_state(
+        &mut self,
+        instruction: &[u8],
+        registers: &Registers,
+        state: &mut FxImage,
+    ) -> Result<Registers, i32> {
+        // SAFETY: both images lie in the second page.
+        unsafe {
+            core::ptr::copy_nonoverlapping(state.as_ptr(), self.page.add(STATE_IN), state.len());
+            self.page.add(HOST_MXCSR).cast::<u32>().write(0x1f80);
+        }
+        let result = self.execute(assemble(instruction, true), registers);
+        // SAFETY: as above.
+        unsafe { core::ptr::copy_nonoverlapping(self.page.add(STATE_OUT), state.as_mut_ptr(), state.len()) };
+        result
+    }
+
+    fn execute(&mut self, (code, behind): (Vec<u8>, usize), registers: &Registers) -> Result<Registers, i32> {
         // SAFETY: the code fits its page and is a function without arguments that keeps what the ABI wants kept; the
         // context lies in the second page.
         unsafe {
@@ -111,7 +138,7 @@ impl Native {
             slot(RFLAGS_IN).write(registers.rflags);
             SIGNAL.store(0, Ordering::Relaxed);
             RECOVERY.store(self.page as u64 + behind as u64, Ordering::Relaxed);
-            core::mem::transmute::<*mut u8, extern "C" fn()>(self.page)();
+            call(self.page);
             let mut result = Registers { rflags: slot(RFLAGS_OUT).read(), ..Registers::default() };
             for (n, value) in result.gpr.iter_mut().enumerate() {
                 *value = slot(OUT + n * 8).read();
@@ -124,8 +151,17 @@ impl Native {
     }
 }
 
+/// Calls the assembled function, which may use every vector and x87 register.
+///
+/// # Safety
+/// `code` is a function from [`assemble`].
+unsafe fn call(code: *mut u8) {
+    // SAFETY: the caller's; `extern "C"` lets the callee use all XMM and x87 registers.
+    unsafe { core::mem::transmute::<*mut u8, extern "C" fn()>(code)() }
+}
+
 /// The function around an instruction, and the offset behind the instruction.
-fn assemble(instruction: &[u8]) -> (Vec<u8>, usize) {
+fn assemble(instruction: &[u8], with_state: bool) -> (Vec<u8>, usize) {
     /// An instruction that ends with the RIP-relative address of a context slot.
     fn with_slot(code: &mut Vec<u8>, bytes: &[u8], slot: usize) {
         code.extend(bytes);
@@ -144,6 +180,9 @@ fn assemble(instruction: &[u8]) -> (Vec<u8>, usize) {
     // push rbx rbp r12 r13 r14 r15; pushfq
     code.extend([0x53, 0x55, 0x41, 0x54, 0x41, 0x55, 0x41, 0x56, 0x41, 0x57, 0x9c]);
     mov(&mut code, STORE, RSP, HOST_RSP);
+    if with_state {
+        with_slot(&mut code, &[0x48, 0x0f, 0xae, 0x0d], STATE_IN); // fxrstor64
+    }
     with_slot(&mut code, &[0xff, 0x35], RFLAGS_IN); // push
     code.push(0x9d); // popfq
     for register in (0..16).filter(|&register| register != RSP).chain([RSP]) {
@@ -157,6 +196,11 @@ fn assemble(instruction: &[u8]) -> (Vec<u8>, usize) {
     mov(&mut code, LOAD, RSP, HOST_RSP);
     code.push(0x9c); // pushfq
     with_slot(&mut code, &[0x8f, 0x05], RFLAGS_OUT); // pop
+    if with_state {
+        with_slot(&mut code, &[0x48, 0x0f, 0xae, 0x05], STATE_OUT); // fxsave64
+        code.extend([0xdb, 0xe3]); // fninit
+        with_slot(&mut code, &[0x0f, 0xae, 0x15], HOST_MXCSR); // ldmxcsr
+    }
     // popfq; pop r15 r14 r13 r12 rbp rbx; ret
     code.extend([0x9d, 0x41, 0x5f, 0x41, 0x5e, 0x41, 0x5d, 0x41, 0x5c, 0x5d, 0x5b, 0xc3]);
     assert!(code.len() < PAGE);
