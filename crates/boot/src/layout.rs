@@ -104,3 +104,37 @@ impl MemoryMap {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn ram(size: u64) -> Vec<Range<u64>> {
+        let map = MemoryMap { low_end: size.min(HOLE_START), size };
+        let usable = map.regions().into_iter().filter(|region| region.kind == Kind::Ram);
+        usable.map(|region| region.range).collect()
+    }
+
+    #[test]
+    fn ram_beyond_the_hole_continues_at_4_gib() {
+        assert_eq!(ram(HIGH_MEMORY + 4096), [0..CONVENTIONAL_END, HIGH_MEMORY..HIGH_MEMORY + 4096]);
+        assert_eq!(ram(3 * GIB), [0..CONVENTIONAL_END, HIGH_MEMORY..3 * GIB]);
+        assert_eq!(ram(8 * GIB), [0..CONVENTIONAL_END, HIGH_MEMORY..3 * GIB, 4 * GIB..9 * GIB]);
+    }
+
+    #[test]
+    fn kernels_go_between_1_mib_and_the_end_of_low_memory() {
+        let map = MemoryMap { low_end: 64 << 20, size: 64 << 20 };
+        assert!(map.check_kernel(&(HIGH_MEMORY..64 << 20)).is_ok());
+        assert!(matches!(
+            map.check_kernel(&(HIGH_MEMORY..(64 << 20) + 1)),
+            Err(KernelError::MemoryTooSmall { .. })
+        ));
+        // No amount of memory would help these.
+        for range in [HIGH_MEMORY - 1..2 * HIGH_MEMORY, HIGH_MEMORY..HOLE_START + 1, 5 * GIB..6 * GIB] {
+            assert!(matches!(map.check_kernel(&range), Err(KernelError::Address { .. })), "{range:x?}");
+        }
+    }
+}
