@@ -4,6 +4,7 @@
 use memory::{CodePages, GuestPhys, Mmu, Ram};
 use semantics::decode::decode_block;
 pub mod native;
+pub mod state;
 
 use transvisor_interpreter::{BlockExit, DecodedBlock, run_block};
 use x86::{CpuState, Mode, Segment, control};
