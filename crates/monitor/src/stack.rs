@@ -73,7 +73,11 @@ impl Stack {
     pub fn push(&mut self, cx: &mut Context<'_>, width: Width, value: u64) -> Result {
         let pointer = self.width.truncate(self.pointer.wrapping_sub(width.bytes()));
         let address = self.address(pointer, width.bytes())?;
-        cx.mmu.store_as(cx.state, self.cpl, address, width, value)?;
+        if self.cpl == cx.state.cpl {
+            cx.mmu.store(cx.state, address, width, value)?;
+        } else {
+            cx.mmu.store_as(cx.state, self.cpl, address, width, value)?;
+        }
         self.pointer = pointer;
         Ok(())
     }
