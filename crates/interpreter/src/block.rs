@@ -6,6 +6,7 @@ use memory::{Mmu, Stop};
 use semantics::{
     Insn, Kind,
     decode::{GuestBlock, ends_block},
+    forms,
     table::{self, Definition},
 };
 use x86::CpuState;
@@ -15,6 +16,8 @@ use crate::{Interpreter, Interpreting};
 /// An instruction and what executes it.
 struct Operation {
     definition: Definition<Interpreting>,
+    /// Where it continues unless it transfers control.
+    next_rip: u64,
     insn: Insn,
 }
 
@@ -54,8 +57,10 @@ impl DecodedBlock {
         let mut next_rip = rip;
         for insn in insns {
             next_rip = insn.next_rip();
-            match (table::kind_of(insn), table::definition::<Interpreting>(insn.mnemonic)) {
-                (Kind::Lifted, Some(definition)) => operations.push(Operation { definition, insn: *insn }),
+            match (table::kind_of(insn), forms::definition::<Interpreting>(insn)) {
+                (Kind::Lifted, Some(definition)) => {
+                    operations.push(Operation { definition, next_rip, insn: *insn })
+                }
                 _ => {
                     callout = Some(Box::new(*insn));
                     break;
@@ -99,7 +104,7 @@ pub fn run_block(state: &mut CpuState, mmu: &mut Mmu, block: &DecodedBlock) -> B
     let exit = 'block: {
         for operation in &block.operations {
             let insn = &operation.insn;
-            let next_rip = insn.next_rip();
+            let next_rip = operation.next_rip;
             loop {
                 machine.start(next_rip);
                 let result = (operation.definition)(&mut machine, insn);

@@ -35,6 +35,7 @@ pub(crate) fn update<M: Machine>(
 }
 
 /// ADD.
+#[inline(always)]
 pub fn add<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     let b = operand::read_as(m, i, 1, i.operand_width(0))?;
     update(
@@ -47,6 +48,7 @@ pub fn add<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
 }
 
 /// SUB.
+#[inline(always)]
 pub fn sub<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     let b = operand::read_as(m, i, 1, i.operand_width(0))?;
     update(
@@ -91,6 +93,7 @@ pub fn sbb<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
 }
 
 /// CMP.
+#[inline(always)]
 pub fn cmp<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     let width = i.operand_width(0);
     let a = operand::read(m, i, 0)?;
@@ -101,6 +104,7 @@ pub fn cmp<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
 }
 
 /// INC: CF keeps.
+#[inline(always)]
 pub fn inc<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     let one = m.constant(i.operand_width(0), 1);
     update(
@@ -117,6 +121,7 @@ pub fn inc<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
 }
 
 /// DEC: CF keeps.
+#[inline(always)]
 pub fn dec<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     let one = m.constant(i.operand_width(0), 1);
     update(
@@ -133,6 +138,7 @@ pub fn dec<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
 }
 
 /// NEG. No atomic operation negates: the locked form compares and exchanges, and starts again if it lost the race.
+#[inline(always)]
 pub fn neg<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     let width = i.operand_width(0);
     let zero = m.constant(width, 0);
@@ -165,6 +171,7 @@ pub fn mul<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
 }
 
 /// IMUL with one, two or three operands; CF = OF = the signed result does not fit the destination.
+#[inline(always)]
 pub fn imul<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     let width = i.operand_width(0);
     if i.operand(1) == Operand::None {

@@ -9,6 +9,7 @@ const RAX: u8 = 0;
 const RDX: u8 = 2;
 
 /// MOV between registers, memory and immediates, and from a segment register.
+#[inline(always)]
 pub fn mov<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     let width = i.operand_width(0);
     let value = match i.operand(1) {
@@ -23,6 +24,7 @@ pub fn mov<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
 }
 
 /// MOVZX.
+#[inline(always)]
 pub fn movzx<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     let value = operand::read(m, i, 1)?;
     let value = m.resize(i.operand_width(1), i.operand_width(0), value);
@@ -30,6 +32,7 @@ pub fn movzx<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
 }
 
 /// MOVSX, MOVSXD.
+#[inline(always)]
 pub fn movsx<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     let value = operand::read(m, i, 1)?;
     let value = m.resize_signed(i.operand_width(1), i.operand_width(0), value);

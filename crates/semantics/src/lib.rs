@@ -9,6 +9,7 @@
 
 pub mod crypto;
 pub mod decode;
+pub mod forms;
 pub mod helper;
 pub mod insn;
 pub mod machine;

@@ -5,6 +5,7 @@ use memory::AtomicOp;
 use crate::{Insn, Machine, Operand, arithmetic::update, operand};
 
 /// AND.
+#[inline(always)]
 pub fn and<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     let b = operand::read_as(m, i, 1, i.operand_width(0))?;
     update(
@@ -17,6 +18,7 @@ pub fn and<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
 }
 
 /// OR.
+#[inline(always)]
 pub fn or<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     let b = operand::read_as(m, i, 1, i.operand_width(0))?;
     update(
@@ -29,6 +31,7 @@ pub fn or<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
 }
 
 /// XOR. Of a register with itself it is a constant and depends on nothing.
+#[inline(always)]
 pub fn xor<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     let width = i.operand_width(0);
     if let (Operand::Gpr(a), Operand::Gpr(b)) = (i.operand(0), i.operand(1))
@@ -56,6 +59,7 @@ pub fn not<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
 }
 
 /// TEST.
+#[inline(always)]
 pub fn test<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     let width = i.operand_width(0);
     let a = operand::read(m, i, 0)?;

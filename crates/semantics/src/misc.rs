@@ -7,6 +7,7 @@ use x86::{CpuState, Exception, Segment, SegmentRegister, Width, control::cr4, st
 use crate::{Insn, Machine, Operand, Register, helper::Helper, operand};
 
 /// LEA.
+#[inline(always)]
 pub fn lea<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     let offset = operand::narrow_address(m, i);
     let value = m.resize(i.memory.width, i.operand_width(0), offset);

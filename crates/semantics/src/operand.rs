@@ -5,14 +5,14 @@ use x86::Width;
 use crate::{Insn, Machine, MemoryOperand, Operand, Register};
 
 /// The offset that the memory operand names, within its segment, as a 64-bit integer.
-#[inline]
+#[inline(always)]
 pub fn effective_address<M: Machine>(m: &mut M, i: &Insn) -> M::Int {
     let offset = narrow_address(m, i);
     m.resize(i.memory.width, Width::Qword, offset)
 }
 
 /// The same at the address width, for definitions that go on computing with it.
-#[inline]
+#[inline(always)]
 pub fn narrow_address<M: Machine>(m: &mut M, i: &Insn) -> M::Int {
     let operand = &i.memory;
     let width = operand.width;
@@ -42,14 +42,14 @@ pub fn narrow_address<M: Machine>(m: &mut M, i: &Insn) -> M::Int {
 }
 
 /// The linear address of the memory operand, checked for an access of `bytes`.
-#[inline]
+#[inline(always)]
 pub fn address<M: Machine>(m: &mut M, i: &Insn, bytes: u16, write: bool) -> Result<M::Int, M::Stop> {
     let offset = effective_address(m, i);
     m.linear(i.memory.segment, offset, bytes, write)
 }
 
 /// Reads operand `n` at its width.
-#[inline]
+#[inline(always)]
 pub fn read<M: Machine>(m: &mut M, i: &Insn, n: usize) -> Result<M::Int, M::Stop> {
     let width = i.operand_width(n);
     match i.operand(n) {
@@ -66,7 +66,7 @@ pub fn read<M: Machine>(m: &mut M, i: &Insn, n: usize) -> Result<M::Int, M::Stop
 
 /// Reads operand `n` of an instruction whose other operand is wider or narrower, as `width`: immediates are taken at
 /// `width`, registers and memory at their own.
-#[inline]
+#[inline(always)]
 pub fn read_as<M: Machine>(m: &mut M, i: &Insn, n: usize, width: Width) -> Result<M::Int, M::Stop> {
     match i.operand(n) {
         Operand::Immediate => Ok(m.constant(width, i.immediate)),
@@ -79,7 +79,7 @@ pub fn read_as<M: Machine>(m: &mut M, i: &Insn, n: usize, width: Width) -> Resul
 }
 
 /// Writes operand `n` at its width.
-#[inline]
+#[inline(always)]
 pub fn write<M: Machine>(m: &mut M, i: &Insn, n: usize, value: M::Int) -> Result<(), M::Stop> {
     let width = i.operand_width(n);
     match i.operand(n) {
@@ -108,7 +108,7 @@ pub enum Place<I> {
 pub type Loaded<I> = (Place<I>, I);
 
 /// Finds the place of operand `n` and loads it for an update.
-#[inline]
+#[inline(always)]
 pub fn read_place<M: Machine>(m: &mut M, i: &Insn, n: usize) -> Result<Loaded<M::Int>, M::Stop> {
     let width = i.operand_width(n);
     match i.operand(n) {
@@ -122,7 +122,7 @@ pub fn read_place<M: Machine>(m: &mut M, i: &Insn, n: usize) -> Result<Loaded<M:
 }
 
 /// Writes back to a place.
-#[inline]
+#[inline(always)]
 pub fn write_place<M: Machine>(
     m: &mut M,
     place: Place<M::Int>,

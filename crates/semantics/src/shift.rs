@@ -17,6 +17,7 @@ enum Count<I> {
 
 impl<I: Copy> Count<I> {
     /// The count in operand `n`, masked to 5 bits (6 for 64-bit operands), as an integer of `work` bits.
+    #[inline(always)]
     fn read<M: Machine<Int = I>>(m: &mut M, i: &Insn, n: usize, work: Width) -> Result<Self, M::Stop> {
         let mask = if i.operand_width(0) == Width::Qword { 63 } else { 31 };
         if i.operand(n) == Operand::Immediate {
@@ -28,6 +29,7 @@ impl<I: Copy> Count<I> {
         Ok(Self::Variable(m.and(work, count, mask)))
     }
 
+    #[inline(always)]
     fn value<M: Machine<Int = I>>(self, m: &mut M, work: Width) -> I {
         match self {
             Self::Constant(count) => m.constant(work, u64::from(count)),
@@ -36,6 +38,7 @@ impl<I: Copy> Count<I> {
     }
 
     /// Does `then` unless the count is zero; it gets the count less one.
+    #[inline(always)]
     fn unless_zero<M: Machine<Int = I>>(
         self,
         m: &mut M,
@@ -69,17 +72,20 @@ fn working_width(width: Width) -> Width {
     width.max(Width::Dword)
 }
 
+#[inline(always)]
 fn set_flags<M: Machine>(m: &mut M, width: Width, result: M::Int, carry: M::Bool, overflow: M::Bool) {
     m.set_logic_flags(width, result);
     m.set_flag(Flag::Carry, carry);
     m.set_flag(Flag::Overflow, overflow);
 }
 
+#[inline(always)]
 fn top_bit<M: Machine>(m: &mut M, width: Width, value: M::Int) -> M::Bool {
     m.bit(width, value, width.bits() - 1)
 }
 
 /// SHL (and SAL).
+#[inline(always)]
 pub fn shl<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     let width = i.operand_width(0);
     let work = working_width(width);
@@ -100,6 +106,7 @@ pub fn shl<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
 }
 
 /// SHR.
+#[inline(always)]
 pub fn shr<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     let width = i.operand_width(0);
     let work = working_width(width);
@@ -119,6 +126,7 @@ pub fn shr<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
 }
 
 /// SAR.
+#[inline(always)]
 pub fn sar<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     let width = i.operand_width(0);
     let work = working_width(width);

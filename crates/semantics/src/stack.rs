@@ -34,13 +34,13 @@ fn address<M: Machine>(m: &mut M, pointer: M::Int, bytes: u64, write: bool) -> R
 }
 
 /// Pushes a value.
-#[inline]
+#[inline(always)]
 pub(crate) fn push<M: Machine>(m: &mut M, width: Width, value: M::Int) -> Result<(), M::Stop> {
     push_partly(m, width, width, value)
 }
 
 /// Moves rSP by `width`, of which only `stored` is written.
-#[inline]
+#[inline(always)]
 fn push_partly<M: Machine>(m: &mut M, width: Width, stored: Width, value: M::Int) -> Result<(), M::Stop> {
     let register = pointer(m);
     let bytes = m.constant(register.width, width.bytes());
@@ -53,7 +53,7 @@ fn push_partly<M: Machine>(m: &mut M, width: Width, stored: Width, value: M::Int
 }
 
 /// Reads the top of the stack: the value, and what rSP is after popping it.
-#[inline]
+#[inline(always)]
 pub(crate) fn peek<M: Machine>(m: &mut M, width: Width) -> Result<(M::Int, M::Int), M::Stop> {
     let register = pointer(m);
     let old = m.gpr(register);
@@ -65,6 +65,7 @@ pub(crate) fn peek<M: Machine>(m: &mut M, width: Width) -> Result<(M::Int, M::In
 }
 
 /// PUSH.
+#[inline(always)]
 pub fn push_operand<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     let width = i.width;
     match i.operand(0) {
@@ -98,6 +99,7 @@ pub(crate) fn selector<M: Machine>(m: &mut M, segment: SegmentRegister) -> M::In
 }
 
 /// POP to a register or memory.
+#[inline(always)]
 pub fn pop_operand<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     let width = i.width;
     let (value, after) = peek(m, width)?;
