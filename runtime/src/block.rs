@@ -1,0 +1,139 @@
+//! A guest block as the runtime keeps it.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use interpreter::DecodedBlock;
+use semantics::decode::BlockEnd;
+use x86::{GuestPhys, Mode};
+
+/// What identifies a block: the same bytes, run at the same address in the same mode, mean the same.
+///
+/// The rip is part of it because translations contain addresses; so code that is mapped at several linear
+/// addresses is translated once for each.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct BlockKey {
+    /// Where the first byte lies.
+    pub first: GuestPhys,
+    /// Offset within CS of the first byte.
+    pub rip: u64,
+    /// Mode bits.
+    pub mode: Mode,
+    /// How much is in the block.
+    pub extent: Extent,
+}
+
+/// How much a block holds.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Extent {
+    /// As much as fits: up to a terminal or the page's end.
+    Full,
+    /// One instruction, to be stepped: it was abandoned by compiled code, or traps are armed. Never compiled.
+    Single,
+}
+
+/// Number of a block, never used twice.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct BlockId(pub u64);
+
+/// A decoded guest block. Immutable but for its counters and its life: it is made by [`crate::CodeCache::insert`] and
+/// dies when its bytes are overwritten; whoever still holds it then must not start it again.
+pub struct Block {
+    /// Its number.
+    pub id: BlockId,
+    /// Its key.
+    pub key: BlockKey,
+    /// Guest bytes from `key.first` on. Those beyond the page's end lie in `second`.
+    pub bytes: u64,
+    /// The page that the one instruction of this block reaches into, if it crosses a page's end. Such a block
+    /// is never compiled, and is run only after a look at where its second page is mapped now.
+    pub second: Option<GuestPhys>,
+    /// Why it ends.
+    pub end: BlockEnd,
+    /// Its instructions, ready for the interpreter.
+    pub decoded: DecodedBlock,
+    executions: AtomicU32,
+    code: AtomicU64,
+    dead: AtomicBool,
+    hopeless: AtomicBool,
+}
+
+impl Block {
+    pub(crate) fn new(
+        id: BlockId,
+        key: BlockKey,
+        bytes: u64,
+        second: Option<GuestPhys>,
+        end: BlockEnd,
+        decoded: DecodedBlock,
+    ) -> Self {
+        Self {
+            id,
+            key,
+            bytes,
+            second,
+            end,
+            decoded,
+            executions: AtomicU32::new(0),
+            code: AtomicU64::new(0),
+            dead: AtomicBool::new(false),
+            hopeless: AtomicBool::new(false),
+        }
+    }
+
+    /// Address of its compiled code, if it is alive and installed.
+    #[inline]
+    pub fn code(&self) -> Option<u64> {
+        match self.code.load(Ordering::Acquire) {
+            0 => None,
+            code => Some(code),
+        }
+    }
+
+    /// Whether its bytes have changed.
+    #[inline]
+    pub fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::Acquire)
+    }
+
+    /// Counts an interpreted execution that is about to begin; gives the number so far, this one included.
+    #[inline]
+    pub fn count(&self) -> u32 {
+        // Not an atomic increment: losing a count among vCPUs is harmless and this is the interpreter's hot path.
+        let executions = self.executions.load(Ordering::Relaxed).saturating_add(1);
+        self.executions.store(executions, Ordering::Relaxed);
+        executions
+    }
+
+    /// Whether the translator has refused it before.
+    #[inline]
+    pub fn is_hopeless(&self) -> bool {
+        self.hopeless.load(Ordering::Relaxed)
+    }
+
+    /// The translator refuses it: it is interpreted for good.
+    pub fn give_up(&self) {
+        self.hopeless.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a byte of `first .. first + length` (within one page) belongs to it.
+    pub fn overlaps(&self, first: GuestPhys, length: u64) -> bool {
+        let in_page = PAGE - self.key.first.page_offset();
+        let meets = |start: u64, bytes: u64| first.0 < start + bytes && start < first.0 + length;
+        meets(self.key.first.0, self.bytes.min(in_page))
+            || self.second.is_some_and(|page| meets(page.0, self.bytes.saturating_sub(in_page)))
+    }
+
+    pub(crate) fn set_code(&self, code: u64) {
+        self.code.store(code, Ordering::Release);
+    }
+
+    pub(crate) fn cool_down(&self) {
+        self.executions.store(0, Ordering::Relaxed);
+    }
+
+    pub(crate) fn die(&self) {
+        self.dead.store(true, Ordering::Release);
+    }
+}
+
+const PAGE: u64 = x86::PAGE_SIZE;

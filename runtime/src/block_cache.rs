@@ -1,0 +1,257 @@
+//! The block cache: every decoded guest block, by [`BlockKey`], and the compiled code of those that have some.
+//!
+//! # Who owns what
+//!
+//! [`CodeCache`] is shared by all vCPUs of a machine (today there is one); everything in it is behind one lock, which
+//! is a leaf: nobody calls memory, the monitor or the translator while holding it. Each vCPU owns its [`crate::lookup::Lookup`]
+//! (hot lookups without the lock) and its registered [`JumpCache`], which compiled code reads. [`Block`]s are reference-counted: in the
+//! map, in page records, in lookups.
+//!
+//! # Life of a block
+//!
+//! 1. The vCPU calls [`CodeCache::watch_page`], and if the page was not marked, takes write permission out of the
+//!    TLBs ([`memory::Mmu::protect_page`]). Only then does it read and decode the bytes: later writes are noticed.
+//! 2. [`CodeCache::insert`] enters it in the map and in the record of its page (both pages, if it crosses).
+//! 3. It is run by the interpreter, counted, and perhaps compiled ([`CodeCache::install`]): it gets code, and others chain to
+//!    it ([`CodeCache::link`]).
+//! 4. It dies when a byte of it is about to be overwritten ([`crate::invalidate`]): `dead` is set, it leaves the map and the page
+//!    records, all slots that lead to it get the stub back, and jump caches forget it. Lookups see `dead`.
+//!    The code bytes stay where they are: frames that are in it finish undisturbed.
+//!
+//! A write to a page with blocks never happens in compiled code: it has no TLB entry, so the frame is abandoned and
+//! the interpreter does it. So the writer's own compiled block is never running when it dies, and
+//! sees the new bytes from its next instruction on.
+//!
+//! # Eviction
+//!
+//! When code memory is full, [`CodeCache::evict`] takes the code from every block (they stay decoded and start to
+//! count anew) and resets it. When there are too many blocks, [`CodeCache::clear`] drops them all. Both need that no
+//! compiled code is on any host stack: the one vCPU calls them from its dispatcher. More vCPUs will need a
+//! rendezvous here; and so will relinking a guarded slot that is linked, because its two words change one after the other.
+//! [`CodeCache::generation`] tells those who keep slot addresses across a call whether they still mean anything.
+
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
+
+use interpreter::DecodedBlock;
+use memory::CodePages;
+use semantics::decode::BlockEnd;
+use translator::CodeBlock;
+use x86::GuestPhys;
+
+use crate::{
+    block::{Block, BlockId, BlockKey},
+    code_memory::CodeMemory,
+    enter,
+    hash::Map,
+    jump_cache::JumpCache,
+    links::{Links, Target},
+};
+
+/// More decoded blocks than this are not kept: some 100 MB of host memory.
+pub const MAX_BLOCKS: usize = 1 << 17;
+
+/// See the module's description.
+pub struct CodeCache {
+    pages: Arc<CodePages>,
+    generation: AtomicU64,
+    inner: Mutex<Inner>,
+}
+
+/// What the lock guards.
+pub(crate) struct Inner {
+    pub(crate) blocks: Map<BlockKey, Arc<Block>>,
+    pub(crate) pages: Map<GuestPhys, PageRecord>,
+    pub(crate) links: Links,
+    pub(crate) jump_caches: Vec<Arc<JumpCache>>,
+    next_id: u64,
+    pub(crate) counters: Counters,
+}
+
+/// Counters of a cache.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Counters {
+    /// Blocks decoded.
+    pub blocks: u64,
+    /// Blocks compiled.
+    pub compiled: u64,
+    /// Host code bytes produced.
+    pub code_bytes: u64,
+    /// Blocks killed by writes.
+    pub invalidated: u64,
+    /// Times that everything compiled was dropped.
+    pub evictions: u64,
+    /// Slots linked.
+    pub links: u64,
+}
+
+/// What is made from one guest-physical page.
+#[derive(Default)]
+pub(crate) struct PageRecord {
+    /// Living blocks with bytes in the page.
+    pub(crate) blocks: Vec<Arc<Block>>,
+    /// Bit n: some living block has bytes in the n-th 64 bytes of the page. Answers most writes to data beside code.
+    pub(crate) occupied: u64,
+    /// Writes that killed blocks of this page.
+    pub(crate) invalidations: u32,
+}
+
+impl CodeCache {
+    /// An empty cache over a code memory.
+    pub fn new(pages: Arc<CodePages>, memory: CodeMemory) -> Arc<Self> {
+        let stub = enter::unlinked as *const () as u64;
+        Arc::new(Self {
+            pages,
+            generation: AtomicU64::new(0),
+            inner: Mutex::new(Inner {
+                blocks: Map::default(),
+                pages: Map::default(),
+                links: Links::new(memory, stub),
+                jump_caches: Vec::new(),
+                next_id: 0,
+                counters: Counters::default(),
+            }),
+        })
+    }
+
+    /// Makes a vCPU's jump cache known, so that dead blocks are taken out of it.
+    pub fn register(&self, jump_cache: Arc<JumpCache>) {
+        self.lock().jump_caches.push(jump_cache);
+    }
+
+    /// Marks a page as holding code. True if it was not: then its writes must be made slow
+    /// ([`memory::Mmu::protect_page`]) before it is decoded.
+    pub fn watch_page(&self, page: GuestPhys) -> bool {
+        self.pages.mark(page)
+    }
+
+    /// The living block of that key.
+    pub fn find(&self, key: &BlockKey) -> Option<Arc<Block>> {
+        self.lock().blocks.get(key).cloned()
+    }
+
+    /// Enters a decoded block. Its pages must be watched since before they were read.
+    pub fn insert(
+        &self,
+        key: BlockKey,
+        bytes: u64,
+        second: Option<GuestPhys>,
+        end: BlockEnd,
+        decoded: DecodedBlock,
+    ) -> Arc<Block> {
+        let inner = &mut *self.lock();
+        let id = BlockId(inner.next_id);
+        inner.next_id += 1;
+        inner.counters.blocks += 1;
+        let block = Arc::new(Block::new(id, key, bytes, second, end, decoded));
+        for page in [Some(key.first.page()), second].into_iter().flatten() {
+            let record = inner.pages.entry(page).or_default();
+            record.occupied |= block.occupies(page);
+            record.blocks.push(Arc::clone(&block));
+        }
+        if let Some(old) = inner.blocks.insert(key, Arc::clone(&block)) {
+            // Two vCPUs decoded it at the same time; the later one stays.
+            inner.kill(&old);
+        }
+        block
+    }
+
+    /// Number of blocks that are kept.
+    pub fn len(&self) -> usize {
+        self.lock().blocks.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How often blocks of a page were killed by writes.
+    pub fn invalidations(&self, page: GuestPhys) -> u32 {
+        self.lock().pages.get(&page).map_or(0, |record| record.invalidations)
+    }
+
+    /// Puts a block's code into code memory. False if that is full: [`CodeCache::evict`] and try again.
+    pub fn install(&self, block: &Arc<Block>, code: &CodeBlock) -> bool {
+        let inner = &mut *self.lock();
+        if block.is_dead() {
+            return true;
+        }
+        if !inner.links.install(block, code) {
+            return false;
+        }
+        inner.counters.compiled += 1;
+        inner.counters.code_bytes += code.code.len() as u64;
+        true
+    }
+
+    /// Where a slot leads, if it is one.
+    pub fn target(&self, slot: u64) -> Option<Target> {
+        self.lock().links.target(slot)
+    }
+
+    /// Chains a slot to a block, if both still stand as they did in `generation`.
+    pub fn link(&self, slot: u64, block: &Block, addend: u64, generation: u64) {
+        let inner = &mut *self.lock();
+        if self.generation() == generation && !block.is_dead() {
+            inner.links.link(slot, block, addend);
+            inner.counters.links += 1;
+        }
+    }
+
+    /// Changes whenever slots lose their meaning.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Takes the code from every block and empties code memory. No compiled code may be on a host stack.
+    pub fn evict(&self) {
+        self.drop_code(&mut self.lock());
+    }
+
+    /// Drops every block. No compiled code may be on a host stack.
+    pub fn clear(&self) {
+        let inner = &mut *self.lock();
+        self.drop_code(inner);
+        for (_, block) in inner.blocks.drain() {
+            block.die();
+        }
+        // Marks stay: the next write to such a page finds no block there and takes the mark away.
+        for record in inner.pages.values_mut() {
+            record.blocks.clear();
+            record.occupied = 0;
+        }
+    }
+
+    /// Unlinks all exits of one block with code, the `choice`-th modulo their number. For stress tests.
+    pub fn unlink_some(&self, choice: u64) {
+        let inner = &mut *self.lock();
+        let blocks = inner.links.blocks().count() as u64;
+        let chosen = choice.checked_rem(blocks).and_then(|n| inner.links.blocks().nth(n as usize));
+        if let Some(id) = chosen.map(|block| block.id) {
+            inner.links.unlink_exits(id);
+        }
+    }
+
+    /// Counters so far.
+    pub fn counters(&self) -> Counters {
+        self.lock().counters
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic under the lock would have been a bug in here; the tables are consistent between statements that
+        // can panic, and the other vCPUs have to stop anyway.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn drop_code(&self, inner: &mut Inner) {
+        inner.links.clear();
+        for cache in &inner.jump_caches {
+            cache.clear();
+        }
+        inner.counters.evictions += 1;
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+}

@@ -1,0 +1,98 @@
+//! Self-modifying and cross-modifying code: what happens when a page that blocks were made from is written.
+//!
+//! The memory crate calls [`CodeWatch::code_written`] on the writing vCPU's thread before the bytes change. Blocks are
+//! killed one by one, by the bytes that they cover, because kernels patch their text thousands of times while they boot and
+//! keep data beside code; the page stays marked as long as one block of it lives.
+
+use std::sync::Arc;
+
+use memory::CodeWatch;
+use x86::{GuestPhys, PAGE_SIZE};
+
+use crate::{
+    block::Block,
+    block_cache::{CodeCache, Inner},
+};
+
+impl CodeWatch for CodeCache {
+    fn code_written(&self, first: GuestPhys, length: u64) -> bool {
+        let inner = &mut *self.lock();
+        let Some(record) = inner.pages.get_mut(&first.page()) else { return true };
+        if record.occupied & chunks(first.page_offset(), length) == 0 {
+            return record.blocks.is_empty();
+        }
+        let dead: Vec<Arc<Block>> =
+            record.blocks.iter().filter(|block| block.overlaps(first, length)).cloned().collect();
+        if !dead.is_empty() {
+            record.invalidations = record.invalidations.saturating_add(1);
+        }
+        for block in &dead {
+            inner.counters.invalidated += 1;
+            inner.kill(block);
+        }
+        inner.pages.get(&first.page()).is_none_or(|record| record.blocks.is_empty())
+    }
+}
+
+impl Inner {
+    /// Takes a block out of everything that could lead to it.
+    pub(crate) fn kill(&mut self, block: &Arc<Block>) {
+        block.die();
+        if self.blocks.get(&block.key).is_some_and(|living| living.id == block.id) {
+            self.blocks.remove(&block.key);
+        }
+        for page in [Some(block.key.first.page()), block.second].into_iter().flatten() {
+            if let Some(record) = self.pages.get_mut(&page) {
+                record.blocks.retain(|other| other.id != block.id);
+                record.occupied = record.blocks.iter().fold(0, |all, other| all | other.occupies(page));
+            }
+        }
+        if let Some(code) = block.code() {
+            self.links.remove(block.id);
+            for cache in &self.jump_caches {
+                cache.forget(block.key.rip, code);
+            }
+            block.set_code(0);
+        }
+    }
+}
+
+impl Block {
+    /// Bit n: it has bytes in the n-th 64 bytes of the page.
+    pub(crate) fn occupies(&self, page: GuestPhys) -> u64 {
+        let offset = self.key.first.page_offset();
+        let in_first = self.bytes.min(PAGE_SIZE - offset);
+        if self.key.first.page() == page {
+            chunks(offset, in_first)
+        } else if self.second == Some(page) {
+            chunks(0, self.bytes - in_first)
+        } else {
+            0
+        }
+    }
+}
+
+/// Bit n: `offset .. offset + length`, in a page, meets its n-th 64 bytes.
+fn chunks(offset: u64, length: u64) -> u64 {
+    if length == 0 {
+        return 0;
+    }
+    let first = offset >> 6;
+    let last = ((offset + length - 1) >> 6).min(63);
+    (u64::MAX << first) & (u64::MAX >> (63 - last))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_of_a_page() {
+        assert_eq!(chunks(0, 1), 1);
+        assert_eq!(chunks(63, 2), 3);
+        assert_eq!(chunks(0, 4096), u64::MAX);
+        assert_eq!(chunks(4095, 1), 1 << 63);
+        assert_eq!(chunks(64, 64), 2);
+        assert_eq!(chunks(100, 0), 0);
+    }
+}
