@@ -158,6 +158,11 @@ impl CodeCache {
         block
     }
 
+    /// Drops a block that no longer is what its key says.
+    pub fn remove(&self, block: &Arc<Block>) {
+        self.lock().kill(block);
+    }
+
     /// Number of blocks that are kept.
     pub fn len(&self) -> usize {
         self.lock().blocks.len()

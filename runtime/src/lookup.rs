@@ -20,16 +20,24 @@ impl Lookup {
         Self { entries: (0..ENTRIES).map(|_| None).collect() }
     }
 
-    /// The living block of that key, if it is here.
+    /// The living block of that key if `stands` agrees; otherwise what `find` gives, in place of whatever was there.
     #[inline]
-    pub fn get(&self, key: &BlockKey) -> Option<&Arc<Block>> {
-        self.entries[index(key)].as_ref().filter(|block| block.key == *key && !block.is_dead())
-    }
-
-    /// Remembers a block in place of whatever was there.
-    pub fn put(&mut self, block: Arc<Block>) -> &Arc<Block> {
-        let entry = &mut self.entries[index(&block.key)];
-        entry.insert(block)
+    pub fn get_or<C, E>(
+        &mut self,
+        key: &BlockKey,
+        context: &mut C,
+        stands: impl FnOnce(&mut C, &Block) -> bool,
+        find: impl FnOnce(&mut C) -> Result<Arc<Block>, E>,
+    ) -> Result<&Arc<Block>, E> {
+        let entry = &mut self.entries[index(key)];
+        let hit = entry
+            .as_ref()
+            .is_some_and(|block| block.key == *key && !block.is_dead() && stands(context, block));
+        if !hit {
+            *entry = Some(find(context)?);
+        }
+        // Filled above; the closure is there because the borrow checker can't take an early return.
+        Ok(entry.get_or_insert_with(|| unreachable!("the entry has just been filled")))
     }
 
     /// Forgets everything.

@@ -1,0 +1,128 @@
+//! Running compiled code, and chaining what it left through.
+//!
+//! Code leaves with a reason ([`Leave`]). Where that is a target it did not know, the target is looked up as any
+//! block is, after events had their chance; if it has code, the exit is linked to it ([`Engine::chain`]) so that it is not
+//! left through again.
+
+use memory::tlb;
+use translator::abi::Leave;
+use x86::{GuestVirt, Mode};
+
+use crate::{block::Block, dispatch::Interruption, engine::Engine, enter};
+
+/// An exit that compiled code left through and that may be linked to the next block.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OpenExit {
+    kind: ExitKind,
+    rip: u64,
+    mode: Mode,
+    generation: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum ExitKind {
+    /// Address of the slot.
+    Slot(u64),
+    Indirect,
+}
+
+/// How often compiled code left, by reason.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct LeaveCounters {
+    /// Entries into compiled code.
+    pub entered: u64,
+    /// Direct exits without a link.
+    pub unlinked: u64,
+    /// Direct exits whose page was mapped otherwise.
+    pub guard: u64,
+    /// Indirect exits that the jump cache did not know.
+    pub indirect: u64,
+    /// Single instructions for the interpreter or monitor.
+    pub step: u64,
+    /// Exit requests.
+    pub poll: u64,
+}
+
+impl Engine {
+    /// Runs compiled code of the block at the state's rip until it leaves; does the single instruction if it left
+    /// for one.
+    pub(crate) fn enter(&mut self, code: u64) -> Result<(), Interruption> {
+        self.state.engine = (&raw mut self.mmu).cast();
+        self.leaves.entered += 1;
+        // SAFETY: `attach` and the MMU keep the state's tables valid; the state is boxed and, like the MMU, not
+        // touched by anyone else during the call; `code` was found for the state's rip and mode by the caller.
+        let leave = unsafe { enter::enter(&raw mut *self.state, code) };
+        const UNLINKED: u64 = Leave::Unlinked as u64;
+        const GUARD: u64 = Leave::Guard as u64;
+        const INDIRECT: u64 = Leave::Indirect as u64;
+        const STEP: u64 = Leave::Step as u64;
+        const POLL: u64 = Leave::Poll as u64;
+        match leave {
+            UNLINKED => {
+                self.leaves.unlinked += 1;
+                self.leave_by_slot()
+            }
+            GUARD => {
+                self.leaves.guard += 1;
+                self.leave_by_slot()
+            }
+            INDIRECT => {
+                self.leaves.indirect += 1;
+                self.open = Some(OpenExit {
+                    kind: ExitKind::Indirect,
+                    rip: self.state.rip,
+                    mode: self.state.mode,
+                    generation: self.cache.generation(),
+                });
+                Ok(())
+            }
+            STEP => {
+                self.leaves.step += 1;
+                self.step()
+            }
+            POLL => {
+                self.leaves.poll += 1;
+                Ok(())
+            }
+            other => Err(Interruption::failed(format!("compiled code left with {other:#x}: a translator bug"))),
+        }
+    }
+
+    fn leave_by_slot(&mut self) -> Result<(), Interruption> {
+        let slot = self.state.scratch[0];
+        let Some(rip) = self.cache.target(slot) else {
+            return Err(Interruption::failed(format!(
+                "compiled code left through {slot:#x}, which is no slot: a translator bug"
+            )));
+        };
+        self.state.rip = rip;
+        self.open = Some(OpenExit {
+            kind: ExitKind::Slot(slot),
+            rip,
+            mode: self.state.mode,
+            generation: self.cache.generation(),
+        });
+        Ok(())
+    }
+
+    /// Links the exit that was left through last, if it was one to `block`, which is at the state's rip and has code.
+    pub(crate) fn chain(&self, exit: OpenExit, block: &Block, code: u64) {
+        if exit.rip != self.state.rip || exit.mode != self.state.mode {
+            return;
+        }
+        let Some(addend) = self.execute_addend(self.state.linear_rip(exit.rip)) else { return };
+        match exit.kind {
+            ExitKind::Slot(slot) => self.cache.link(slot, block, addend, exit.generation),
+            ExitKind::Indirect => self.jump_cache.fill(exit.rip, exit.mode, addend, code),
+        }
+    }
+
+    /// The addend of the TLB entry that allows fetches from an address's page in the current view: what guards compare.
+    fn execute_addend(&self, address: GuestVirt) -> Option<u64> {
+        let offset = address.0 >> (x86::PAGE_SHIFT - tlb::ENTRY_SHIFT) & self.state.tlb_mask;
+        // SAFETY: `tlb` and `tlb_mask` describe the MMU's current array, and the mask keeps the offset at an
+        // entry's start within it.
+        let entry = unsafe { self.state.tlb.byte_add(offset as usize).cast::<tlb::Entry>().read() };
+        (entry.execute == address.page().0).then_some(entry.addend)
+    }
+}

@@ -1,0 +1,134 @@
+//! The run loop. One turn: see to events, then run something, which is a block by the interpreter, a chain of compiled
+//! blocks, or a single instruction. Everything that stops an instruction comes back here.
+//!
+//! Bounded latency: every turn looks at the exit request and at events. A turn is at most one block of instructions, or
+//! one iteration or page of a REP string instruction, or compiled code, which polls at the entry of every block.
+
+use monitor::{Event, Stop};
+use semantics::{Kind, table};
+use vcpu::{EngineError, Entry, Exit};
+use x86::Exception;
+
+use crate::{
+    block::Extent,
+    engine::{Engine, failed},
+    stress::Disturbance,
+};
+
+/// Why a turn ended before its end.
+#[derive(Debug)]
+pub(crate) enum Interruption {
+    /// The current instruction did not complete, or wants the board.
+    Stop(Stop),
+    /// To be returned as it is.
+    Exit(Exit),
+    /// The engine can't go on.
+    Failed(EngineError),
+}
+
+impl Interruption {
+    pub(crate) fn failed(what: String) -> Self {
+        Self::Failed(failed(what))
+    }
+}
+
+impl From<Stop> for Interruption {
+    fn from(stop: Stop) -> Self {
+        Self::Stop(stop)
+    }
+}
+
+impl From<Exception> for Interruption {
+    fn from(exception: Exception) -> Self {
+        Self::Stop(Stop::Exception(exception))
+    }
+}
+
+impl Engine {
+    /// Runs the guest until something needs the board.
+    pub(crate) fn run_guest(&mut self, entry: Entry) -> Result<Exit, EngineError> {
+        if self.events.is_shut_down() {
+            return Ok(Exit::Shutdown);
+        }
+        let mut turn = self.accept(entry);
+        if turn.is_ok() && self.mmu.mmio.is_replaying() {
+            // The instruction that asked must be the next to run: it consumes the answers.
+            turn = self.step();
+        }
+        loop {
+            if let Err(interruption) = turn {
+                if let Some(exit) = self.interrupted(interruption)? {
+                    return Ok(exit);
+                }
+            }
+            if self.needs_attention()
+                && let Some(exit) = self.attend()
+            {
+                return Ok(exit);
+            }
+            turn = self.turn();
+        }
+    }
+
+    /// Runs something.
+    #[inline]
+    fn turn(&mut self) -> Result<(), Interruption> {
+        if self.is_stepping() {
+            return self.step();
+        }
+        if let Some(stress) = &mut self.stress {
+            let disturbance = stress.next();
+            self.disturb(disturbance);
+        }
+        self.run_block()
+    }
+
+    /// Runs the block at rip, by compiled code if it has some.
+    fn run_block(&mut self) -> Result<(), Interruption> {
+        let open = self.open.take();
+        let block = self.finder.find(&self.state, &mut self.mmu, Extent::Full)?;
+        if let Some(compiler) = &mut self.compiler
+            && let Some(code) = compiler.code_for(block, &self.mmu)
+        {
+            if let Some(open) = open {
+                crate::compiled::chain(&self.state, &self.cache, &self.jump_cache, open, block, code);
+            }
+            return self.enter(code);
+        }
+        let before = self.state.instructions;
+        let result = interpreter::run_block(&mut self.state, &mut self.mmu, &block.decoded);
+        self.interpreted += self.state.instructions - before;
+        self.mmu.code_written = false;
+        result.map_err(|stop| Interruption::Stop(stop.into()))
+    }
+
+    /// Does what an interruption asks; gives the exit if that is for the board.
+    #[cold]
+    fn interrupted(&mut self, interruption: Interruption) -> Result<Option<Exit>, EngineError> {
+        self.open = None;
+        match interruption {
+            Interruption::Stop(Stop::Exception(exception)) => {
+                self.mmu.mmio.clear();
+                self.exceptions += 1;
+                Ok(self.deliver(Event::Exception(exception)))
+            }
+            Interruption::Stop(Stop::Board) => self.ask_access().map(Some),
+            Interruption::Stop(Stop::Exit(exit)) | Interruption::Exit(exit) => Ok(Some(exit)),
+            Interruption::Failed(error) => Err(error),
+        }
+    }
+
+    /// What a stress test does between blocks.
+    fn disturb(&mut self, disturbance: Option<Disturbance>) {
+        match disturbance {
+            None => {}
+            Some(Disturbance::Evict) => self.cache.evict(),
+            Some(Disturbance::Clear) => self.cache.clear(),
+            Some(Disturbance::Unlink(choice)) => self.cache.unlink_some(choice),
+            Some(Disturbance::Forget) => {
+                self.finder.clear();
+                self.jump_cache.clear();
+            }
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! [`Engine`]: one vCPU, `impl Vcpu` by interpretation and translation.
+//!
+//! It owns the processor state (boxed: its address is what compiled code has in r15), the MMU, its view of the block
+//! cache, and what is shared with no other vCPU. The other files of this crate are its parts: [`crate::dispatch`] is the loop.
+
+use std::sync::Arc;
+
+use memory::{CodePages, Mmu, Ram};
+use translator::{Options, Translator};
+use vcpu::{Clock, EngineError, Entry, Exit, Kick, Statistics, Vcpu};
+use x86::CpuState;
+
+use crate::{
+    block_cache::CodeCache,
+    code_memory::CodeMemory,
+    compiled::{LeaveCounters, OpenExit},
+    compiler::Compiler,
+    events::Events,
+    finder::Finder,
+    helpers::HelperTable,
+    jump_cache::JumpCache,
+    kick::KickTarget,
+    stress::Stress,
+    tier::{EngineMode, Policy},
+};
+
+/// How an engine works.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EngineConfig {
+    /// Interpret only, or translate what is warm.
+    pub mode: EngineMode,
+    /// Executions of a block before it is compiled; 1 compiles at the first.
+    pub threshold: u32,
+    /// Bytes of host memory reserved for compiled code.
+    pub code_memory: usize,
+    /// For tests: drop code, blocks, links and caches at random, by this seed.
+    pub stress: Option<u64>,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self { mode: EngineMode::Translate, threshold: 64, code_memory: 256 << 20, stress: None }
+    }
+}
+
+impl EngineConfig {
+    /// An engine that never compiles.
+    pub fn interpret() -> Self {
+        Self { mode: EngineMode::Interpret, ..Self::default() }
+    }
+}
+
+/// A vCPU.
+pub struct Engine {
+    pub(crate) state: Box<CpuState>,
+    pub(crate) mmu: Mmu,
+    pub(crate) clock: Clock,
+    pub(crate) cache: Arc<CodeCache>,
+    pub(crate) finder: Finder,
+    pub(crate) jump_cache: Arc<JumpCache>,
+    /// `None`: interpret only.
+    pub(crate) compiler: Option<Compiler>,
+    helpers: Option<&'static HelperTable>,
+    kick: Arc<KickTarget>,
+    pub(crate) events: Events,
+    /// The exit that compiled code left through last, until the next block is found.
+    pub(crate) open: Option<OpenExit>,
+    /// DR6 bits that wait for the end of a MOV SS shadow.
+    pub(crate) deferred_debug: u64,
+    pub(crate) stress: Option<Stress>,
+    /// Instructions that were not compiled code's.
+    pub(crate) interpreted: u64,
+    pub(crate) exceptions: u64,
+    pub(crate) leaves: LeaveCounters,
+    exits: u64,
+}
+
+pub(crate) fn failed(what: String) -> EngineError {
+    EngineError { engine: "translate", what }
+}
+
+impl Engine {
+    /// A vCPU in its power-up state.
+    pub fn new(config: EngineConfig, ram: Ram, clock: Clock) -> Result<Self, EngineError> {
+        let translates = config.mode == EngineMode::Translate;
+        // The interpreter's share of the cache needs no code memory.
+        let code_memory = if translates { config.code_memory } else { CodeMemory::SMALLEST };
+        let memory = CodeMemory::new(code_memory).map_err(|error| failed(error.to_string()))?;
+        let pages = CodePages::new(&ram);
+        let cache = CodeCache::new(Arc::clone(&pages), memory);
+        let mut mmu = Mmu::new(ram, pages);
+        mmu.set_watch(cache.clone());
+        let jump_cache = Arc::new(JumpCache::new());
+        cache.register(Arc::clone(&jump_cache));
+        let (compiler, helpers) = if translates {
+            let translator =
+                Translator::new(Options::default()).map_err(|error| failed(error.to_string()))?;
+            let policy = Policy { mode: config.mode, threshold: config.threshold };
+            let compiler = Compiler::new(policy, translator, Arc::clone(&cache));
+            (Some(compiler), Some(HelperTable::get().map_err(failed)?))
+        } else {
+            (None, None)
+        };
+        let state = Box::new(CpuState::new());
+        // SAFETY: the word is in a box that the engine frees only after `drop` has disconnected the target.
+        let kick = Arc::new(unsafe { KickTarget::new(&raw const state.exit_request) });
+        let mut engine = Self {
+            state,
+            mmu,
+            clock,
+            finder: Finder::new(Arc::clone(&cache)),
+            cache,
+            jump_cache,
+            compiler,
+            helpers,
+            kick,
+            events: Events::default(),
+            open: None,
+            deferred_debug: 0,
+            stress: config.stress.map(Stress::new),
+            interpreted: 0,
+            exceptions: 0,
+            leaves: LeaveCounters::default(),
+            exits: 0,
+        };
+        engine.attach();
+        Ok(engine)
+    }
+
+    /// How often compiled code left, by reason.
+    pub fn leaves(&self) -> LeaveCounters {
+        self.leaves
+    }
+
+    /// Exceptions delivered.
+    pub fn exceptions(&self) -> u64 {
+        self.exceptions
+    }
+
+    /// Host bytes of code memory in use.
+    pub fn code_memory_used(&self) -> usize {
+        self.cache.code_memory_used()
+    }
+
+    /// The block cache, to tell it of writes to RAM that do not come from the guest's processor (DMA):
+    /// [`memory::CodeWatch::code_written`].
+    pub fn code_cache(&self) -> &Arc<CodeCache> {
+        &self.cache
+    }
+
+    pub(crate) fn context(&mut self) -> monitor::Context<'_> {
+        monitor::Context { state: &mut self.state, mmu: &mut self.mmu, clock: &self.clock }
+    }
+
+    /// Points the state at this engine's tables, and derives what follows from its registers.
+    fn attach(&mut self) {
+        self.state.jump_cache = self.jump_cache.as_ptr();
+        self.state.helpers = self.helpers.map_or(std::ptr::null(), HelperTable::as_ptr);
+        self.state.update_mode();
+        self.mmu.flush_all(&mut self.state);
+        self.mmu.select_view(&mut self.state);
+    }
+}
+
+impl Vcpu for Engine {
+    fn run(&mut self, entry: Entry) -> Result<Exit, EngineError> {
+        self.exits += 1;
+        self.run_guest(entry)
+    }
+
+    fn ready_for_interrupt(&self) -> bool {
+        self.state.interruptible() && self.events.admit_interrupt()
+    }
+
+    fn kick_handle(&self) -> Kick {
+        self.kick.clone()
+    }
+
+    fn state(&self) -> &CpuState {
+        &self.state
+    }
+
+    fn update_state(&mut self, change: &mut dyn FnMut(&mut CpuState)) {
+        // A change may replace the state as a whole; kicks and the count are not part of what it means.
+        let requests = self.state.exit_request.load(std::sync::atomic::Ordering::Relaxed);
+        change(&mut self.state);
+        self.state.exit_request.fetch_or(requests, std::sync::atomic::Ordering::Relaxed);
+        self.attach();
+        self.mmu.mmio.clear();
+        self.events.forget();
+        self.open = None;
+        self.deferred_debug = 0;
+        // Whoever changes the state from outside may have changed memory too (a loader, a debugger's breakpoints).
+        self.cache.clear();
+        self.finder.clear();
+    }
+
+    fn statistics(&self) -> Statistics {
+        let counters = self.cache.counters();
+        Statistics {
+            instructions: self.state.instructions,
+            interpreted: self.interpreted,
+            blocks: counters.blocks,
+            compiled: counters.compiled,
+            code_bytes: counters.code_bytes,
+            compile_nanoseconds: self.compiler.as_ref().map_or(0, Compiler::nanoseconds),
+            invalidated: counters.invalidated,
+            evictions: counters.evictions,
+            exits: self.exits,
+            tlb_fills: self.mmu.fills,
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.kick.disconnect();
+    }
+}

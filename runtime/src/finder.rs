@@ -1,0 +1,209 @@
+//! From an instruction pointer to a block: fetch, look up, decode.
+//!
+//! [`Finder::find`] translates CS:RIP as an instruction fetch, which checks permission and gives the physical address that
+//! the key needs, and asks the vCPU's [`Lookup`], then the shared [`CodeCache`], and decodes what neither knows.
+
+use std::sync::Arc;
+
+use interpreter::DecodedBlock;
+use memory::Mmu;
+use semantics::{
+    Insn,
+    decode::{self, BlockEnd, DecodeError, GuestBlock, MAX_BLOCK, MAX_LENGTH},
+};
+use x86::{CpuState, Exception, GuestPhys, GuestVirt, Mode, PAGE_SIZE};
+
+use crate::{
+    block::{Block, BlockKey, Extent},
+    block_cache::{CodeCache, MAX_BLOCKS},
+    lookup::Lookup,
+};
+
+/// Finds blocks for one vCPU.
+pub struct Finder {
+    lookup: Lookup,
+    cache: Arc<CodeCache>,
+}
+
+impl Finder {
+    /// Over a shared cache.
+    pub fn new(cache: Arc<CodeCache>) -> Self {
+        Self { lookup: Lookup::new(), cache }
+    }
+
+    /// The block at the state's CS:RIP, decoded if need be. The exception is the fetch's or the decoder's.
+    #[inline]
+    pub fn find(
+        &mut self,
+        state: &CpuState,
+        mmu: &mut Mmu,
+        extent: Extent,
+    ) -> Result<&Arc<Block>, Exception> {
+        let linear = state.linear_rip(state.rip);
+        let first = fetch(state, mmu, linear, state.rip)?;
+        let key = BlockKey { first, rip: state.rip, mode: state.mode, extent };
+        let cache = &self.cache;
+        self.lookup.get_or(
+            &key,
+            mmu,
+            |mmu, block| stands(state, mmu, linear, block),
+            |mmu| load(cache, state, mmu, linear, key),
+        )
+    }
+
+    /// Forgets what this vCPU remembers.
+    pub fn clear(&mut self) {
+        self.lookup.clear();
+    }
+}
+
+/// Whether a block is still what its key says: an instruction that crosses into another page needs that page where it
+/// was when it was decoded.
+#[inline]
+fn stands(state: &CpuState, mmu: &mut Mmu, linear: GuestVirt, block: &Block) -> bool {
+    block.second.is_none_or(|second| {
+        let (linear, rip) = advance(state, linear, PAGE_SIZE - linear.page_offset());
+        fetch(state, mmu, linear, rip) == Ok(second)
+    })
+}
+
+/// Translates an instruction fetch at an offset within CS.
+fn fetch(state: &CpuState, mmu: &mut Mmu, linear: GuestVirt, rip: u64) -> Result<GuestPhys, Exception> {
+    if !state.mode.is_64bit() && rip > u64::from(state.segments[1].limit) {
+        return Err(Exception::GP0);
+    }
+    match mmu.fetch(state, linear) {
+        Ok(physical) => Ok(physical),
+        Err(memory::Stop::Exception(exception)) => Err(exception),
+        // The contract of `fetch` excludes it; code that nothing answers can't be run.
+        Err(memory::Stop::Board) => Err(Exception::GP0),
+    }
+}
+
+/// Linear address and offset of the byte `bytes` further on.
+fn advance(state: &CpuState, linear: GuestVirt, bytes: u64) -> (GuestVirt, u64) {
+    if state.mode.is_64bit() {
+        (linear.offset(bytes), state.rip.wrapping_add(bytes))
+    } else {
+        (GuestVirt(linear.offset(bytes).0 & 0xffff_ffff), state.rip.wrapping_add(bytes) & 0xffff_ffff)
+    }
+}
+
+/// Finds a block in the shared cache, or decodes it and enters it there.
+#[cold]
+fn load(
+    cache: &Arc<CodeCache>,
+    state: &CpuState,
+    mmu: &mut Mmu,
+    linear: GuestVirt,
+    key: BlockKey,
+) -> Result<Arc<Block>, Exception> {
+    if let Some(block) = cache.find(&key) {
+        if stands(state, mmu, linear, &block) {
+            return Ok(block);
+        }
+        cache.remove(&block);
+    }
+    if cache.len() >= MAX_BLOCKS {
+        cache.clear();
+    }
+    // Watch first, read then: a write in between is noticed.
+    watch(cache, mmu, key.first);
+    let mut buffer = [0; MAX_BLOCK * MAX_LENGTH];
+    let bytes = read(state, mmu, key.first, &mut buffer);
+    let block = match key.extent {
+        Extent::Full => decode::decode_block(bytes, key.rip, key.mode),
+        Extent::Single => {
+            let insns = decode::decode_one(bytes, key.rip, key.mode).into_iter().collect();
+            GuestBlock { rip: key.rip, mode: key.mode, insns, end: BlockEnd::Length }
+        }
+    };
+    if !block.insns.is_empty() {
+        let length = block.length();
+        return Ok(cache.insert(key, length, None, block.end, DecodedBlock::new(&block)));
+    }
+    match decode::decode_one(bytes, key.rip, key.mode) {
+        Err(DecodeError::Truncated) => load_crossing(cache, state, mmu, linear, key, bytes),
+        Err(error) => Err(error.exception().unwrap_or(Exception::UD)),
+        // Not reached: the block would have had that instruction.
+        Ok(insn) => Ok(enter_single(cache, key, None, insn)),
+    }
+}
+
+/// An instruction that goes on in the next page, or beyond CS's limit.
+fn load_crossing(
+    cache: &Arc<CodeCache>,
+    state: &CpuState,
+    mmu: &mut Mmu,
+    linear: GuestVirt,
+    key: BlockKey,
+    bytes: &[u8],
+) -> Result<Arc<Block>, Exception> {
+    let in_page = PAGE_SIZE - linear.page_offset();
+    let (next_linear, next_rip) = advance(state, linear, in_page);
+    // Also the #GP(0) of an instruction that reaches over the limit: then the limit lies before `next_rip`.
+    let second = fetch(state, mmu, next_linear, next_rip)?;
+    watch(cache, mmu, second);
+    let mut buffer = [0; 2 * MAX_LENGTH];
+    let length = bytes.len().min(MAX_LENGTH);
+    buffer[..length].copy_from_slice(&bytes[..length]);
+    let mut rest = [0; MAX_LENGTH];
+    let rest = read_at(state, mmu, second, next_rip, &mut rest);
+    buffer[length..length + rest.len()].copy_from_slice(rest);
+    match decode::decode_one(&buffer[..length + rest.len()], key.rip, key.mode) {
+        Ok(insn) => Ok(enter_single(cache, key, Some(second), insn)),
+        // Cut by the limit.
+        Err(DecodeError::Truncated) => Err(Exception::GP0),
+        Err(error) => Err(error.exception().unwrap_or(Exception::UD)),
+    }
+}
+
+fn enter_single(
+    cache: &Arc<CodeCache>,
+    key: BlockKey,
+    second: Option<GuestPhys>,
+    insn: Insn,
+) -> Arc<Block> {
+    let block = GuestBlock { rip: key.rip, mode: key.mode, insns: vec![insn], end: BlockEnd::Length };
+    cache.insert(key, block.length(), second, block.end, DecodedBlock::new(&block))
+}
+
+fn watch(cache: &CodeCache, mmu: &mut Mmu, address: GuestPhys) {
+    if cache.watch_page(address.page()) {
+        mmu.protect_page(address.page());
+    }
+}
+
+/// The bytes from `first` on, as far as page, CS limit and buffer go.
+fn read<'a>(state: &CpuState, mmu: &Mmu, first: GuestPhys, buffer: &'a mut [u8]) -> &'a [u8] {
+    read_at(state, mmu, first, state.rip, buffer)
+}
+
+fn read_at<'a>(
+    state: &CpuState,
+    mmu: &Mmu,
+    first: GuestPhys,
+    rip: u64,
+    buffer: &'a mut [u8],
+) -> &'a [u8] {
+    let mut length = (PAGE_SIZE - first.page_offset()).min(buffer.len() as u64);
+    if !state.mode.is_64bit() {
+        length = length.min(u64::from(state.segments[1].limit).saturating_sub(rip).saturating_add(1));
+    }
+    let bytes = &mut buffer[..length as usize];
+    // The fetch found RAM there. If it were not so, zeros decode to something harmless.
+    if mmu.ram().read(first, bytes).is_err() {
+        bytes.fill(0);
+    }
+    bytes
+}
+
+/// Decodes a living block again, for the translator. `None` if it has died.
+pub fn decode_again(block: &Block, mmu: &Mmu) -> Option<GuestBlock> {
+    let mut buffer = [0; MAX_BLOCK * MAX_LENGTH];
+    let bytes = buffer.get_mut(..block.bytes as usize)?;
+    mmu.ram().read(block.key.first, bytes).ok()?;
+    let mode: Mode = block.key.mode;
+    let decoded = decode::decode_block(bytes, block.key.rip, mode);
+    (!block.is_dead() && !decoded.insns.is_empty()).then_some(decoded)
+}
