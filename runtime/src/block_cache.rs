@@ -47,7 +47,7 @@ use crate::{
     enter,
     hash::Map,
     jump_cache::JumpCache,
-    links::{Links, Target},
+    links::Links,
 };
 
 /// More decoded blocks than this are not kept: some 100 MB of host memory.
@@ -192,8 +192,8 @@ impl CodeCache {
         true
     }
 
-    /// Where a slot leads, if it is one.
-    pub fn target(&self, slot: u64) -> Option<Target> {
+    /// Guest rip that a slot leads to, if it is one.
+    pub fn target(&self, slot: u64) -> Option<u64> {
         self.lock().links.target(slot)
     }
 
@@ -238,6 +238,11 @@ impl CodeCache {
         if let Some(id) = chosen.map(|block| block.id) {
             inner.links.unlink_exits(id);
         }
+    }
+
+    /// Host bytes of code memory in use.
+    pub fn code_memory_used(&self) -> usize {
+        self.lock().links.used()
     }
 
     /// Counters so far.

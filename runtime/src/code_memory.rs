@@ -21,14 +21,10 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 /// Alignment of every piece of code: a host cache line.
 const CODE_ALIGNMENT: usize = 64;
 
-/// The smallest and largest size: below, a single block may not fit; above, code can't reach its slots by a
-/// 32-bit displacement.
-const SIZES: std::ops::RangeInclusive<usize> = 64 << 10..=1 << 30;
-
 /// Why code memory could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum CodeMemoryError {
-    /// Out of [`SIZES`].
+    /// Outside [`CodeMemory::SMALLEST`] to [`CodeMemory::LARGEST`].
     #[error("code memory of {0} bytes: give between 64K and 1G")]
     Size(usize),
     /// The host refused.
@@ -52,9 +48,14 @@ pub struct CodeMemory {
 }
 
 impl CodeMemory {
+    /// The smallest size, in bytes: large blocks have room.
+    pub const SMALLEST: usize = 64 << 10;
+    /// The largest: code must reach its slots by a 32-bit displacement.
+    pub const LARGEST: usize = 1 << 30;
+
     /// Reserves `size` bytes (rounded up to host pages); the host commits them when they are first written.
     pub fn new(size: usize) -> Result<Self, CodeMemoryError> {
-        if !SIZES.contains(&size) {
+        if !(Self::SMALLEST..=Self::LARGEST).contains(&size) {
             return Err(CodeMemoryError::Size(size));
         }
         let size = size.next_multiple_of(4096);

@@ -1,14 +1,17 @@
 //! Running compiled code, and chaining what it left through.
 //!
 //! Code leaves with a reason ([`Leave`]). Where that is a target it did not know, the target is looked up as any
-//! block is, after events had their chance; if it has code, the exit is linked to it ([`Engine::chain`]) so that it is not
+//! block is, after events had their chance; if it has code, the exit is linked to it ([`chain`]) so that it is not
 //! left through again.
 
 use memory::tlb;
 use translator::abi::Leave;
-use x86::{GuestVirt, Mode};
+use x86::{CpuState, GuestVirt, Mode};
 
-use crate::{block::Block, dispatch::Interruption, engine::Engine, enter};
+use crate::{
+    block::Block, block_cache::CodeCache, dispatch::Interruption, engine::Engine, enter,
+    jump_cache::JumpCache,
+};
 
 /// An exit that compiled code left through and that may be linked to the next block.
 #[derive(Clone, Copy, Debug)]
@@ -104,25 +107,33 @@ impl Engine {
         });
         Ok(())
     }
+}
 
-    /// Links the exit that was left through last, if it was one to `block`, which is at the state's rip and has code.
-    pub(crate) fn chain(&self, exit: OpenExit, block: &Block, code: u64) {
-        if exit.rip != self.state.rip || exit.mode != self.state.mode {
-            return;
-        }
-        let Some(addend) = self.execute_addend(self.state.linear_rip(exit.rip)) else { return };
-        match exit.kind {
-            ExitKind::Slot(slot) => self.cache.link(slot, block, addend, exit.generation),
-            ExitKind::Indirect => self.jump_cache.fill(exit.rip, exit.mode, addend, code),
-        }
+/// Links the exit that was left through last to `block`, which is at the state's rip and has code, if that is where
+/// the exit led.
+pub(crate) fn chain(
+    state: &CpuState,
+    cache: &CodeCache,
+    jump_cache: &JumpCache,
+    exit: OpenExit,
+    block: &Block,
+    code: u64,
+) {
+    if exit.rip != state.rip || exit.mode != state.mode {
+        return;
     }
+    let Some(addend) = execute_addend(state, state.linear_rip(exit.rip)) else { return };
+    match exit.kind {
+        ExitKind::Slot(slot) => cache.link(slot, block, addend, exit.generation),
+        ExitKind::Indirect => jump_cache.fill(exit.rip, exit.mode, addend, code),
+    }
+}
 
-    /// The addend of the TLB entry that allows fetches from an address's page in the current view: what guards compare.
-    fn execute_addend(&self, address: GuestVirt) -> Option<u64> {
-        let offset = address.0 >> (x86::PAGE_SHIFT - tlb::ENTRY_SHIFT) & self.state.tlb_mask;
-        // SAFETY: `tlb` and `tlb_mask` describe the MMU's current array, and the mask keeps the offset at an
-        // entry's start within it.
-        let entry = unsafe { self.state.tlb.byte_add(offset as usize).cast::<tlb::Entry>().read() };
-        (entry.execute == address.page().0).then_some(entry.addend)
-    }
+/// The addend of the TLB entry that allows fetches from an address's page in the current view: what guards compare.
+fn execute_addend(state: &CpuState, address: GuestVirt) -> Option<u64> {
+    let offset = address.0 >> (x86::PAGE_SHIFT - tlb::ENTRY_SHIFT) & state.tlb_mask;
+    // SAFETY: `tlb` and `tlb_mask` describe the MMU's current array, and the mask keeps the offset at an entry's
+    // start within it.
+    let entry = unsafe { state.tlb.byte_add(offset as usize).cast::<tlb::Entry>().read() };
+    (entry.execute == address.page().0).then_some(entry.addend)
 }

@@ -5,7 +5,6 @@
 //! one iteration or page of a REP string instruction, or compiled code, which polls at the entry of every block.
 
 use monitor::{Event, Stop};
-use semantics::{Kind, table};
 use vcpu::{EngineError, Entry, Exit};
 use x86::Exception;
 

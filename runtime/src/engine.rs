@@ -137,6 +137,11 @@ impl Engine {
         self.exceptions
     }
 
+    /// Blocks that the translator refused: they are interpreted for good.
+    pub fn declined(&self) -> u64 {
+        self.compiler.as_ref().map_or(0, Compiler::declined)
+    }
+
     /// Host bytes of code memory in use.
     pub fn code_memory_used(&self) -> usize {
         self.cache.code_memory_used()

@@ -207,3 +207,16 @@ pub fn decode_again(block: &Block, mmu: &Mmu) -> Option<GuestBlock> {
     let decoded = decode::decode_block(bytes, block.key.rip, mode);
     (!block.is_dead() && !decoded.insns.is_empty()).then_some(decoded)
 }
+
+/// The bytes of the one instruction of a [`Extent::Single`] block, as they are in memory now.
+pub fn bytes_of(block: &Block, mmu: &Mmu) -> Vec<u8> {
+    let mut bytes = vec![0; block.bytes as usize];
+    let in_page = (PAGE_SIZE - block.key.first.page_offset()).min(block.bytes) as usize;
+    let (first, rest) = bytes.split_at_mut(in_page);
+    // Both pages were RAM when they were decoded, and RAM does not go away.
+    let _ = mmu.ram().read(block.key.first, first);
+    if let Some(second) = block.second {
+        let _ = mmu.ram().read(second, rest);
+    }
+    bytes
+}

@@ -19,6 +19,7 @@ use std::{mem::offset_of, ops::Range, sync::Arc};
 /// What is known of a slot besides its contents.
 struct SlotRecord {
     address: u64,
+    owner: BlockId,
     guarded: bool,
     target: u64,
     linked: Option<BlockId>,
@@ -40,15 +41,6 @@ pub struct Links {
     /// Slot number by address.
     numbers: Map<u64, usize>,
     installed: Map<BlockId, Installed>,
-}
-
-/// Where a slot leads, as the dispatcher wants to know.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Target {
-    /// Guest rip.
-    pub rip: u64,
-    /// Whether it lies in another page.
-    pub guarded: bool,
 }
 
 impl Links {
@@ -81,6 +73,7 @@ impl Links {
             self.numbers.insert(address, self.slots.len());
             self.slots.push(SlotRecord {
                 address,
+                owner: block.id,
                 guarded: exit.guarded,
                 target: exit.target,
                 linked: None,
@@ -93,15 +86,22 @@ impl Links {
         true
     }
 
-    /// Where the slot at an address leads; `None` if there is no such slot (any more).
-    pub fn target(&self, slot: u64) -> Option<Target> {
-        let record = &self.slots[*self.numbers.get(&slot)?];
-        Some(Target { rip: record.target, guarded: record.guarded })
+    /// Guest rip that the slot at an address leads to; `None` if there is no such slot.
+    pub fn target(&self, slot: u64) -> Option<u64> {
+        Some(self.slots[*self.numbers.get(&slot)?].target)
     }
 
-    /// Makes the slot at an address jump to `block`, which must be installed; guarded slots under `addend`.
+    /// Makes the slot at an address jump to `block`, which must be installed; guarded slots under `addend`. An exit to
+    /// the same linear page has no guard, so it is only linked within the same physical page: if that page's mapping was
+    /// changed and not yet flushed, the lookup may have seen more than the running block.
     pub fn link(&mut self, slot: u64, block: &Block, addend: u64) {
         let (Some(&number), Some(code)) = (self.numbers.get(&slot), block.code()) else { return };
+        let record = &self.slots[number];
+        let Some(owner) = self.installed.get(&record.owner) else { return };
+        let (from, to) = (&owner.block.key, &block.key);
+        if from.mode != to.mode || !record.guarded && from.first.page() != to.first.page() {
+            return;
+        }
         self.unlink(number);
         let Some(target) = self.installed.get_mut(&block.id) else { return };
         target.incoming.insert(number);
@@ -163,5 +163,122 @@ impl Links {
         record.linked = None;
         let address = record.address;
         self.memory.store(address + offset_of!(ChainSlot, code) as u64, self.stub);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::{BlockKey, Extent};
+    use interpreter::DecodedBlock;
+    use semantics::decode::{BlockEnd, GuestBlock};
+    use translator::DirectExit;
+    use x86::{GuestPhys, Mode};
+
+    const STUB: u64 = 0x5_70b0;
+
+    fn block(id: u64, first: u64) -> Arc<Block> {
+        let key = BlockKey {
+            first: GuestPhys(first),
+            rip: first,
+            mode: Mode::default(),
+            extent: Extent::Full,
+        };
+        let guest =
+            GuestBlock { rip: first, mode: key.mode, insns: Vec::new(), end: BlockEnd::Length };
+        Arc::new(Block::new(BlockId(id), key, 4, None, BlockEnd::Length, DecodedBlock::new(&guest)))
+    }
+
+    fn code(rip: u64, exits: &[(u64, bool)]) -> CodeBlock {
+        CodeBlock {
+            rip,
+            code: vec![0xc3; 100],
+            relocations: Vec::new(),
+            exits: exits.iter().map(|&(target, guarded)| DirectExit { target, guarded }).collect(),
+            guest_instructions: 1,
+            guest_bytes: 4,
+            text: None,
+        }
+    }
+
+    struct Fixture {
+        links: Links,
+        a: Arc<Block>,
+        b: Arc<Block>,
+        /// Slots of a: to b, in its page; and to somewhere else, guarded.
+        slots: [u64; 2],
+    }
+
+    fn fixture() -> Fixture {
+        let mut links = Links::new(CodeMemory::new(64 << 10).unwrap(), STUB);
+        let (a, b) = (block(1, 0x1000), block(2, 0x1100));
+        assert!(links.install(&a, &code(0x1000, &[(0x1100, false), (0x2000, true)])));
+        assert!(links.install(&b, &code(0x1100, &[])));
+        let slots = [links.slots[0].address, links.slots[1].address];
+        Fixture { links, a, b, slots }
+    }
+
+    impl Fixture {
+        fn leads_to(&self, slot: u64) -> u64 {
+            self.links.memory.load(slot)
+        }
+    }
+
+    #[test]
+    fn a_dead_target_leaves_the_stub_behind() {
+        let mut f = fixture();
+        assert_eq!(f.leads_to(f.slots[0]), STUB);
+        f.links.link(f.slots[0], &f.b, 0);
+        assert_eq!(f.leads_to(f.slots[0]), f.b.code().unwrap());
+        f.links.remove(f.b.id);
+        assert_eq!(f.leads_to(f.slots[0]), STUB);
+        assert_eq!(f.links.target(f.slots[0]), Some(0x1100), "the slot still knows where it leads");
+    }
+
+    #[test]
+    fn a_dead_owner_is_no_longer_linked() {
+        let mut f = fixture();
+        f.links.link(f.slots[0], &f.b, 0);
+        f.links.remove(f.a.id);
+        assert_eq!(f.leads_to(f.slots[0]), STUB);
+        f.links.link(f.slots[0], &f.b, 0);
+        assert_eq!(f.leads_to(f.slots[0]), STUB, "the frame that left through it may ask once more");
+        f.links.remove(f.b.id);
+    }
+
+    #[test]
+    fn guarded_slots_move_between_targets() {
+        let mut f = fixture();
+        let (c, d) = (block(3, 0x9000), block(4, 0xa000));
+        assert!(f.links.install(&c, &code(0x2000, &[])) && f.links.install(&d, &code(0x2000, &[])));
+        f.links.link(f.slots[1], &c, 0x77);
+        f.links.link(f.slots[1], &d, 0x88);
+        let addend = f.slots[1] + offset_of!(ChainSlot, addend) as u64;
+        assert_eq!((f.leads_to(f.slots[1]), f.leads_to(addend)), (d.code().unwrap(), 0x88));
+        f.links.remove(c.id);
+        assert_eq!(f.leads_to(f.slots[1]), d.code().unwrap(), "c is no longer its target");
+    }
+
+    #[test]
+    fn unguarded_slots_stay_in_their_physical_page() {
+        let mut f = fixture();
+        let elsewhere = block(3, 0x9100);
+        assert!(f.links.install(&elsewhere, &code(0x1100, &[])));
+        f.links.link(f.slots[0], &elsewhere, 0);
+        assert_eq!(f.leads_to(f.slots[0]), STUB);
+    }
+
+    #[test]
+    fn full_memory_is_emptied() {
+        let mut f = fixture();
+        let mut n = 10;
+        while f.links.install(&block(n, 0x1000 + n), &code(0, &[(0, false)])) {
+            n += 1;
+        }
+        assert!(n > 200);
+        f.links.clear();
+        assert_eq!((f.a.code(), f.b.code(), f.links.used()), (None, None, 0));
+        assert_eq!(f.links.target(f.slots[0]), None);
+        assert!(f.links.install(&f.a, &code(0x1000, &[])));
     }
 }

@@ -9,8 +9,11 @@ use semantics::{Insn, Kind, table};
 use vcpu::Exit;
 use x86::{control::debug, flags, state::shadow};
 
-use crate::{block::Extent, breakpoints, dispatch::Interruption, engine::Engine};
-use monitor::Stop;
+use crate::{block::Extent, breakpoints, dispatch::Interruption, engine::Engine, finder};
+use monitor::{
+    Stop,
+    debug::{breakpoints_armed, instruction_breakpoint},
+};
 
 /// What was in force when an instruction began.
 #[derive(Clone, Copy, Debug)]
@@ -32,14 +35,14 @@ impl Engine {
         let state = &self.state;
         state.interrupt_shadow != 0
             || state.rflags & (flags::TF | flags::RF) != 0
-            || breakpoints::armed(state)
+            || breakpoints_armed(state)
     }
 
     /// Executes the instruction at rip.
     pub(crate) fn step(&mut self) -> Result<(), Interruption> {
         self.open = None;
-        let armed = breakpoints::armed(&self.state);
-        if armed && let Some(bits) = self.instruction_breakpoint() {
+        let armed = breakpoints_armed(&self.state);
+        if armed && let Some(bits) = self.breakpoint_here() {
             return self.debug_fault(bits);
         }
         let block = self
@@ -48,8 +51,7 @@ impl Engine {
             .map_err(Stop::Exception)?;
         let insn = block.decoded.first();
         let data = if armed {
-            let bytes = crate::finder::bytes_of(block, &self.mmu);
-            breakpoints::on_data(&self.state, insn, &bytes[..block.bytes as usize])
+            breakpoints::touched(&self.state, insn, &finder::bytes_of(block, &self.mmu))
         } else {
             0
         };
@@ -63,7 +65,7 @@ impl Engine {
         state.interrupt_shadow = 0;
         state.rflags &= !flags::RF;
         let insn = *insn;
-        if table::kind(insn.mnemonic) == Kind::Callout {
+        if table::kind_of(&insn) == Kind::Callout {
             let result = monitor::execute(&mut self.context(), &insn);
             return self.finish_callout(&insn, began, result);
         }
@@ -141,12 +143,12 @@ impl Engine {
     }
 
     /// DR6 bits if the instruction at rip has a breakpoint that is to be met.
-    fn instruction_breakpoint(&self) -> Option<u64> {
+    fn breakpoint_here(&self) -> Option<u64> {
         let state = &self.state;
-        if state.rflags & flags::RF != 0 || state.interrupt_shadow & shadow::MOV_SS != 0 {
+        if state.interrupt_shadow & shadow::MOV_SS != 0 {
             return None;
         }
-        let bits = breakpoints::at_instruction(state, state.linear_rip(state.rip));
+        let bits = instruction_breakpoint(state, state.linear_rip(state.rip));
         (bits != 0).then_some(bits)
     }
 
@@ -154,5 +156,13 @@ impl Engine {
     fn debug_fault(&mut self, bits: u64) -> Result<(), Interruption> {
         self.state.rflags |= flags::RF;
         self.debug_trap(bits)
+    }
+
+    fn debug_trap(&mut self, bits: u64) -> Result<(), Interruption> {
+        self.exceptions += 1;
+        match monitor::debug_trap(&mut self.context(), bits) {
+            Ok(()) => Ok(()),
+            Err(monitor::TripleFault) => Err(Interruption::Exit(self.shut_down())),
+        }
     }
 }
