@@ -4,13 +4,16 @@
 //! Bounded latency: every turn looks at the exit request and at events. A turn is at most one block of instructions, or
 //! one iteration or page of a REP string instruction, or compiled code, which polls at the entry of every block.
 
+use interpreter::BlockExit;
 use monitor::{Event, Stop};
 use vcpu::{EngineError, Entry, Exit};
 use x86::Exception;
 
 use crate::{
     block::Extent,
+    compiled,
     engine::{Engine, failed},
+    step::Began,
     stress::Disturbance,
 };
 
@@ -90,15 +93,26 @@ impl Engine {
             && let Some(code) = compiler.code_for(block, &self.mmu)
         {
             if let Some(open) = open {
-                crate::compiled::chain(&self.state, &self.cache, &self.jump_cache, open, block, code);
+                compiled::chain(&self.state, &self.cache, &self.jump_cache, open, block, code);
             }
             return self.enter(code);
         }
         let before = self.state.instructions;
-        let result = interpreter::run_block(&mut self.state, &mut self.mmu, &block.decoded);
+        let exit = interpreter::run_block(&mut self.state, &mut self.mmu, &block.decoded);
         self.interpreted += self.state.instructions - before;
-        self.mmu.code_written = false;
-        result.map_err(|stop| Interruption::Stop(stop.into()))
+        match exit {
+            BlockExit::Next => Ok(()),
+            BlockExit::CodeWritten => {
+                self.mmu.code_written = false;
+                Ok(())
+            }
+            BlockExit::Stop(stop) => Err(Interruption::Stop(stop.into())),
+            BlockExit::Callout => {
+                let Some(&insn) = block.decoded.callout() else { return Ok(()) };
+                let result = monitor::execute(&mut self.context(), &insn);
+                self.finish_callout(&insn, Began::default(), result)
+            }
+        }
     }
 
     /// Does what an interruption asks; gives the exit if that is for the board.

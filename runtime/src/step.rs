@@ -1,8 +1,8 @@
 //! One instruction, exactly: what compiled code leaves to others, and every instruction while traps are armed.
 //!
 //! Lifted instructions go to the interpreter, callouts to the monitor. Around them are the rules for what happens at an
-//! instruction's end (SDM Vol. 3A 6.8.3, 6.9; Vol. 3B 18.3.1): the interrupt shadow lasts for one instruction, RF too; TF sampled at
-//! the beginning traps at the end; breakpoints.
+//! instruction's end (SDM Vol. 3A 6.8.3, 6.9; Vol. 3B 18.3.1): the interrupt shadow lasts for one instruction,
+//! RF too; TF sampled at the beginning traps at the end; breakpoints.
 
 use iced_x86::Mnemonic;
 use semantics::{Insn, Kind, table};
@@ -16,7 +16,7 @@ use monitor::{
 };
 
 /// What was in force when an instruction began.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Began {
     /// RFLAGS.TF.
     trap: bool,
@@ -49,9 +49,12 @@ impl Engine {
             .finder
             .find(&self.state, &mut self.mmu, Extent::Single)
             .map_err(Stop::Exception)?;
-        let insn = block.decoded.first();
+        let Some(&insn) = block.decoded.insns().next() else {
+            // Blocks are made of at least one instruction.
+            return Err(Interruption::failed(format!("an empty block at {:#x}", self.state.rip)));
+        };
         let data = if armed {
-            breakpoints::touched(&self.state, insn, &finder::bytes_of(block, &self.mmu))
+            breakpoints::touched(&self.state, &insn, &finder::bytes_of(block, &self.mmu))
         } else {
             0
         };
@@ -64,7 +67,8 @@ impl Engine {
         };
         state.interrupt_shadow = 0;
         state.rflags &= !flags::RF;
-        let insn = *insn;
+        // Left behind by a helper whose block was abandoned; the interpreter will raise it again.
+        state.pending_exception = 0;
         if table::kind_of(&insn) == Kind::Callout {
             let result = monitor::execute(&mut self.context(), &insn);
             return self.finish_callout(&insn, began, result);
@@ -84,9 +88,8 @@ impl Engine {
         result: Result<(), Stop>,
     ) -> Result<(), Interruption> {
         match result {
-            Ok(()) => self.finish(insn, began),
-            Err(Stop::Exit(Exit::Halt)) => {
-                self.state.halted = true;
+            Ok(()) | Err(Stop::Exit(Exit::Halt)) => {
+                self.state.instructions += 1;
                 self.finish(insn, began)
             }
             Err(Stop::Exit(exit)) => {
@@ -114,7 +117,6 @@ impl Engine {
     fn finish(&mut self, insn: &Insn, began: Began) -> Result<(), Interruption> {
         self.mmu.mmio.clear();
         self.mmu.code_written = false;
-        self.state.instructions += 1;
         self.interpreted += 1;
         let mut bits = self.deferred_debug | began.data;
         let trap = match insn.mnemonic {

@@ -1,0 +1,199 @@
+//! Plain execution: the same guests give the same results, and retire the same instructions, on every engine.
+
+mod common;
+
+use common::{CODE, Guest, everywhere};
+use vcpu::Vcpu;
+
+#[test]
+fn a_loop() {
+    let code = guest!("mov ecx, 1000", "xor eax, eax", "4: add rax, rcx", "dec ecx", "jnz 4b", "hlt");
+    everywhere(|config| {
+        let mut guest = Guest::new(config, code);
+        guest.halt();
+        assert_eq!(guest.rax(), 500_500);
+        assert_eq!(guest.engine.statistics().instructions, 2 + 3 * 1000 + 1);
+        assert_eq!(guest.engine.state().rip, CODE + code.len() as u64);
+    });
+}
+
+#[test]
+fn recursive_calls() {
+    let code = guest!(
+        "mov edi, 20",
+        "call 4f",
+        "hlt",
+        "4: cmp edi, 1",
+        "jbe 5f",
+        "push rdi",
+        "dec edi",
+        "call 4b",
+        "pop rdi",
+        "imul rax, rdi",
+        "ret",
+        "5: mov eax, 1",
+        "ret",
+    );
+    everywhere(|config| {
+        let mut guest = Guest::new(config, code);
+        guest.halt();
+        assert_eq!(guest.rax(), 2_432_902_008_176_640_000);
+        assert_eq!(guest.gpr(4), common::STACK);
+    });
+}
+
+#[test]
+fn memory_across_pages() {
+    // Writes words at odd addresses over three pages, then sums them.
+    let code = guest!(
+        "mov rdi, 0x300fff",
+        "mov ecx, 1024",
+        "4: mov [rdi], rcx",
+        "add rdi, 9",
+        "dec rcx",
+        "jnz 4b",
+        "mov rsi, 0x300fff",
+        "mov ecx, 1024",
+        "xor eax, eax",
+        "5: add rax, [rsi]",
+        "add qword ptr [rsi], 1",
+        "add rsi, 9",
+        "loop 5b",
+        "hlt",
+    );
+    everywhere(|config| {
+        let mut guest = Guest::new(config, code);
+        guest.halt();
+        assert_eq!(guest.rax(), 1024 * 1025 / 2);
+        assert_eq!(guest.read(0x30_0fff), 1025);
+    });
+}
+
+#[test]
+fn indirect_jumps_through_a_table() {
+    let code = guest!(
+        "mov ecx, 3000",
+        "xor eax, eax",
+        "lea rbx, [rip + 7f]",
+        "4: mov edx, ecx",
+        "and edx, 1",
+        "imul edx, edx, 16",
+        "lea rdx, [rbx + rdx]",
+        "call rdx",
+        "dec ecx",
+        "jnz 4b",
+        "hlt",
+        ".balign 16",
+        "7: add rax, 1",
+        "ret",
+        ".balign 16",
+        "add rax, 1000",
+        "ret",
+    );
+    everywhere(|config| {
+        let mut guest = Guest::new(config, code);
+        guest.halt();
+        assert_eq!(guest.rax(), 1500 + 1_500_000);
+    });
+}
+
+#[test]
+fn strings() {
+    let code = guest!(
+        "mov rdi, 0x200800",
+        "mov eax, 0x5a",
+        "mov ecx, 10000",
+        "rep stosb",
+        "mov rsi, 0x200800",
+        "mov rdi, 0x400001",
+        "mov ecx, 10000",
+        "rep movsb",
+        "mov rdi, 0x400001",
+        "mov ecx, 20000",
+        "repe scasb",
+        "hlt",
+    );
+    everywhere(|config| {
+        let mut guest = Guest::new(config, code);
+        guest.halt();
+        assert_eq!(guest.gpr(7), 0x40_0001 + 10_001, "one beyond the first other byte");
+        assert_eq!(guest.gpr(1), 20_000 - 10_001);
+    });
+}
+
+#[test]
+fn an_instruction_that_crosses_into_another_page() {
+    let before = guest!("mov ecx, 100", "4: add rax, 0x12345678", "dec ecx", "jnz 4b", "hlt");
+    everywhere(|config| {
+        let mut guest = Guest::new(config, &[0xcc]);
+        // The 6-byte addition begins two bytes before the page's end.
+        let start = CODE + 0x1000 - 5 - 2;
+        guest.write(start, before);
+        guest.set(|state| state.rip = start);
+        guest.halt();
+        assert_eq!(guest.rax(), 100 * 0x1234_5678);
+    });
+}
+
+#[test]
+fn more_code_than_code_memory_holds() {
+    // 600 functions of their own, called in order, 20 times.
+    let caller = guest!(
+        "mov r12d, 20",
+        "4: mov ebx, 600",
+        "mov rdx, 0x200000",
+        "5: call rdx",
+        "add rdx, 64",
+        "dec ebx",
+        "jnz 5b",
+        "dec r12d",
+        "jnz 4b",
+        "hlt",
+    );
+    let function = guest!(
+        "add rax, 1",
+        "mov rcx, [0x300000]",
+        "lea rcx, [rcx + rax]",
+        "mov [0x300000], rcx",
+        "test rcx, rcx",
+        "jz 6f",
+        "6: ret",
+    );
+    everywhere(|config| {
+        let mut guest = Guest::new(config, caller);
+        for n in 0..600 {
+            guest.write(0x20_0000 + n * 64, function);
+        }
+        guest.halt();
+        assert_eq!(guest.rax(), 12_000);
+        assert_eq!(guest.read(0x30_0000), 12_000 * 12_001 / 2);
+        let statistics = guest.engine.statistics();
+        if config.code_memory == 64 << 10 && statistics.compiled > 0 {
+            assert!(statistics.evictions > 0);
+        }
+    });
+}
+
+#[test]
+fn every_engine_retires_the_same_instructions() {
+    let code = guest!(
+        "mov ecx, 200",
+        "4: push rcx",
+        "mov [0x300000 + rcx * 8], rcx",
+        "xor eax, eax",
+        "cmp ecx, 50",
+        "ja 5f",
+        "cpuid",
+        "5: pop rcx",
+        "dec ecx",
+        "jnz 4b",
+        "hlt",
+    );
+    let mut counts = Vec::new();
+    for (_, config) in common::configurations() {
+        let mut guest = Guest::new(config, code);
+        guest.halt();
+        counts.push(guest.engine.statistics().instructions);
+    }
+    assert_eq!(counts, vec![2 + 200 * 8 + 50; counts.len()]);
+}
