@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "every test file uses a part of it")]
 
 use memory::Ram;
-use runtime::{Engine, EngineConfig, EngineMode};
+use transvisor_runtime::{Engine, EngineConfig, EngineMode};
 use vcpu::{Answer, Clock, Entry, Exit, Vcpu};
 use x86::{
     CpuState, GuestPhys, Segment,
