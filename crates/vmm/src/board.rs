@@ -1,0 +1,145 @@
+//! The board: what a PC consists of, and how its parts answer the processor's exits.
+
+use std::fs::File;
+use std::io::{self, Write};
+
+use devices::{Chipset, ChipsetConfig, PowerEvent};
+use memory::Ram;
+use vcpu::{Answer, Clock, Exit, Vcpu};
+
+use crate::{arguments::SerialArgument, config::Config};
+
+/// Why a machine could not be built or could not go on. None of these is the guest's doing.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// Guest memory.
+    #[error("--memory: {0}")]
+    Memory(#[from] memory::RamError),
+    /// Kernel, initramfs or command line.
+    #[error(transparent)]
+    Boot(#[from] boot::BootError),
+    /// The engine.
+    #[error(transparent)]
+    Engine(#[from] vcpu::EngineError),
+    /// The file for the serial console.
+    #[error("--serial file={path}: {source}; name a file that can be written")]
+    Serial {
+        /// Path as given.
+        path: String,
+        /// What the host says.
+        source: io::Error,
+    },
+    /// Threads, timers, signals.
+    #[error("the host refused {what}: {source}")]
+    Host {
+        /// What was asked for.
+        what: &'static str,
+        /// What the host says.
+        source: io::Error,
+    },
+    /// The console can't be written to any more.
+    #[error("writing the guest's console failed: {0}")]
+    Console(io::Error),
+}
+
+/// A PC: RAM, one processor, and everything that hangs on its buses. Owned by the vCPU thread.
+pub struct Board {
+    /// The processor and its engine.
+    pub vcpu: Box<dyn Vcpu>,
+    /// All devices.
+    pub chipset: Chipset,
+    /// The one clock.
+    pub clock: Clock,
+    /// CR8 as it was last seen, see [`Board::match_task_priority`].
+    cr8: u64,
+    /// The last exit waits for its answer.
+    asked: bool,
+}
+
+impl Board {
+    /// Builds the machine and loads the kernel; the processor stands at the kernel's entry.
+    pub fn build(
+        config: &Config,
+        console: Box<dyn Write + Send>,
+    ) -> Result<(Self, boot::Booted), MachineError> {
+        let ram = Ram::new(config.memory.0)?;
+        let booted = boot::load(
+            &ram,
+            &boot::BootConfig {
+                initramfs: config.initramfs.clone().map(boot::Source::Path),
+                cmdline: config.cmdline.clone(),
+                entry: config.entry,
+                ..boot::BootConfig::new(boot::Source::Path(config.kernel.clone()))
+            },
+        )?;
+        let clock = Clock::host();
+        let chipset = Chipset::new(clock.clone(), ChipsetConfig::new(console));
+        let mut vcpu: Box<dyn Vcpu> = Box::new(runtime::Engine::new(config.engine, ram, clock.clone())?);
+        vcpu.update_state(&mut |state| booted.start.apply(state));
+        Ok((Self { vcpu, chipset, clock, cr8: 0, asked: false }, booted))
+    }
+
+    /// CR8 and the local APIC's TPR are one register, kept in two places: the one that was written wins. While the processor waits
+    /// for an answer its state must stay as it is; the APIC's value then shows in CR8 after a later exit.
+    pub fn match_task_priority(&mut self) {
+        let cr8 = self.vcpu.state().cr8;
+        if cr8 != self.cr8 {
+            self.chipset.set_tpr(cr8 as u8);
+            self.cr8 = cr8;
+        }
+        let priority = u64::from(self.chipset.tpr());
+        if priority != self.cr8 && !self.asked {
+            self.vcpu.update_state(&mut |state| state.cr8 = priority);
+            self.cr8 = priority;
+        }
+    }
+
+    /// Does what an exit asks of the devices.
+    pub fn answer(&mut self, exit: Exit) -> Answer {
+        self.asked = !matches!(exit, Exit::Halt | Exit::InterruptWindow | Exit::Kicked | Exit::Shutdown);
+        match exit {
+            Exit::PortRead { port, size } => Answer::Value(self.chipset.port_read(port, size).into()),
+            Exit::PortWrite { port, size, value } => {
+                self.chipset.port_write(port, size, value);
+                Answer::Done
+            }
+            Exit::MmioRead { address, size } => Answer::Value(self.chipset.mmio_read(address, size)),
+            Exit::MmioWrite { address, size, value } => {
+                self.chipset.mmio_write(address, size, value);
+                Answer::Done
+            }
+            Exit::MsrRead { index } => match self.chipset.msr_read(index) {
+                Ok(value) => Answer::Value(value),
+                Err(devices::Refused) => Answer::Fault,
+            },
+            Exit::MsrWrite { index, value } => {
+                // A TSC deadline counts in the guest's TSC.
+                self.chipset.set_tsc_offset(self.vcpu.state().msrs.tsc_offset);
+                match self.chipset.msr_write(index, value) {
+                    Ok(()) => Answer::Done,
+                    Err(devices::Refused) => Answer::Fault,
+                }
+            }
+            // -KVM_ENOSYS: no hypercall is announced.
+            Exit::Hypercall { .. } => Answer::Value(-1000i64 as u64),
+            Exit::Halt | Exit::InterruptWindow | Exit::Kicked | Exit::Shutdown => Answer::Done,
+        }
+    }
+
+    /// What the guest asked of its power supply, if anything.
+    pub fn power_event(&mut self) -> Option<PowerEvent> {
+        self.chipset.power_event()
+    }
+}
+
+/// Where the serial console's output goes.
+pub fn serial_output(serial: &SerialArgument) -> Result<Box<dyn Write + Send>, MachineError> {
+    Ok(match serial {
+        SerialArgument::Stdio => Box::new(io::stdout()),
+        SerialArgument::Null => Box::new(io::sink()),
+        SerialArgument::File(path) => Box::new(
+            File::create(path)
+                .map_err(|source| MachineError::Serial { path: path.display().to_string(), source })?,
+        ),
+    })
+}

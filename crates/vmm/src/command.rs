@@ -1,0 +1,143 @@
+//! The `transvisor` command: arguments in, exit status out. Guest output goes to standard output, everything else to
+//! standard error.
+
+use std::{
+    ffi::OsString,
+    io::{IsTerminal, Write},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+};
+
+use clap::Parser;
+use guest_images::{CacheDir, Guest};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::{
+    arguments::{Arguments, Command, FetchArguments, RunArguments, SerialArgument, rewrite_qemu_options},
+    board::{MachineError, serial_output},
+    config::Config,
+    console::RawTerminal,
+    machine,
+    progress::TerminalProgress,
+    wake::{Input, Mailbox},
+};
+
+/// Status for errors of the host or the configuration.
+const BAD_INPUT: u8 = 2;
+
+/// Runs the command; the first argument is the program's name.
+pub fn main(arguments: Vec<OsString>) -> ExitCode {
+    let arguments = match Arguments::try_parse_from(rewrite_qemu_options(arguments)) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version are no errors; clap knows.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { BAD_INPUT } else { 0 });
+        }
+    };
+    let result = match arguments.command {
+        Command::Run(arguments) => run(&arguments),
+        Command::List => list(),
+        Command::Fetch(arguments) => fetch(&arguments),
+    };
+    match result {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("transvisor: {error:#}");
+            ExitCode::from(BAD_INPUT)
+        }
+    }
+}
+
+fn list() -> anyhow::Result<u8> {
+    let mut stdout = std::io::stdout().lock();
+    for recipe in &guest_images::RECIPES {
+        writeln!(stdout, "{:<14} {}", recipe.name, recipe.summary)?;
+    }
+    Ok(0)
+}
+
+fn fetch(arguments: &FetchArguments) -> anyhow::Result<u8> {
+    let guest = prepare(&arguments.guest, arguments.cache_dir.clone(), arguments.quiet)?;
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "kernel     {}", guest.kernel.display())?;
+    writeln!(stdout, "initramfs  {}", guest.initramfs.display())?;
+    writeln!(stdout, "cmdline    {}", guest.cmdline)?;
+    Ok(0)
+}
+
+fn prepare(name: &str, cache: Option<PathBuf>, quiet: bool) -> anyhow::Result<Guest> {
+    let cache = cache.map_or_else(CacheDir::from_environment, |path| Ok(CacheDir::new(path)))?;
+    Ok(guest_images::fetch(name, &cache, &mut TerminalProgress::new(quiet))?)
+}
+
+fn run(arguments: &RunArguments) -> anyhow::Result<u8> {
+    let guest = match &arguments.guest {
+        Some(name) => Some(prepare(name, arguments.cache_dir.clone(), arguments.quiet)?),
+        None => None,
+    };
+    let config = Config::resolve(arguments, guest.as_ref()).map_err(anyhow::Error::msg)?;
+    let interactive = config.serial == SerialArgument::Stdio;
+    let mailbox = Mailbox::new();
+    let signals = watch_signals(&mailbox)?;
+
+    let mut terminal = None;
+    let mut started = |booted: &boot::Booted| {
+        if !arguments.quiet {
+            announce(&config, booted, interactive);
+        }
+        if interactive && terminal.is_none() {
+            terminal = RawTerminal::enter();
+        }
+    };
+    let input = if interactive { Input::Stdin } else { Input::None };
+    let result = machine::run(&config, &mut || serial_output(&config.serial), &mailbox, input, &mut started);
+    drop(terminal);
+    signals.close();
+
+    let (outcome, report) = match result {
+        Ok(ended) => ended,
+        // Whoever read our output has gone: nothing to say and nobody to say it to.
+        Err(MachineError::Console(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+            return Ok(BAD_INPUT);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if arguments.json {
+        let ended = serde_json::json!({ "outcome": outcome.to_string(), "status": outcome.exit_status(), "report": report });
+        eprintln!("{ended}");
+    } else {
+        if !arguments.quiet || outcome.exit_status() != 0 {
+            if std::io::stdout().is_terminal() {
+                eprintln!();
+            }
+            eprintln!("transvisor: {outcome}");
+        }
+        if arguments.stats {
+            eprintln!("{report}");
+        }
+    }
+    Ok(outcome.exit_status())
+}
+
+fn announce(config: &Config, booted: &boot::Booted, interactive: bool) {
+    let version = booted.version.as_deref().and_then(|v| v.split(' ').next()).unwrap_or("kernel");
+    eprintln!("transvisor: booting {version} ({}), {} of memory", config.kernel.display(), config.memory);
+    if interactive && std::io::stdin().is_terminal() {
+        eprintln!("transvisor: this terminal is the serial console; Ctrl-A X quits, Ctrl-A H helps");
+    }
+}
+
+/// Signals that ask a process to end become mail, so that the terminal is restored and the console flushed.
+fn watch_signals(mailbox: &Arc<Mailbox>) -> anyhow::Result<signal_hook::iterator::Handle> {
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    let handle = signals.handle();
+    let mailbox = Arc::clone(mailbox);
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        for signal in signals.forever() {
+            mailbox.leave(|mail| mail.signal = Some(signal));
+        }
+    })?;
+    Ok(handle)
+}

@@ -1,0 +1,142 @@
+//! What a machine consists of and what it boots: the arguments, resolved.
+
+use std::path::PathBuf;
+
+use runtime::{EngineConfig, EngineMode};
+
+use crate::{
+    arguments::{BootArgument, EngineArgument, RunArguments, SerialArgument},
+    size::Size,
+};
+
+/// Guest memory where nothing else is said.
+pub const DEFAULT_MEMORY: Size = Size(512 << 20);
+
+/// A machine to be built.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Kernel image.
+    pub kernel: PathBuf,
+    /// Initial RAM file system.
+    pub initramfs: Option<PathBuf>,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// Bytes of guest memory.
+    pub memory: Size,
+    /// How the kernel is entered.
+    pub entry: boot::Entry,
+    /// What executes it.
+    pub engine: EngineConfig,
+    /// Where the serial console goes.
+    pub serial: SerialArgument,
+    /// A reboot ends the run.
+    pub no_reboot: bool,
+}
+
+impl Config {
+    /// Boots `kernel` with the defaults of `transvisor run`.
+    pub fn new(kernel: PathBuf) -> Self {
+        Self {
+            kernel,
+            initramfs: None,
+            cmdline: String::new(),
+            memory: DEFAULT_MEMORY,
+            entry: boot::Entry::Auto,
+            engine: EngineConfig::default(),
+            serial: SerialArgument::Stdio,
+            no_reboot: false,
+        }
+    }
+
+    /// From the command line; `guest` is what it names, already fetched. Errors name the option.
+    pub fn resolve(arguments: &RunArguments, guest: Option<&guest_images::Guest>) -> Result<Self, String> {
+        let kernel = match (&arguments.kernel, guest) {
+            (Some(kernel), _) => kernel.clone(),
+            (None, Some(guest)) => guest.kernel.clone(),
+            (None, None) => return Err("name a guest (see `transvisor list`) or give --kernel".into()),
+        };
+        if arguments.cpus != 1 {
+            return Err(format!("--cpus {}: only 1 virtual processor is supported so far", arguments.cpus));
+        }
+        let mut cmdline = match (&arguments.cmdline, guest) {
+            (Some(cmdline), _) => cmdline.clone(),
+            (None, Some(guest)) => guest.cmdline.clone(),
+            (None, None) => "console=ttyS0".into(),
+        };
+        if let Some(more) = &arguments.cmdline_add {
+            cmdline = format!("{cmdline} {more}").trim().to_owned();
+        }
+        let memory =
+            arguments.memory.or_else(|| guest.map(|guest| Size(guest.memory))).unwrap_or(DEFAULT_MEMORY);
+        check_memory(memory)?;
+        let mut engine = EngineConfig {
+            mode: match arguments.engine {
+                EngineArgument::Translate => EngineMode::Translate,
+                EngineArgument::Interpret => EngineMode::Interpret,
+            },
+            stress: arguments.stress,
+            ..EngineConfig::default()
+        };
+        if let Some(threshold) = arguments.compile_threshold {
+            engine.threshold = threshold;
+        }
+        if let Some(Size(bytes)) = arguments.code_memory {
+            engine.code_memory = usize::try_from(bytes).map_err(|_| "--code-memory: too large".to_owned())?;
+        }
+        Ok(Self {
+            kernel,
+            initramfs: arguments.initramfs.clone().or_else(|| guest.map(|guest| guest.initramfs.clone())),
+            cmdline,
+            memory,
+            entry: match arguments.boot {
+                BootArgument::Auto => boot::Entry::Auto,
+                BootArgument::Bzimage => boot::Entry::Bzimage,
+                BootArgument::Pvh => boot::Entry::Pvh,
+            },
+            engine,
+            serial: arguments.serial.clone(),
+            no_reboot: arguments.no_reboot,
+        })
+    }
+}
+
+/// Least memory for which starting makes sense; kernels have their own, larger minimum.
+const LEAST_MEMORY: Size = Size(4 << 20);
+
+fn check_memory(memory: Size) -> Result<(), String> {
+    if memory < LEAST_MEMORY {
+        return Err(format!(
+            "--memory {memory}: a guest needs at least {LEAST_MEMORY}; write for example 512M"
+        ));
+    }
+    if !memory.0.is_multiple_of(x86::PAGE_SIZE) {
+        return Err(format!("--memory {memory}: give a multiple of 4K"));
+    }
+    if let Some(host) = host_memory()
+        && memory > host
+    {
+        return Err(format!("--memory {memory}: this host has {host}; give the guest less"));
+    }
+    Ok(())
+}
+
+/// Physical memory of the host, from /proc/meminfo.
+fn host_memory() -> Option<Size> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(Size(kib << 10))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_cannot_be() {
+        assert!(check_memory(Size(0)).unwrap_err().contains("--memory"));
+        assert!(check_memory(Size((64 << 20) + 1)).unwrap_err().contains("multiple"));
+        assert!(check_memory(Size(1 << 50)).unwrap_err().contains("this host has"));
+        assert_eq!(check_memory(Size(64 << 20)), Ok(()));
+    }
+}

@@ -1,0 +1,18 @@
+//! The machine around an engine: the board (what a PC consists of), the exit loop that drives it, its console, its
+//! configuration, and the `transvisor` command over them.
+//!
+//! Data flows: arguments -> [`config::Config`] -> [`board::Board`] -> [`machine::run`] -> [`outcome::Outcome`].
+
+pub mod arguments;
+pub mod board;
+pub mod command;
+pub mod config;
+pub mod console;
+pub mod harness;
+pub mod machine;
+pub mod outcome;
+pub mod panic_watch;
+pub mod progress;
+pub mod report;
+pub mod size;
+pub mod wake;

@@ -1,0 +1,193 @@
+//! The exit loop: `exit = run(entry)`, the board does what the exit asks, and its answer is the next entry.
+
+use std::{
+    io::Write,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use devices::PowerEvent;
+use vcpu::{Answer, Entry, Exit};
+use x86::CpuState;
+
+use crate::{
+    board::{Board, MachineError},
+    config::Config,
+    outcome::Outcome,
+    panic_watch::PanicWatch,
+    report::{ExitCounts, Report},
+    wake::{Alarm, Input, Mailbox, Watcher},
+};
+
+/// Builds the machine, boots it and runs it to its end (booting again where the guest asks for that). `console` makes
+/// the sink of the serial console's output for each boot.
+pub fn run(
+    config: &Config,
+    console: &mut dyn FnMut() -> Result<Box<dyn Write + Send>, MachineError>,
+    mailbox: &Arc<Mailbox>,
+    input: Input,
+    started: &mut dyn FnMut(&boot::Booted),
+) -> Result<(Outcome, Report), MachineError> {
+    let host = |what| move |source| MachineError::Host { what, source };
+    let (_watcher, mut alarm) = Watcher::start(Arc::clone(mailbox), input).map_err(host("a thread"))?;
+    let mut report = Report::start();
+    loop {
+        let (console, panicked) = PanicWatch::new(console()?);
+        let (mut board, booted) = Board::build(config, Box::new(console))?;
+        started(&booted);
+        mailbox.connect(board.vcpu.kick_handle());
+        let result =
+            ExitLoop { board: &mut board, mailbox, alarm: &mut alarm, exits: &mut report.exits }.run();
+        board.chipset.flush_console();
+        report.add(&board.vcpu.statistics());
+        let outcome = match result? {
+            Outcome::Reboot if panicked.load(Ordering::Relaxed) => Outcome::Panic,
+            Outcome::Reboot if !config.no_reboot => continue,
+            outcome => outcome,
+        };
+        return Ok((outcome, report.finish()));
+    }
+}
+
+struct ExitLoop<'a> {
+    board: &'a mut Board,
+    mailbox: &'a Mailbox,
+    alarm: &'a mut Alarm,
+    exits: &'a mut ExitCounts,
+}
+
+impl ExitLoop<'_> {
+    fn run(&mut self) -> Result<Outcome, MachineError> {
+        // What was left while there was no one to kick.
+        self.mailbox.keep();
+        let mut answer = Answer::Done;
+        loop {
+            if let Some(outcome) = self.take_mail() {
+                return Ok(outcome);
+            }
+            let entry = self.entry(answer);
+            let exit = self.board.vcpu.run(entry)?;
+            self.exits.count(exit);
+            answer = self.board.answer(exit);
+            if let Some(error) = self.board.chipset.take_console_error() {
+                return Err(MachineError::Console(error));
+            }
+            if let Some(event) = self.board.power_event() {
+                return Ok(match event {
+                    PowerEvent::PowerOff => Outcome::PowerOff,
+                    PowerEvent::Reset => Outcome::Reboot,
+                    PowerEvent::DebugExit(value) => Outcome::DebugExit(value),
+                });
+            }
+            match exit {
+                Exit::Shutdown => return Ok(Outcome::TripleFault(describe(self.board.vcpu.state()))),
+                Exit::Halt => {
+                    if let Some(outcome) = self.halt() {
+                        return Ok(outcome);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn take_mail(&mut self) -> Option<Outcome> {
+        let mut mail = self.mailbox.look()?;
+        if mail.quit {
+            return Some(Outcome::Quit);
+        }
+        if let Some(signal) = mail.signal {
+            return Some(Outcome::Signal(signal));
+        }
+        if !mail.input.is_empty() {
+            let taken = self.board.chipset.push_console_input(mail.input.make_contiguous());
+            mail.input.drain(..taken);
+        }
+        None
+    }
+
+    /// Lets the devices catch up, and tells the engine what they want of the processor.
+    fn entry(&mut self, answer: Answer) -> Entry {
+        let board = &mut *self.board;
+        let now = board.clock.now();
+        if board.chipset.next_deadline().is_some_and(|deadline| deadline <= now) {
+            board.chipset.advance(now);
+            self.alarm.passed();
+        }
+        self.alarm.set(board.chipset.next_deadline(), now);
+        board.match_task_priority();
+        let mut entry = Entry { answer, nmi: board.chipset.acknowledge_nmi(), ..Entry::default() };
+        if board.chipset.pending_interrupt() {
+            if board.vcpu.ready_for_interrupt() {
+                entry.interrupt = board.chipset.acknowledge_interrupt();
+            } else {
+                entry.interrupt_window = true;
+            }
+        }
+        // The UART may have room again for what was typed.
+        if board.chipset.console_input_room() > 0 {
+            self.mailbox.keep();
+        }
+        entry
+    }
+
+    /// HLT: sleeps until a device or the user has something for the processor.
+    fn halt(&mut self) -> Option<Outcome> {
+        self.board.chipset.flush_console();
+        loop {
+            if let Some(outcome) = self.take_mail() {
+                return Some(outcome);
+            }
+            let board = &mut *self.board;
+            let now = board.clock.now();
+            board.chipset.advance(now);
+            if board.chipset.pending_interrupt() || board.chipset.pending_nmi() {
+                if board.vcpu.ready_for_interrupt() || board.chipset.pending_nmi() {
+                    return None;
+                }
+                // An interrupt waits, but this processor has them off for good.
+            }
+            if !board.vcpu.ready_for_interrupt() {
+                return Some(Outcome::Dead(describe(board.vcpu.state())));
+            }
+            let wait = board
+                .chipset
+                .next_deadline()
+                .map(|deadline| Duration::from_nanos(deadline.saturating_sub(board.clock.now())));
+            self.mailbox.sleep(wait);
+        }
+    }
+}
+
+/// The registers, for a guest that came to grief.
+fn describe(state: &CpuState) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::new();
+    const NAMES: [&str; 16] = [
+        "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
+        "r14", "r15",
+    ];
+    for row in 0..4 {
+        for column in 0..4 {
+            let index = row * 4 + column;
+            // Writing to a String can't fail.
+            let _ = write!(text, "{:>4}={:016x}", NAMES[index], state.gpr[index]);
+        }
+        text.push('\n');
+    }
+    let _ = write!(
+        text,
+        " rip={:016x} rflags={:08x} cs={:04x} ss={:04x} cpl={} cr0={:08x} cr2={:016x} cr3={:x} cr4={:x} efer={:x}",
+        state.rip,
+        state.rflags(),
+        state.segments[1].selector,
+        state.segments[2].selector,
+        state.cpl,
+        state.cr0,
+        state.cr2,
+        state.cr3,
+        state.cr4,
+        state.efer
+    );
+    text
+}

@@ -1,0 +1,156 @@
+//! What a run cost.
+
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+use vcpu::{Exit, Statistics};
+
+/// How often the guest left its engine, by reason.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[allow(missing_docs, reason = "named after vcpu::Exit")]
+pub struct ExitCounts {
+    pub port: u64,
+    pub mmio: u64,
+    pub msr: u64,
+    pub hypercall: u64,
+    pub halt: u64,
+    pub interrupt_window: u64,
+    pub kicked: u64,
+}
+
+impl ExitCounts {
+    /// Counts one.
+    pub fn count(&mut self, exit: Exit) {
+        match exit {
+            Exit::PortRead { .. } | Exit::PortWrite { .. } => self.port += 1,
+            Exit::MmioRead { .. } | Exit::MmioWrite { .. } => self.mmio += 1,
+            Exit::MsrRead { .. } | Exit::MsrWrite { .. } => self.msr += 1,
+            Exit::Hypercall { .. } => self.hypercall += 1,
+            Exit::Halt => self.halt += 1,
+            Exit::InterruptWindow => self.interrupt_window += 1,
+            Exit::Kicked => self.kicked += 1,
+            Exit::Shutdown => {}
+        }
+    }
+}
+
+/// Figures of a run, over all its boots.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    #[serde(skip)]
+    begun: Instant,
+    #[serde(skip)]
+    cpu_before: Duration,
+    /// Wall time, seconds.
+    pub wall_seconds: f64,
+    /// User CPU time of this process, seconds.
+    pub user_seconds: f64,
+    /// Guest instructions retired.
+    pub instructions: u64,
+    /// Of these, by the interpreter.
+    pub interpreted: u64,
+    /// Guest blocks decoded.
+    pub blocks: u64,
+    /// Blocks compiled.
+    pub compiled: u64,
+    /// Host code bytes produced.
+    pub code_bytes: u64,
+    /// Seconds in the compiler.
+    pub compile_seconds: f64,
+    /// Blocks invalidated by writes to code.
+    pub invalidated: u64,
+    /// Times that code memory was full and emptied.
+    pub evictions: u64,
+    /// Softmmu misses that led to a page walk.
+    pub tlb_fills: u64,
+    /// Exits to the board.
+    pub exits: ExitCounts,
+}
+
+impl Report {
+    /// Begins to measure.
+    pub fn start() -> Self {
+        Self {
+            begun: Instant::now(),
+            cpu_before: user_time(),
+            wall_seconds: 0.0,
+            user_seconds: 0.0,
+            instructions: 0,
+            interpreted: 0,
+            blocks: 0,
+            compiled: 0,
+            code_bytes: 0,
+            compile_seconds: 0.0,
+            invalidated: 0,
+            evictions: 0,
+            tlb_fills: 0,
+            exits: ExitCounts::default(),
+        }
+    }
+
+    /// Adds what an engine did.
+    pub fn add(&mut self, s: &Statistics) {
+        self.instructions += s.instructions;
+        self.interpreted += s.interpreted;
+        self.blocks += s.blocks;
+        self.compiled += s.compiled;
+        self.code_bytes += s.code_bytes;
+        self.compile_seconds += s.compile_nanoseconds as f64 / 1e9;
+        self.invalidated += s.invalidated;
+        self.evictions += s.evictions;
+        self.tlb_fills += s.tlb_fills;
+    }
+
+    /// Ends the measurement.
+    pub fn finish(mut self) -> Self {
+        self.wall_seconds = self.begun.elapsed().as_secs_f64();
+        self.user_seconds = user_time().saturating_sub(self.cpu_before).as_secs_f64();
+        self
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let share = |part: u64| 100.0 * part as f64 / self.instructions.max(1) as f64;
+        let e = &self.exits;
+        writeln!(f, "time          {:.2} s wall, {:.2} s user CPU", self.wall_seconds, self.user_seconds)?;
+        writeln!(
+            f,
+            "instructions  {:.1} M, {:.1} M/s, {:.1}% of them interpreted",
+            self.instructions as f64 / 1e6,
+            self.instructions as f64 / 1e6 / self.user_seconds.max(1e-9),
+            share(self.interpreted)
+        )?;
+        writeln!(
+            f,
+            "blocks        {} decoded, {} compiled to {:.1} MiB in {:.2} s, {} invalidated, {} evictions",
+            self.blocks,
+            self.compiled,
+            self.code_bytes as f64 / f64::from(1 << 20),
+            self.compile_seconds,
+            self.invalidated,
+            self.evictions
+        )?;
+        writeln!(f, "memory        {} TLB fills", self.tlb_fills)?;
+        write!(
+            f,
+            "exits         {} port, {} MMIO, {} MSR, {} hypercall, {} halt, {} interrupt window, {} kicked",
+            e.port, e.mmio, e.msr, e.hypercall, e.halt, e.interrupt_window, e.kicked
+        )
+    }
+}
+
+/// User CPU time of this process, all threads.
+fn user_time() -> Duration {
+    // Fields 14 of /proc/self/stat count in clock ticks, which are 10 ms: getrusage is finer, and rustix leaves it out.
+    // SAFETY: an all-zero rusage is valid, and the call writes no more than one.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
+        usage
+    };
+    Duration::new(usage.ru_utime.tv_sec as u64, usage.ru_utime.tv_usec as u32 * 1000)
+}
