@@ -266,3 +266,44 @@ fn crc32_of_the_check_string() {
     assert_eq!(g.run(&code), BlockExit::Next);
     assert_eq!(g.state.gpr[0], 0xe306_9283);
 }
+
+#[test]
+fn every_condition_for_every_combination_of_flags() {
+    let mut g = Guest::new(64);
+    for combination in 0..64u64 {
+        let names = [flags::CF, flags::PF, flags::AF, flags::ZF, flags::SF, flags::OF];
+        let value = (0..6).filter(|n| combination >> n & 1 != 0).map(|n| names[n]).sum::<u64>();
+        let set = |flag: u64| value & flag != 0;
+        let less = set(flags::SF) != set(flags::OF);
+        // In the order of the encoding, each followed by its negation (SDM Vol. 1 appendix B).
+        let even = [
+            set(flags::OF),
+            set(flags::CF),
+            set(flags::ZF),
+            set(flags::CF) || set(flags::ZF),
+            set(flags::SF),
+            set(flags::PF),
+            less,
+            less || set(flags::ZF),
+        ];
+        for code in 0..16u8 {
+            let holds = even[usize::from(code / 2)] != (code & 1 != 0);
+            g.state.set_rflags(value);
+            assert_eq!(g.run(&[0x70 | code, 0x10]), BlockExit::Next);
+            assert_eq!(g.state.rip, if holds { CODE + 0x12 } else { CODE + 2 }, "j {code} with {value:#x}");
+            // setcc al
+            g.run(&[0x0f, 0x90 | code, 0xc0]);
+            assert_eq!(g.state.gpr[0] & 1 != 0, holds, "set {code} with {value:#x}");
+            assert_eq!(g.state.rflags() & flags::STATUS, value);
+        }
+    }
+}
+
+#[test]
+fn undefined_instructions_raise_ud_where_they_are() {
+    let mut g = Guest::new(64);
+    for code in [&[0x0f, 0x0b][..], &[0x0f, 0xb9, 0xc0], &[0x0f, 0xff, 0xc0]] {
+        assert_eq!(g.run(code), BlockExit::Stop(Stop::Exception(Exception::UD)), "{code:02x?}");
+        assert_eq!(g.state.rip, CODE);
+    }
+}
