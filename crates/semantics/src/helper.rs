@@ -12,7 +12,8 @@ use x86::{CpuState, Vector};
 /// A function on the state. The immediate is a translation-time constant.
 pub type HelperFn = extern "C" fn(&mut CpuState, immediate: u64, a: u64, b: u64) -> u64;
 
-/// A function on vectors (a, b, immediate). State is there for MXCSR.
+/// A function on vectors (a, b, immediate). State is there for MXCSR, and for a third operand or a second result in
+/// [`crate::vector::EXTRA_OPERAND`].
 pub type VectorFn = fn(&mut CpuState, a: u128, b: u128, immediate: u8) -> u128;
 
 /// Marks an exception for the engine to raise when the helper returns.
@@ -74,6 +75,7 @@ helpers! {
         X87StoreValue = crate::x87_data::helper_store_value,
         X87StoreFinish = crate::x87_data::helper_store_finish,
         X87StoreRegister = crate::x87_data::helper_store_register,
+        X87CopyAndPop = crate::x87_data::helper_copy_and_pop,
         X87Exchange = crate::x87_data::helper_exchange,
         X87MoveIf = crate::x87_data::helper_move_if,
         X87Free = crate::x87_data::helper_free,

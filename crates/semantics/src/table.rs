@@ -424,6 +424,7 @@ instructions! {
         Fldz => crate::x87_data::fldz,
         Fst => crate::x87_data::fst,
         Fstp => crate::x87_data::fstp,
+        Fstpnce => crate::x87_data::fstpnce,
         Fist => crate::x87_data::fist,
         Fistp => crate::x87_data::fistp,
         Fisttp => crate::x87_data::fisttp,

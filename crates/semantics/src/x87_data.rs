@@ -144,6 +144,20 @@ pub extern "C" fn helper_store_register(state: &mut CpuState, immediate: u64, _:
     0
 }
 
+/// Helper: ST(destination) = ST(0), then pops. If ST(0) is empty, ST(destination) becomes so.
+pub extern "C" fn helper_copy_and_pop(state: &mut CpuState, immediate: u64, _: u64, _: u64) -> u64 {
+    let x87 = &mut state.x87;
+    let destination = usize::from(Request::unpack(immediate).destination);
+    x87.status &= !C1;
+    if is_empty(x87, 0) {
+        x87.tags &= !(1 << physical(x87, destination));
+    } else {
+        write(x87, destination, x87.registers[x87.top()]);
+    }
+    pop(x87, 1);
+    0
+}
+
 /// Helper: exchanges ST(0) and ST(source). Where the stack fault is masked, empty ones become the indefinite first.
 pub extern "C" fn helper_exchange(state: &mut CpuState, immediate: u64, _: u64, _: u64) -> u64 {
     let x87 = &mut state.x87;
@@ -332,6 +346,11 @@ fn store_integer<M: Machine>(m: &mut M, i: &Insn, first: u8, pops: u8) -> Result
     store(m, i, first + form, pops)
 }
 
+/// D9 D8+i, undocumented: FSTP that does not look whether ST(0) is empty.
+fn copy_and_pop<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
+    on_registers(m, i, Helper::X87CopyAndPop, request(0, stack_operand(i, 0), 0, 1))
+}
+
 fn exchange<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     on_registers(m, i, Helper::X87Exchange, request(0, 0, stack_operand(i, 1), 0))
 }
@@ -368,6 +387,7 @@ definitions! {
     fldlg2 = constant(Native::LoadLg2);
     fldln2 = constant(Native::LoadLn2);
     fldz = constant(Native::LoadZero);
+    fstpnce = copy_and_pop();
     fst = store_float(0);
     fstp = store_float(1);
     fist = store_integer(2, 0);
