@@ -144,14 +144,12 @@ pub extern "C" fn helper_store_register(state: &mut CpuState, immediate: u64, _:
     0
 }
 
-/// Helper: ST(destination) = ST(0), then pops. If ST(0) is empty, ST(destination) becomes so.
+/// Helper: ST(destination) = ST(0) unless that is empty, then pops in any case.
 pub extern "C" fn helper_copy_and_pop(state: &mut CpuState, immediate: u64, _: u64, _: u64) -> u64 {
     let x87 = &mut state.x87;
     let destination = usize::from(Request::unpack(immediate).destination);
     x87.status &= !C1;
-    if is_empty(x87, 0) {
-        x87.tags &= !(1 << physical(x87, destination));
-    } else {
+    if !is_empty(x87, 0) {
         write(x87, destination, x87.registers[x87.top()]);
     }
     pop(x87, 1);
