@@ -5,9 +5,7 @@
 //! A REP string instruction may do many iterations in one step; a breakpoint in the middle is then reported after
 //! all of them.
 
-use iced_x86::{
-    Decoder, DecoderOptions, InstructionInfoFactory, InstructionInfoOptions, OpAccess, Register,
-};
+use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory, InstructionInfoOptions, OpAccess, Register};
 use monitor::debug::data_breakpoints;
 use semantics::{Insn, Repeat};
 use x86::{CpuState, GuestVirt, PAGE_SIZE, flags};
@@ -27,8 +25,7 @@ pub(crate) fn touched(state: &CpuState, insn: &Insn, bytes: &[u8]) -> u64 {
 
 /// Linear address, bytes and kind of every memory access of an instruction.
 fn data(state: &CpuState, insn: &Insn, bytes: &[u8]) -> Vec<(u64, u64, OpAccess)> {
-    let mut decoder =
-        Decoder::with_ip(state.mode.code_bits(), bytes, state.rip, DecoderOptions::NONE);
+    let mut decoder = Decoder::with_ip(state.mode.code_bits(), bytes, state.rip, DecoderOptions::NONE);
     let instruction = decoder.decode();
     let mut factory = InstructionInfoFactory::new();
     let info = factory.info_options(&instruction, InstructionInfoOptions::NO_REGISTER_USAGE);

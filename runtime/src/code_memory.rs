@@ -60,9 +60,8 @@ impl CodeMemory {
         }
         let size = size.next_multiple_of(4096);
         let host = |reason: std::io::Error| CodeMemoryError::Host { size, reason };
-        let file: File = memfd_create("transvisor-code", MemfdFlags::CLOEXEC)
-            .map_err(|error| host(error.into()))?
-            .into();
+        let file: File =
+            memfd_create("transvisor-code", MemfdFlags::CLOEXEC).map_err(|error| host(error.into()))?.into();
         ftruncate(&file, size as u64).map_err(|error| host(error.into()))?;
         // SAFETY: the file is anonymous and its descriptor is closed below, so nobody else can truncate or write it;
         // the views are shared memory of this process alone.

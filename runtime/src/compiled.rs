@@ -87,7 +87,9 @@ impl Engine {
                 self.leaves.poll += 1;
                 Ok(())
             }
-            other => Err(Interruption::failed(format!("compiled code left with {other:#x}: a translator bug"))),
+            other => {
+                Err(Interruption::failed(format!("compiled code left with {other:#x}: a translator bug")))
+            }
         }
     }
 

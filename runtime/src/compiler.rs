@@ -5,7 +5,12 @@ use std::{sync::Arc, time::Instant};
 use memory::Mmu;
 use translator::Translator;
 
-use crate::{block::{Block, Extent}, block_cache::CodeCache, finder, tier::Policy};
+use crate::{
+    block::{Block, Extent},
+    block_cache::CodeCache,
+    finder,
+    tier::Policy,
+};
 
 /// Compiles for one vCPU, on its own thread.
 pub struct Compiler {
@@ -49,7 +54,10 @@ impl Compiler {
 
     #[cold]
     fn compile(&mut self, block: &Arc<Block>, executions: u32, mmu: &Mmu) -> Option<u64> {
-        if block.key.extent == Extent::Single || block.second.is_some() || !self.policy.compiles(block.key.mode) {
+        if block.key.extent == Extent::Single
+            || block.second.is_some()
+            || !self.policy.compiles(block.key.mode)
+        {
             block.give_up();
             return None;
         }

@@ -58,10 +58,10 @@ impl Engine {
             turn = self.step();
         }
         loop {
-            if let Err(interruption) = turn {
-                if let Some(exit) = self.interrupted(interruption)? {
-                    return Ok(exit);
-                }
+            if let Err(interruption) = turn
+                && let Some(exit) = self.interrupted(interruption)?
+            {
+                return Ok(exit);
             }
             if self.needs_attention()
                 && let Some(exit) = self.attend()

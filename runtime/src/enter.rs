@@ -106,7 +106,8 @@ mod tests {
     fn a_block_that_clobbers_every_register_returns() {
         // Zeroes rbx, rbp, r12-r14; mov eax, 4; ret.
         let code = [
-            0x31, 0xdb, 0x31, 0xed, 0x45, 0x31, 0xe4, 0x45, 0x31, 0xed, 0x45, 0x31, 0xf6, 0xb8, 4, 0, 0, 0, 0xc3,
+            0x31, 0xdb, 0x31, 0xed, 0x45, 0x31, 0xe4, 0x45, 0x31, 0xed, 0x45, 0x31, 0xf6, 0xb8, 4, 0, 0, 0,
+            0xc3,
         ];
         let kept = std::hint::black_box([1u64, 2, 3, 4, 5]);
         let (leave, _) = run(&code, |_| ());
@@ -135,8 +136,7 @@ mod tests {
         let mut code = vec![0xbf, 0x34, 0x12, 0, 0, 0x49, 0x8b, 0x87];
         code.extend(at.to_le_bytes());
         code.extend([0xff, 0xe0]);
-        let (leave, state) =
-            run(&code, |state| state.scratch[2] = unlinked as *const () as u64);
+        let (leave, state) = run(&code, |state| state.scratch[2] = unlinked as *const () as u64);
         assert_eq!((leave, state.scratch[0]), (Leave::Unlinked as u64, 0x1234));
     }
 }

@@ -40,12 +40,12 @@ pub(crate) enum Asked {
 impl Engine {
     /// Takes the board's answer and requests. The instruction that asked is completed, or can be run again.
     pub(crate) fn accept(&mut self, entry: Entry) -> Result<(), Interruption> {
-        if let Some(vector) = entry.interrupt {
-            if self.events.interrupt.replace(vector).is_some() {
-                return Err(Interruption::failed(
-                    "the board injected an interrupt before the guest took the last one".into(),
-                ));
-            }
+        if let Some(vector) = entry.interrupt
+            && self.events.interrupt.replace(vector).is_some()
+        {
+            return Err(Interruption::failed(
+                "the board injected an interrupt before the guest took the last one".into(),
+            ));
         }
         self.events.nmi |= entry.nmi;
         self.events.window = entry.interrupt_window;
@@ -67,9 +67,7 @@ impl Engine {
     /// Whether [`Engine::attend`] has something to look at.
     #[inline]
     pub(crate) fn needs_attention(&self) -> bool {
-        self.events.waiting
-            || self.state.halted
-            || self.state.exit_request.load(Ordering::Relaxed) != 0
+        self.events.waiting || self.state.halted || self.state.exit_request.load(Ordering::Relaxed) != 0
     }
 
     /// Between two instructions: delivers what can be delivered (SDM Vol. 3A 6.9: NMI before interrupts) and says

@@ -158,12 +158,7 @@ fn load_crossing(
     }
 }
 
-fn enter_single(
-    cache: &Arc<CodeCache>,
-    key: BlockKey,
-    second: Option<GuestPhys>,
-    insn: Insn,
-) -> Arc<Block> {
+fn enter_single(cache: &Arc<CodeCache>, key: BlockKey, second: Option<GuestPhys>, insn: Insn) -> Arc<Block> {
     let block = GuestBlock { rip: key.rip, mode: key.mode, insns: vec![insn], end: BlockEnd::Length };
     cache.insert(key, block.length(), second, block.end, DecodedBlock::new(&block))
 }
@@ -179,13 +174,7 @@ fn read<'a>(state: &CpuState, mmu: &Mmu, first: GuestPhys, buffer: &'a mut [u8])
     read_at(state, mmu, first, state.rip, buffer)
 }
 
-fn read_at<'a>(
-    state: &CpuState,
-    mmu: &Mmu,
-    first: GuestPhys,
-    rip: u64,
-    buffer: &'a mut [u8],
-) -> &'a [u8] {
+fn read_at<'a>(state: &CpuState, mmu: &Mmu, first: GuestPhys, rip: u64, buffer: &'a mut [u8]) -> &'a [u8] {
     let mut length = (PAGE_SIZE - first.page_offset()).min(buffer.len() as u64);
     if !state.mode.is_64bit() {
         length = length.min(u64::from(state.segments[1].limit).saturating_sub(rip).saturating_add(1));

@@ -10,7 +10,10 @@ use memory::{AtomicOp, GuestVirt, Mmu};
 use semantics::helper::{Helper, VectorOp};
 use translator::{
     Thunks,
-    abi::{FIRST_RUNTIME_HELPER, FIRST_THUNK, RuntimeFunctions, RuntimeHelper, SlowPath, SlowPathFn, TABLE_LENGTH},
+    abi::{
+        FIRST_RUNTIME_HELPER, FIRST_THUNK, RuntimeFunctions, RuntimeHelper, SlowPath, SlowPathFn,
+        TABLE_LENGTH,
+    },
 };
 use x86::{CpuState, PAGE_SIZE, Width};
 
@@ -178,14 +181,8 @@ fn is_plain(state: &CpuState, mmu: &mut Mmu, address: u64, width: Width) -> bool
 }
 
 unsafe extern "C" fn atomic(state: *mut CpuState, address: u64, operand: u64, op: u64, bytes: u64) -> u64 {
-    const OPERATIONS: [AtomicOp; 6] = [
-        AtomicOp::Add,
-        AtomicOp::Sub,
-        AtomicOp::And,
-        AtomicOp::Or,
-        AtomicOp::Xor,
-        AtomicOp::Exchange,
-    ];
+    const OPERATIONS: [AtomicOp; 6] =
+        [AtomicOp::Add, AtomicOp::Sub, AtomicOp::And, AtomicOp::Or, AtomicOp::Xor, AtomicOp::Exchange];
     // SAFETY: called by a thunk, below compiled code.
     let (state, mmu) = unsafe { vcpu(state) };
     let operation = OPERATIONS.into_iter().find(|&operation| operation as u64 == op);

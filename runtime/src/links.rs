@@ -52,8 +52,7 @@ impl Links {
     /// Installs a block's code, all exits unlinked. `false`: the memory is full.
     pub fn install(&mut self, block: &Arc<Block>, compiled: &CodeBlock) -> bool {
         let size = size_of::<ChainSlot>();
-        let Some((code, slots)) =
-            self.memory.allocate(compiled.code.len(), compiled.exits.len() * size)
+        let Some((code, slots)) = self.memory.allocate(compiled.code.len(), compiled.exits.len() * size)
         else {
             return false;
         };
@@ -178,14 +177,9 @@ mod tests {
     const STUB: u64 = 0x5_70b0;
 
     fn block(id: u64, first: u64) -> Arc<Block> {
-        let key = BlockKey {
-            first: GuestPhys(first),
-            rip: first,
-            mode: Mode::default(),
-            extent: Extent::Full,
-        };
-        let guest =
-            GuestBlock { rip: first, mode: key.mode, insns: Vec::new(), end: BlockEnd::Length };
+        let key =
+            BlockKey { first: GuestPhys(first), rip: first, mode: Mode::default(), extent: Extent::Full };
+        let guest = GuestBlock { rip: first, mode: key.mode, insns: Vec::new(), end: BlockEnd::Length };
         Arc::new(Block::new(BlockId(id), key, 4, None, BlockEnd::Length, DecodedBlock::new(&guest)))
     }
 

@@ -33,9 +33,7 @@ impl Engine {
     #[inline]
     pub(crate) fn is_stepping(&self) -> bool {
         let state = &self.state;
-        state.interrupt_shadow != 0
-            || state.rflags & (flags::TF | flags::RF) != 0
-            || breakpoints_armed(state)
+        state.interrupt_shadow != 0 || state.rflags & (flags::TF | flags::RF) != 0 || breakpoints_armed(state)
     }
 
     /// Executes the instruction at rip.
@@ -45,10 +43,7 @@ impl Engine {
         if armed && let Some(bits) = self.breakpoint_here() {
             return self.debug_fault(bits);
         }
-        let block = self
-            .finder
-            .find(&self.state, &mut self.mmu, Extent::Single)
-            .map_err(Stop::Exception)?;
+        let block = self.finder.find(&self.state, &mut self.mmu, Extent::Single).map_err(Stop::Exception)?;
         let Some(&insn) = block.decoded.insns().next() else {
             // Blocks are made of at least one instruction.
             return Err(Interruption::failed(format!("an empty block at {:#x}", self.state.rip)));
@@ -124,9 +119,7 @@ impl Engine {
             Mnemonic::Int | Mnemonic::Int1 | Mnemonic::Int3 | Mnemonic::Into => false,
             // TF as the instruction left it: a kernel masks TF at SYSCALL, and SYSRET with TF set stops before the first
             // user instruction.
-            Mnemonic::Syscall | Mnemonic::Sysret | Mnemonic::Sysretq => {
-                self.state.rflags & flags::TF != 0
-            }
+            Mnemonic::Syscall | Mnemonic::Sysret | Mnemonic::Sysretq => self.state.rflags & flags::TF != 0,
             _ => began.trap,
         };
         if trap {

@@ -46,8 +46,7 @@ impl Policy {
         }
         let doublings = invalidations.saturating_sub(FREE_INVALIDATIONS).min(MAX_DOUBLINGS);
         // A stress setting stays one: threshold 1 compiles everything.
-        let threshold =
-            if self.threshold <= 1 { 1 } else { u64::from(self.threshold) << doublings };
+        let threshold = if self.threshold <= 1 { 1 } else { u64::from(self.threshold) << doublings };
         u64::from(executions) >= threshold
     }
 }

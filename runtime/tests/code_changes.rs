@@ -103,13 +103,13 @@ fn a_rewritten_callee_of_a_direct_call() {
 fn remapping(flush: &[u8], other_tables: bool) {
     let head = guest!(
         "mov r12d, 30",
-        "mov r15, 0x14020",          // unused
+        "mov r15, 0x14020", // unused
         "4: mov r13d, 8",
         "5: call 5b + 0x50000",
         "add r14, rax",
         "dec r13d",
         "jnz 5b",
-        "call 5b + 0x60000",         // changes the mapping
+        "call 5b + 0x60000", // changes the mapping
         "dec r12d",
         "jnz 4b",
         "hlt",

@@ -86,15 +86,11 @@ fn interrupts_come_within_a_bounded_number_of_instructions() {
         let mut guest = Guest::new(config, code);
         guest.handler(0x20, handler);
         // After STI comes its shadow, then the window opens.
-        assert_eq!(
-            guest.enter(Entry { interrupt_window: true, ..Entry::default() }),
-            Exit::InterruptWindow
-        );
+        assert_eq!(guest.enter(Entry { interrupt_window: true, ..Entry::default() }), Exit::InterruptWindow);
         assert_eq!(guest.rax(), 1, "the instruction after STI runs, and no other");
         for n in 1..20 {
             assert!(guest.engine.ready_for_interrupt());
-            let entry =
-                Entry { interrupt: Some(0x20), interrupt_window: true, ..Entry::default() };
+            let entry = Entry { interrupt: Some(0x20), interrupt_window: true, ..Entry::default() };
             assert_eq!(guest.enter(entry), Exit::InterruptWindow, "at the handler's IRET");
             assert_eq!(guest.gpr(3), n);
         }
@@ -103,15 +99,8 @@ fn interrupts_come_within_a_bounded_number_of_instructions() {
 
 #[test]
 fn a_window_opens_only_where_interrupts_are_enabled() {
-    let code = guest!(
-        "mov ecx, 10000",
-        "4: dec ecx",
-        "jnz 4b",
-        "sti",
-        "mov rax, 1",
-        "mov rax, 2",
-        "5: jmp 5b",
-    );
+    let code =
+        guest!("mov ecx, 10000", "4: dec ecx", "jnz 4b", "sti", "mov rax, 1", "mov rax, 2", "5: jmp 5b",);
     everywhere(|config| {
         let mut guest = Guest::new(config, code);
         assert!(!guest.engine.ready_for_interrupt());
@@ -176,12 +165,12 @@ fn single_stepping() {
         "pushfq",
         "or dword ptr [rsp], 0x100",
         "popfq",
-        "mov ecx, 3",        // trap 1: after this one, not after POPF
-        "4: dec ecx",        // 2, 4, 6
-        "jnz 4b",            // 3, 5, 7
-        "pushfq",            // 8
+        "mov ecx, 3",                      // trap 1: after this one, not after POPF
+        "4: dec ecx",                      // 2, 4, 6
+        "jnz 4b",                          // 3, 5, 7
+        "pushfq",                          // 8
         "and dword ptr [rsp], 0xfffffeff", // 9
-        "popfq",             // 10: TF was set when it began
+        "popfq",                           // 10: TF was set when it began
         "mov eax, 5",
         "hlt",
     );
@@ -198,15 +187,8 @@ fn single_stepping() {
 
 #[test]
 fn a_stack_switch_is_not_interrupted() {
-    let code = guest!(
-        "mov eax, 0x10",
-        "sti",
-        "nop",
-        "mov ss, eax",
-        "mov rsp, 0x90000",
-        "mov r8d, 1",
-        "4: jmp 4b",
-    );
+    let code =
+        guest!("mov eax, 0x10", "sti", "nop", "mov ss, eax", "mov rsp, 0x90000", "mov r8d, 1", "4: jmp 4b",);
     everywhere(|config| {
         let mut guest = Guest::new(config, code);
         guest.handler(0x20, guest!("mov r9, [rsp + 24]", "out 0x80, al", "iretq"));
@@ -237,7 +219,8 @@ fn hardware_breakpoints() {
         "4: mov [0x300000 + rcx * 8], rcx",
         "5: dec ecx",
         "jnz 4b",
-        "push rax",
+        "mov esi, 0x300100",
+        "lodsq",
         "hlt",
     );
     let handler = guest!("inc rbx", "mov r8, dr6", "xor eax, eax", "mov dr6, rax", "or r9, r8", "iretq");
@@ -247,12 +230,11 @@ fn hardware_breakpoints() {
         guest.set(|state| {
             state.dr[0] = CODE + 5 + 8; // the DEC: instruction breakpoint, met ten times
             state.dr[1] = 0x30_0000 + 5 * 8 + 4; // half of the fifth word, on write
-            state.dr[2] = STACK - 8; // the push
+            state.dr[2] = 0x30_0100; // the string, on reads and writes
             state.dr[7] |= 0b010101 | 0b1101 << 20 | 0b1011 << 24;
         });
         guest.halt();
         assert_eq!(guest.gpr(9) & 0xf, 0b111);
-        // The handler's own pushes onto the stack are the processor's and are not watched here; PUSH is.
         assert_eq!(guest.gpr(3), 10 + 1 + 1);
     });
 }
