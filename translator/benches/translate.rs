@@ -57,7 +57,9 @@ fn translate(c: &mut Criterion) {
     ] {
         let mut translator = Translator::new(options).unwrap();
         group.bench_function(name, |b| {
-            b.iter(|| blocks.iter().map(|block| translator.translate(block).unwrap().code.len()).sum::<usize>());
+            b.iter(|| {
+                blocks.iter().map(|block| translator.translate(block).unwrap().code.len()).sum::<usize>()
+            });
         });
     }
     group.finish();

@@ -19,6 +19,10 @@ pub(crate) fn code_block(
     compiled: &CompiledCode,
     text: Option<Text>,
 ) -> Result<CodeBlock, TranslateError> {
+    let alignment = compiled.buffer.alignment as usize;
+    if alignment > CodeBlock::ALIGNMENT {
+        return Err(TranslateError::Codegen(format!("code wants an alignment of {alignment} bytes")));
+    }
     let mut relocations = Vec::with_capacity(lifted.exits.len());
     for found in compiled.buffer.relocs() {
         let refused = || TranslateError::Codegen(format!("unexpected relocation {found:?}"));

@@ -12,6 +12,8 @@ mod settings;
 mod text;
 mod thunks;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use cranelift_codegen::{Context, control::ControlPlane, isa::OwnedTargetIsa};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use semantics::decode::GuestBlock;
@@ -91,6 +93,23 @@ impl Translator {
         liveness: &dyn FlagLiveness,
     ) -> Result<CodeBlock, TranslateError> {
         mode_is_lifted(block.mode)?;
+        // A code generator that gives up on something that a guest brought it to must not take the monitor with it:
+        // the block is interpreted, and what was left half done is made anew.
+        let result = catch_unwind(AssertUnwindSafe(|| self.compile(block, liveness)));
+        result.unwrap_or_else(|panic| {
+            self.context = Context::new();
+            self.builder_context = FunctionBuilderContext::new();
+            let message = panic.downcast_ref::<String>().map(String::as_str);
+            let message = message.or_else(|| panic.downcast_ref::<&str>().copied());
+            Err(TranslateError::Codegen(message.unwrap_or("it gave up").to_owned()))
+        })
+    }
+
+    fn compile(
+        &mut self,
+        block: &GuestBlock,
+        liveness: &dyn FlagLiveness,
+    ) -> Result<CodeBlock, TranslateError> {
         self.context.clear();
         let lifted = self.lift(block, liveness).inspect_err(|_| {
             // Cranelift's builder wants to begin with nothing left over.
@@ -104,7 +123,9 @@ impl Translator {
             .map_err(|error| TranslateError::Codegen(error.inner.to_string()))?;
 
         let text = clif.map(|clif| Text { clif, assembly: text::assembly(compiled.code_buffer()) });
-        let compiled = self.context.compiled_code().expect("just compiled");
+        let Some(compiled) = self.context.compiled_code() else {
+            return Err(TranslateError::Codegen("no code".to_owned()));
+        };
         finish::code_block(block.rip, lifted, &self.context.func, compiled, text)
     }
 

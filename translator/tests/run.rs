@@ -4,7 +4,10 @@ mod common;
 
 use common::{Machine, RAM_SIZE, RAM_START, READ_ONLY, place};
 use semantics::decode::{GuestBlock, decode_block};
-use transvisor_translator::{CodeBlock, Options, TranslateError, Translator, abi::Leave};
+use transvisor_translator::{
+    CodeBlock, Options, TranslateError, Translator,
+    abi::{JumpEntry, Leave},
+};
 use x86::{Mode, flags};
 
 const CODE: u64 = 0x40_1000;
@@ -126,4 +129,108 @@ fn callouts_end_a_block_and_may_not_begin_one() {
     assert!(matches!(alone, Err(TranslateError::FirstDeclined(_))));
     // The translator is usable after an error.
     translator.translate(&guest_block(&[0x48, 0x01, 0xd8])).unwrap();
+}
+
+#[test]
+fn linked_slots_lead_from_block_to_block() {
+    // cmp rax, rbx; jb +2; then both ways, in the same page.
+    let first = place(translate(&[0x48, 0x39, 0xd8, 0x72, 0x02]));
+    let second = place(translate(&[0x48, 0x01, 0xd9])); // add rcx, rbx
+    assert_eq!(first.block.exits.iter().map(|e| e.target).collect::<Vec<_>>(), [CODE + 7, CODE + 5]);
+    assert!(first.block.exits.iter().all(|exit| !exit.guarded));
+    // SAFETY: the slot is the first block's, and the second stays alive.
+    unsafe { first.link(0, &second, 0) };
+    let mut machine = Machine::new();
+    machine.state.gpr[3] = 5;
+    assert_eq!(machine.run(&first), Leave::Unlinked);
+    assert_eq!(machine.left_through(), second.slot(0), "taken: through the second block");
+    assert_eq!((machine.state.gpr[1], machine.state.instructions), (5, 3));
+    machine.state.gpr[0] = 6;
+    assert_eq!(machine.run(&first), Leave::Unlinked);
+    assert_eq!(machine.left_through(), first.slot(1), "not taken: unlinked");
+    assert_eq!((machine.state.gpr[1], machine.state.instructions), (5, 5));
+}
+
+#[test]
+fn a_slot_to_another_page_is_guarded() {
+    // A jump from the code's page to where RAM is.
+    let distance = (RAM_START as i32 - (CODE as i32 + 5)).to_le_bytes();
+    let jump = [0xe9, distance[0], distance[1], distance[2], distance[3]];
+    let first = place(translate(&jump));
+    assert!(first.block.exits[0].guarded);
+    let second = place(translate(&[0x48, 0x01, 0xd9]));
+    let mut machine = Machine::new();
+    let addend = machine.addend();
+    // SAFETY: as above.
+    unsafe { first.link(0, &second, addend) };
+    assert_eq!(machine.run(&first), Leave::Guard, "nothing mapped");
+    assert_eq!(machine.left_through(), first.slot(0));
+    machine.fill();
+    assert_eq!(machine.run(&first), Leave::Unlinked);
+    assert_eq!(machine.left_through(), second.slot(0));
+    // SAFETY: as above.
+    unsafe { first.link(0, &second, addend.wrapping_add(4096)) };
+    assert_eq!(machine.run(&first), Leave::Guard, "mapped elsewhere");
+    // SAFETY: as above.
+    unsafe { first.link(0, &second, addend) };
+    machine.forbid_execution(RAM_START);
+    assert_eq!(machine.run(&first), Leave::Guard, "no code any more");
+}
+
+#[test]
+fn indirect_jumps_go_through_the_jump_cache() {
+    let first = place(translate(&[0xff, 0xe0])); // jmp rax
+    let second = place(translate(&[0x48, 0x01, 0xd9]));
+    let target = RAM_START + 0x40;
+    let mut machine = Machine::new();
+    machine.fill();
+    machine.state.gpr[0] = target;
+    assert_eq!(machine.run(&first), Leave::Indirect, "not there");
+    assert_eq!(machine.state.rip, target);
+    let good =
+        JumpEntry { rip: target, code: second.code(), addend: machine.addend(), mode: mode().0.into() };
+    *machine.jump_entry(target) = good;
+    assert_eq!(machine.run(&first), Leave::Unlinked);
+    assert_eq!(machine.left_through(), second.slot(0));
+    for bad in [
+        JumpEntry { rip: target + 1, ..good },
+        JumpEntry { mode: good.mode ^ 1, ..good },
+        JumpEntry { addend: good.addend.wrapping_add(4096), ..good },
+    ] {
+        *machine.jump_entry(target) = bad;
+        assert_eq!(machine.run(&first), Leave::Indirect, "{bad:x?}");
+    }
+    machine.state.gpr[0] = 1 << 50;
+    machine.state.instructions = 0;
+    assert_eq!(machine.run(&first), Leave::Step, "not canonical: the interpreter raises #GP at the jump");
+    assert_eq!((machine.state.rip, machine.state.instructions), (CODE, 0));
+}
+
+#[test]
+fn division_errors_are_left_to_the_interpreter() {
+    // div rbx; idiv ebx
+    for (bytes, rax, rdx, rbx, fits) in [
+        (&[0x48u8, 0xf7, 0xf3][..], 100, 0, 7, true),
+        (&[0x48, 0xf7, 0xf3], 100, 0, 0, false),
+        (&[0x48, 0xf7, 0xf3], 0, 1, 2, true),
+        (&[0x48, 0xf7, 0xf3], 0, 2, 2, false),
+        (&[0xf7, 0xfb], 0x8000_0000, 0xffff_ffff, 0xffff_ffff, false),
+        (&[0xf7, 0xfb], 0, 0x8000_0000, 0xffff_ffff, false),
+        (&[0x48, 0xf7, 0xfb], 1 << 63, u64::MAX, u64::MAX, false),
+        (&[0x48, 0xf7, 0xfb], 0xffff_ffff_ffff_fff9, u64::MAX, 2, true),
+        (&[0x48, 0xf7, 0xfb], 0, 1 << 63, u64::MAX, false),
+    ] {
+        let placed = place(translate(bytes));
+        let mut machine = Machine::new();
+        (machine.state.gpr[0], machine.state.gpr[2], machine.state.gpr[3]) = (rax, rdx, rbx);
+        let leave = machine.run(&placed);
+        assert_eq!(
+            leave,
+            if fits { Leave::Unlinked } else { Leave::Step },
+            "{bytes:x?} {rdx:x}:{rax:x} {rbx:x}"
+        );
+        if !fits {
+            assert_eq!((machine.state.gpr[0], machine.state.gpr[2]), (rax, rdx));
+        }
+    }
 }

@@ -6,7 +6,7 @@ pub mod random;
 
 use std::{arch::naked_asm, mem::offset_of, sync::OnceLock};
 
-use memmap2::{Mmap, MmapMut};
+use memmap2::MmapMut;
 use memory::tlb::{ENTRY_SHIFT, Entry};
 use semantics::helper::{Helper, VectorOp};
 use transvisor_translator::{
@@ -48,7 +48,7 @@ pub struct Ram {
 
 /// Executable memory with a block and its slots.
 pub struct Placed {
-    code: Mmap,
+    code: MmapMut,
     slots: usize,
     pub block: CodeBlock,
 }
@@ -67,6 +67,24 @@ impl Placed {
             3 => Leave::Step,
             4 => Leave::Poll,
             other => panic!("block returned {other}"),
+        }
+    }
+
+    /// Host address of the block.
+    pub fn code(&self) -> u64 {
+        self.code.as_ptr() as u64
+    }
+
+    /// Links a slot to a block, found under a TLB addend.
+    ///
+    /// # Safety
+    /// The other block must stay where it is while this one is run.
+    pub unsafe fn link(&self, slot: usize, to: &Placed, addend: u64) {
+        // SAFETY: slots are in a page of their own, which `place` left writable.
+        unsafe {
+            let slot = self.slot(slot).cast_mut();
+            (*slot).code = to.code();
+            (*slot).addend = addend;
         }
     }
 
@@ -119,22 +137,25 @@ pub fn function_table(thunks: &Thunks) -> FunctionTable {
     table
 }
 
-/// Puts a block into executable memory, its exits unlinked.
+/// Puts a block into executable memory, and its slots, unlinked, into writable pages behind it.
 pub fn place(block: CodeBlock) -> Placed {
-    let slots = block.code.len().next_multiple_of(64);
-    let length = slots + block.exits.len() * size_of::<ChainSlot>();
-    let mut memory = MmapMut::map_anon(length.max(1)).expect("anonymous memory");
+    let slots = block.code.len().next_multiple_of(4096);
+    let length = slots + (block.exits.len() * size_of::<ChainSlot>()).max(1);
+    let mut memory = MmapMut::map_anon(length).expect("anonymous memory");
     let base = memory.as_ptr() as u64;
     memory[..block.code.len()].copy_from_slice(&block.code);
     block.link(&mut memory[..block.code.len()], base, base + slots as u64).expect("within reach");
     for (n, exit) in block.exits.iter().enumerate() {
         let code = unlinked as *const () as u64;
         let slot = ChainSlot { code, addend: 0, target: exit.target, owner: 0 };
-        // SAFETY: within the mapping, and aligned to 64 bytes.
+        // SAFETY: within the mapping, and aligned to a page.
         unsafe { memory.as_mut_ptr().add(slots).cast::<ChainSlot>().add(n).write(slot) };
     }
-    let code = memory.make_exec().expect("executable memory");
-    Placed { code, slots, block }
+    // SAFETY: exactly the pages of the code.
+    let protected =
+        unsafe { libc::mprotect(memory.as_mut_ptr().cast(), slots, libc::PROT_READ | libc::PROT_EXEC) };
+    assert_eq!(protected, 0, "executable memory");
+    Placed { code: memory, slots, block }
 }
 
 impl Machine {
@@ -155,11 +176,21 @@ impl Machine {
         machine
     }
 
+    /// The TLB addend of all pages.
+    pub fn addend(&self) -> u64 {
+        (self.ram.bytes.as_ptr() as u64).wrapping_sub(RAM_START)
+    }
+
+    /// Takes the right to execute from a page.
+    pub fn forbid_execution(&mut self, page: u64) {
+        self.tlb[(page >> 12) as usize % ENTRIES].execute = memory::tlb::INVALID;
+    }
+
     /// Fills the TLB for all of RAM.
     pub fn fill(&mut self) {
         for page in (RAM_START..RAM_START + RAM_SIZE as u64).step_by(4096) {
             let index = (page >> 12) as usize % ENTRIES;
-            let addend = (self.ram.bytes.as_ptr() as u64).wrapping_sub(RAM_START);
+            let addend = self.addend();
             let write = if page < READ_ONLY { page } else { memory::tlb::INVALID };
             self.tlb[index] = Entry { read: page, write, execute: page, addend };
         }
