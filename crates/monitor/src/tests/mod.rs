@@ -5,6 +5,7 @@ mod control;
 mod delivery;
 mod far;
 mod flags_io;
+mod hostile;
 mod iret;
 mod legacy_delivery;
 mod msr;

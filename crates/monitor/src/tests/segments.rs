@@ -92,6 +92,7 @@ fn pop_ss_and_fs() {
     m.state.segments[4].base = 0x1234;
     m.run(&[0x0f, 0xa1]).unwrap();
     assert_eq!((m.selector(4), m.state.segments[4].base), (DATA, 0));
+    assert_eq!(m.rsp(), KERNEL_STACK - 0x1000, "the slot has eight bytes");
 }
 
 #[test]
