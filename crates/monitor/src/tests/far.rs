@@ -178,6 +178,62 @@ fn call_gate_in_64_bit_mode() {
 }
 
 #[test]
+fn conforming_code_of_the_same_level_and_the_accessed_bit() {
+    let mut m = Machine::protected();
+    m.write64(GDT + u64::from(CONFORMING32), 0x00cf_9e00_0000_ffff);
+    m.run(&direct(JMP, CONFORMING32, CODE as u32)).unwrap();
+    assert_eq!((m.selector(1), m.state.cpl), (CONFORMING32, 0));
+    assert_eq!(m.read64(GDT + u64::from(CONFORMING32)), 0x00cf_9f00_0000_ffff);
+
+    // A GDT that can't be written: the bit can't be set, and that is a fault.
+    let mut m = Machine::paged();
+    m.write64(GDT + u64::from(CODE16), 0x0000_9a00_0000_ffff);
+    m.protect(GDT);
+    let expected = Exception::page_fault(GDT + u64::from(CODE16) + 5, 3);
+    assert_eq!(m.faults(&direct(JMP, CODE16, 0)), expected);
+    m.state.gpr[0] = u64::from(DATA16);
+    m.run(&[0x8e, 0xe8]).unwrap();
+}
+
+#[test]
+fn every_push_of_a_call_gate_can_fault() {
+    // 64-bit: the frame of four quadwords ends where the mapping does.
+    for (room, completes) in [(0, false), (1, false), (2, false), (3, false), (4, true)] {
+        let mut m = Machine::long().user(USER_CODE64);
+        let address = GDT + u64::from(CALL_GATE);
+        m.write64(address, 0x1234 | u64::from(CODE64) << 16 | 0xec << 40);
+        m.write64(address + 8, 0);
+        // The second 2 MiB is elsewhere; nothing is below it.
+        m.write64(TABLES + 0x2000 + 3 * 8, 0x20_0087);
+        m.settle();
+        m.write64(TSS + 4, 3 << 21 | 8 * room);
+        m.write(0x9008, &CALL_GATE.to_le_bytes());
+        m.state.gpr[0] = 0x9000;
+        if completes {
+            m.run(&[0x48, 0xff, 0x18]).unwrap();
+        } else {
+            assert_eq!(m.faults(&[0x48, 0xff, 0x18]), Exception::page_fault((3 << 21) - 8, 2));
+        }
+    }
+    // 32-bit, one parameter: five slots above the limit of an expand-down segment.
+    for room in 0..6 {
+        let mut m = Machine::protected().user(USER_CODE32);
+        m.write64(
+            GDT + u64::from(CALL_GATE),
+            HANDLER & 0xffff | u64::from(CODE32) << 16 | 0xec01 << 32 | HANDLER >> 16 << 48,
+        );
+        m.write64(GDT + u64::from(EXPAND_DOWN), 0x0042_9700_0000_ffff);
+        m.write(TSS + 4, &(0x3_0000 + 4 * room as u32).to_le_bytes());
+        m.write(TSS + 8, &EXPAND_DOWN.to_le_bytes());
+        if room < 5 {
+            assert_eq!(m.faults(&direct(CALL, CALL_GATE, 0)), Exception::ss(EXPAND_DOWN), "{room}");
+        } else {
+            m.run(&direct(CALL, CALL_GATE, 0)).unwrap();
+        }
+    }
+}
+
+#[test]
 fn retf_errors() {
     let cases = [
         (0u64, Exception::GP0),

@@ -110,6 +110,11 @@ fn io_permission_bitmap() {
     m.write(TSS + 0x68, &[0xff, 0xff, 0b1110_1011, 0xff]);
     assert_eq!(m.run(&[0xec]), Err(Stop::Board));
     assert_eq!(m.faults(&[0x66, 0xed]), Exception::GP0, "port 0x13 is closed");
+    assert_eq!(m.faults(&[0x66, 0xef]), Exception::GP0);
+    assert_eq!((m.faults(&[0x6d]), m.faults(&[0x6f])), (Exception::GP0, Exception::GP0));
+    m.state.tr.attributes = 0x83;
+    assert_eq!(m.faults(&[0xec]), Exception::GP0, "a 16-bit TSS has no bitmap");
+    m.state.tr.attributes = 0x8b;
     m.state.gpr[2] = 0x14;
     assert_eq!(m.run(&[0xec]), Err(Stop::Board));
     m.state.gpr[2] = 0x18;

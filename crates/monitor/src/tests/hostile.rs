@@ -210,7 +210,7 @@ fn instruction(random: &mut Random, m: &Machine) -> Option<semantics::Insn> {
 fn check(m: &Machine) {
     let s = &m.state;
     assert_eq!(s.mode, x86::Mode::of(s), "the mode is up to date");
-    assert_eq!(s.cr0 & (cr0::PE | cr0::PG) == cr0::PG, false, "no paging without protection");
+    assert_ne!(s.cr0 & (cr0::PE | cr0::PG), cr0::PG, "no paging without protection");
     assert_eq!(s.efer & efer::LMA != 0, s.efer & efer::LME != 0 && s.cr0 & cr0::PG != 0);
     assert_eq!(s.rflags & flags::FIXED_ONE, flags::FIXED_ONE);
     assert_eq!(s.rflags & flags::STATUS, 0);

@@ -67,6 +67,33 @@ fn stack_limit_during_delivery() {
 }
 
 #[test]
+fn every_push_of_a_delivery_can_fault() {
+    let cases: [(fn() -> Machine, u32); 2] =
+        [(|| Machine::protected().user(USER_CODE32), 6), (|| Machine::virtual_8086(0), 10)];
+    for (machine, slots) in cases {
+        for room in 0..=slots {
+            let mut m = machine();
+            m.write64(GDT + u64::from(EXPAND_DOWN), 0x0042_9700_0000_ffff);
+            m.write(TSS + 4, &(0x3_0000 + 4 * room).to_le_bytes());
+            m.write(TSS + 8, &EXPAND_DOWN.to_le_bytes());
+            m.set_gate(13, CODE32, HANDLER, 0x8e, 0);
+            // #SS through a task that always works.
+            m.set_gate(12, TSS2_SELECTOR, 0, 0x85, 0);
+            m.write(TSS2 + 0x38, &(KERNEL_STACK as u32).to_le_bytes());
+            m.write(TSS2 + 0x20, &(HANDLER as u32 + 8).to_le_bytes());
+            for (n, selector) in [DATA, CODE32, DATA, DATA].into_iter().enumerate() {
+                m.write(TSS2 + 0x48 + 4 * n as u64, &selector.to_le_bytes());
+            }
+            // #SS while #GP is delivered is a double fault.
+            m.set_gate(8, TSS2_SELECTOR, 0, 0x85, 0);
+            m.deliver(Event::Exception(Exception::GP0)).unwrap();
+            let entry = if room < slots { HANDLER + 8 } else { HANDLER };
+            assert_eq!(m.state.rip, entry, "{room} of {slots}");
+        }
+    }
+}
+
+#[test]
 fn entry_beyond_the_segment() {
     let mut m = Machine::protected();
     m.set_gate(0x21, CODE16, 0x1_0000, 0x8e, 0);

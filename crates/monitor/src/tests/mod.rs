@@ -132,6 +132,26 @@ impl Machine {
         machine
     }
 
+    /// Protected mode with 32-bit paging in pages of 4 KiB, one to one.
+    pub fn paged() -> Self {
+        let mut machine = Self::protected();
+        machine.write(TABLES, &(TABLES as u32 + 0x1003).to_le_bytes());
+        for page in 0..1024u32 {
+            machine.write(TABLES + 0x1000 + 4 * u64::from(page), &(page << 12 | 3).to_le_bytes());
+        }
+        machine.state.cr3 = TABLES;
+        machine.state.cr0 |= cr0::PG | cr0::WP;
+        machine.settle();
+        machine
+    }
+
+    /// Makes a page of [`Machine::paged`] read-only.
+    pub fn protect(&mut self, address: u64) {
+        let entry = (address as u32 & !0xfff) | 1;
+        self.write(TABLES + 0x1000 + (address >> 12) * 4, &entry.to_le_bytes());
+        self.settle();
+    }
+
     fn build_gdt(&mut self) {
         let tss = |base: u64, kind: u64| 0x67 | base << 16 | kind << 40;
         let entries: &[(u16, u64)] = &[

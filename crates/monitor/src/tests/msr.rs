@@ -96,6 +96,25 @@ fn efer_keeps_lma() {
 }
 
 #[test]
+fn no_execute_takes_effect_at_once() {
+    let mut m = Machine::long();
+    m.write64(TABLES + 0x2008, 0x20_0087 | 1 << 63);
+    m.settle();
+    let address = memory::GuestVirt(0x20_0000);
+    let fetch = |m: &mut Machine| m.mmu.fetch(&m.state, address).is_ok();
+    assert!(!fetch(&mut m));
+    m.wrmsr(IA32_EFER, efer::LME).unwrap();
+    // With NXE clear the bit is reserved.
+    m.write64(TABLES + 0x2008, 0x20_0087);
+    assert!(fetch(&mut m));
+    m.write64(TABLES + 0x2008, 0x20_0087 | 1 << 63);
+    m.wrmsr(IA32_EFER, efer::LME | efer::NXE).unwrap();
+    assert!(!fetch(&mut m));
+    m.wrmsr(IA32_MCG_STATUS, 0).unwrap();
+    assert_eq!(m.wrmsr(IA32_MCG_STATUS, 1), Err(FAULT));
+}
+
+#[test]
 fn tsc_and_its_adjustment_move_together() {
     let mut m = Machine::long();
     m.clock.advance(1000);

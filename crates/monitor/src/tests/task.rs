@@ -113,6 +113,52 @@ fn to_a_user_task_and_to_virtual_8086_mode() {
 }
 
 #[test]
+fn a_page_that_cannot_be_written_stops_the_switch_before_it_begins() {
+    let paged = |address: u64| {
+        let mut m = Machine::paged();
+        let image = with_second_task();
+        for offset in (0..0x68).step_by(8) {
+            m.write64(TSS2 + offset, image.read64(TSS2 + offset));
+        }
+        m.write(TSS2 + 0x1c, &(TABLES as u32).to_le_bytes());
+        m.protect(address);
+        m
+    };
+    let call = far(0x9a, TSS2_SELECTOR);
+    assert_eq!(paged(TSS).faults(&call), Exception::page_fault(TSS + 0x20, 3));
+    assert_eq!(paged(TSS2).faults(&call), Exception::page_fault(TSS2, 3));
+    let busy = GDT + u64::from(TSS2_SELECTOR) + 5;
+    assert_eq!(paged(GDT).faults(&call), Exception::page_fault(busy, 3));
+    let mut m = paged(0x9000);
+    m.run(&call).unwrap();
+    assert_eq!(m.state.cr3, TABLES);
+}
+
+#[test]
+fn the_new_task_has_its_own_page_tables() {
+    let mut m = Machine::paged();
+    let image = with_second_task();
+    for offset in (0..0x68).step_by(8) {
+        m.write64(TSS2 + offset, image.read64(TSS2 + offset));
+    }
+    // Its directory maps the same pages through a table of its own, but for 0x9000.
+    let directory = TABLES + 0x4000;
+    m.write(directory, &(directory as u32 + 0x1003).to_le_bytes());
+    for page in 0..1024u32 {
+        let target = if page == 9 { 10 } else { page };
+        m.write(directory + 0x1000 + 4 * u64::from(page), &(target << 12 | 3).to_le_bytes());
+    }
+    m.write(TSS2 + 0x1c, &(directory as u32).to_le_bytes());
+    m.run(&far(0xea, TSS2_SELECTOR)).unwrap();
+    assert_eq!(m.state.cr3, directory);
+    m.write(0xa000, &[0x11, 0x11]);
+    m.state.gpr[0] = 0x9000;
+    m.state.rip = CODE;
+    m.run(&[0x0f, 0x01, 0x10]).unwrap(); // LGDT [eax]
+    assert_eq!(m.state.gdtr.limit, 0x1111);
+}
+
+#[test]
 fn a_16_bit_task() {
     let mut m = Machine::protected();
     m.write64(GDT + u64::from(TSS2_SELECTOR), 0x2b | TSS2 << 16 | 0x81 << 40);
