@@ -115,6 +115,23 @@ fn cr3_and_translations() {
 }
 
 #[test]
+fn invlpg_through_a_segment() {
+    let mut m = Machine::paged();
+    m.state.segments[3].base = 0x8000;
+    let read = |m: &mut Machine| {
+        // SMSW [ebx] tells by its fault whether the page is writable.
+        m.state.rip = CODE;
+        m.run(&[0x0f, 0x01, 0x23])
+    };
+    m.state.gpr[3] = 0x1000;
+    read(&mut m).unwrap();
+    m.write(TABLES + 0x1000 + 9 * 4, &0x9001u32.to_le_bytes());
+    read(&mut m).unwrap();
+    m.run(&[0x0f, 0x01, 0x3b]).unwrap();
+    assert_eq!(read(&mut m), Err(Stop::Exception(Exception::page_fault(0x9000, 3))));
+}
+
+#[test]
 fn pcids() {
     let mut m = Machine::long();
     m.state.cr3 |= 0x18;

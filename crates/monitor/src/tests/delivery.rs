@@ -197,6 +197,11 @@ fn short_tss_is_an_invalid_tss() {
     m.set_gate(10, CONFORMING64, HANDLER + 8, INTERRUPT, 0);
     m.deliver(Event::Interrupt(0x40)).unwrap();
     assert_eq!(m.read64(m.rsp()), u64::from(TSS_SELECTOR) | 1);
+    let mut m = Machine::long().user(USER_CODE64);
+    m.set_gate(0x40, CODE64, HANDLER, INTERRUPT, 0);
+    m.state.tr.limit = 11;
+    m.deliver(Event::Interrupt(0x40)).unwrap();
+    assert_eq!(m.state.rip, HANDLER);
 }
 
 #[test]

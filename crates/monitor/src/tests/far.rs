@@ -193,6 +193,37 @@ fn conforming_code_of_the_same_level_and_the_accessed_bit() {
     assert_eq!(m.faults(&direct(JMP, CODE16, 0)), expected);
     m.state.gpr[0] = u64::from(DATA16);
     m.run(&[0x8e, 0xe8]).unwrap();
+    // Through a gate, as the stack of an inner level, and by a return.
+    m.write64(GDT + u64::from(CALL_GATE), 0x1234 | u64::from(CODE16) << 16 | 0x84 << 40);
+    assert_eq!(m.faults(&direct(CALL, CALL_GATE, 0)), expected);
+    m.push_all(4, [u64::from(CODE16), 0]);
+    assert_eq!(m.faults(RETF), expected);
+    let mut m = Machine::paged();
+    m.write64(GDT + u64::from(DATA16), 0x00cf_9200_0000_ffff);
+    m.write64(GDT + u64::from(CALL_GATE), 0x1234 | u64::from(CODE32) << 16 | 0xec << 40);
+    m.write(TSS + 8, &DATA16.to_le_bytes());
+    m.protect(GDT);
+    for page in [CODE, USER_STACK - 1, GDT, TSS] {
+        let at = TABLES + 0x1000 + (page >> 12) * 4;
+        let entry = m.read32(at) | 4;
+        m.write(at, &entry.to_le_bytes());
+    }
+    let directory = m.read32(TABLES) | 4;
+    m.write(TABLES, &directory.to_le_bytes());
+    let mut m = m.user(USER_CODE32);
+    let expected = Exception::page_fault(GDT + u64::from(DATA16) + 5, 3);
+    assert_eq!(m.faults(&direct(CALL, CALL_GATE, 0)), expected);
+}
+
+#[test]
+fn a_gate_to_conforming_code_keeps_cpl_and_refuses_by_its_own_dpl() {
+    let mut m = Machine::protected().user(USER_CODE32);
+    m.write64(GDT + u64::from(CALL_GATE), 0x1234 | u64::from(CONFORMING32) << 16 | 0xec << 40);
+    m.run(&direct(CALL, CALL_GATE, 0)).unwrap();
+    assert_eq!((m.selector(1), m.state.cpl, m.rsp()), (CONFORMING32 | 3, 3, USER_STACK - 8));
+    // A TSS of ring 0.
+    let mut m = Machine::protected().user(USER_CODE32);
+    assert_eq!(m.faults(&direct(JMP, TSS2_SELECTOR, 0)), Exception::gp(TSS2_SELECTOR));
 }
 
 #[test]
@@ -206,7 +237,7 @@ fn every_push_of_a_call_gate_can_fault() {
         // The second 2 MiB is elsewhere; nothing is below it.
         m.write64(TABLES + 0x2000 + 3 * 8, 0x20_0087);
         m.settle();
-        m.write64(TSS + 4, 3 << 21 | 8 * room);
+        m.write64(TSS + 4, (3 << 21) + 8 * room);
         m.write(0x9008, &CALL_GATE.to_le_bytes());
         m.state.gpr[0] = 0x9000;
         if completes {

@@ -20,8 +20,14 @@ fn real_mode_exceptions_have_no_error_code() {
     m.write(4 * 13, &[0x34, 0x12, 0x00, 0x20]);
     m.deliver(Event::Exception(Exception::GP0)).unwrap();
     assert_eq!(m.rsp(), 0xeffa);
-    m.state.idtr.limit = 0;
-    assert_eq!(m.deliver(Event::Exception(Exception::UD)), Err(TripleFault));
+    m.state.idtr.limit = 4 * 13 + 3;
+    m.deliver(Event::Exception(Exception::GP0)).unwrap();
+    m.state.idtr.limit = 4 * 13 + 2;
+    m.write(4 * 8, &[0x78, 0x56, 0x00, 0x20]);
+    m.deliver(Event::Exception(Exception::GP0)).unwrap();
+    assert_eq!(m.state.rip, 0x5678, "a double fault");
+    m.state.idtr.limit = 4 * 8 + 2;
+    assert_eq!(m.deliver(Event::Exception(Exception::GP0)), Err(TripleFault));
 }
 
 #[test]
@@ -39,6 +45,30 @@ fn protected_mode_same_level_and_inner_level() {
     let frame: Vec<u32> = (0..5).map(|n| m.read32(m.rsp() + 4 * n)).collect();
     assert_eq!(frame, [CODE as u32 + 2, 0x23, 2, USER_STACK as u32, 0x2b]);
     assert_eq!(m.selector(3), USER_DATA, "data segments stay");
+}
+
+#[test]
+fn the_tss_must_reach_to_the_stack() {
+    for (limit, selector, works) in [(9, TSS_SELECTOR, true), (8, TSS_SELECTOR, false)] {
+        let mut m = Machine::protected().user(USER_CODE32);
+        m.state.tr.limit = limit;
+        m.set_gate(0x80, CODE32, HANDLER, 0xee, 0);
+        if works {
+            m.run(&[0xcd, 0x80]).unwrap();
+        } else {
+            assert_eq!(m.faults(&[0xcd, 0x80]), Exception::ts(selector));
+        }
+    }
+    // A 16-bit TSS: SP0 at 2, SS0 at 4.
+    let mut m = Machine::protected().user(USER_CODE32);
+    m.state.tr.attributes = 0x83;
+    m.state.tr.limit = 5;
+    m.write(TSS + 2, &0xfff0u16.to_le_bytes());
+    m.write(TSS + 4, &DATA16.to_le_bytes());
+    m.set_gate(0x80, CODE32, HANDLER, 0xee, 0);
+    m.state.gpr[RSP] = 0x5_0000;
+    m.run(&[0xcd, 0x80]).unwrap();
+    assert_eq!((m.rsp(), m.selector(2)), (0x5_0000 + 0xfff0 - 20, DATA16), "only SP is loaded");
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod hostile;
 mod iret;
 mod legacy_delivery;
 mod msr;
+mod privilege;
 mod segments;
 mod syscall;
 mod task;

@@ -107,6 +107,14 @@ fn far_pointer_loads() {
     m.write(0x9004, &BEYOND.to_le_bytes());
     // LES ecx, [ebx]
     assert_eq!(m.faults(&[0xc4, 0x0b]), Exception::gp(BEYOND));
+    // The operand may end where its segment does: LES ecx, [ebx + 2 * eax + 4].
+    m.write(0x9004, &DATA.to_le_bytes());
+    (m.state.gpr[3], m.state.gpr[0]) = (0x8f00, 0x7e);
+    m.state.segments[3].limit = 0x9005;
+    m.run(&[0xc4, 0x4c, 0x43, 4]).unwrap();
+    assert_eq!((m.state.gpr[1], m.selector(0)), (0x1234_5678, DATA));
+    m.state.segments[3].limit = 0x9004;
+    assert_eq!(m.faults(&[0xc4, 0x4c, 0x43, 4]), Exception::GP0);
 }
 
 #[test]
@@ -167,6 +175,11 @@ fn task_register_and_ldt() {
     assert_eq!(m.state.tr.kind(), 11);
     assert_eq!(m.read64(GDT + 0x88) >> 40 & 0xff, 0x8b);
     assert_eq!(m.faults(&[0x0f, 0x00, 0xd8]), Exception::gp(0x88), "busy now");
+    for upper in [1 << 15, 1 << 40] {
+        m.write64(GDT + 0x88, 0x67 | TSS2 << 16 | 0x89 << 40);
+        m.write64(GDT + 0x90, upper);
+        assert_eq!(m.faults(&[0x0f, 0x00, 0xd8]), Exception::gp(0x88), "base or type of the upper half");
+    }
     m.state.gpr[0] = 0;
     assert_eq!(m.faults(&[0x0f, 0x00, 0xd8]), Exception::GP0);
     m.run(&[0x0f, 0x00, 0xd0]).unwrap(); // LLDT ax
@@ -232,6 +245,12 @@ fn arpl() {
     (m.state.gpr[0], m.state.gpr[1]) = (0x1_0011, 0x23);
     m.run(&[0x63, 0xc8]).unwrap(); // ARPL ax, cx
     assert_eq!((m.state.gpr[0], m.state.flags.to_bits() & flags::ZF), (0x1_0013, flags::ZF));
+    (m.state.gpr[0], m.state.gpr[1]) = (0x12, 0x1);
+    m.run(&[0x63, 0xc8]).unwrap();
+    assert_eq!(m.state.gpr[0], 0x12);
+    m.state.gpr[1] = 0x13;
+    m.run(&[0x63, 0xc8]).unwrap();
+    assert_eq!(m.state.gpr[0], 0x13);
     m.state.gpr[1] = 0;
     m.run(&[0x63, 0xc8]).unwrap();
     assert_eq!(m.state.flags.to_bits() & flags::ZF, 0);

@@ -83,6 +83,17 @@ fn errors_before_and_after_the_switch() {
     assert_eq!((m.state.tr.selector, m.state.rip), (TSS2_SELECTOR, HANDLER));
 
     let mut m = with_second_task();
+    m.write64(GDT + u64::from(CODE16), 0x0000_1b00_0000_ffff);
+    m.write(TSS2 + 0x4c, &CODE16.to_le_bytes());
+    assert_eq!(m.run(&far(0xea, TSS2_SELECTOR)), Err(Stop::Exception(Exception::np(CODE16))));
+    let mut m = with_second_task();
+    m.write(TSS2 + 0x4c, &DATA.to_le_bytes());
+    assert_eq!(m.run(&far(0xea, TSS2_SELECTOR)), Err(Stop::Exception(Exception::ts(DATA))));
+    let mut m = with_second_task();
+    m.write(TSS2 + 0x50, &USER_DATA.to_le_bytes());
+    assert_eq!(m.run(&far(0xea, TSS2_SELECTOR)), Err(Stop::Exception(Exception::ts(USER_DATA))));
+
+    let mut m = with_second_task();
     m.state.rflags |= flags::NT;
     m.write(TSS, &TSS2_SELECTOR.to_le_bytes());
     assert_eq!(m.faults(&[0xcf]), Exception::ts(TSS2_SELECTOR), "the link is not busy");
