@@ -11,8 +11,8 @@ use semantics::helper::{Helper, VectorOp};
 use translator::{
     Thunks,
     abi::{
-        FIRST_RUNTIME_HELPER, FIRST_THUNK, RuntimeFunctions, RuntimeHelper, SlowPath, SlowPathFn,
-        TABLE_LENGTH,
+        FIRST_HELPER, FIRST_RUNTIME_HELPER, FIRST_THUNK, RuntimeFunctions, RuntimeHelper, SlowPath,
+        SlowPathFn, TABLE_LENGTH,
     },
 };
 use x86::{CpuState, PAGE_SIZE, Width};
@@ -42,7 +42,7 @@ impl HelperTable {
     fn build() -> Result<Self, String> {
         let mut table = [std::ptr::null(); TABLE_LENGTH];
         for &helper in Helper::ALL {
-            table[helper as usize] = helper.function() as *const u8;
+            table[FIRST_HELPER + helper as usize] = helper.function() as *const u8;
         }
         for &helper in RuntimeHelper::ALL {
             table[FIRST_RUNTIME_HELPER + helper as usize] = match helper {
@@ -56,7 +56,7 @@ impl HelperTable {
         }
         let functions = RuntimeFunctions { slow_paths, abandon: enter::abandon };
         let thunks = Thunks::new(&functions).map_err(|error| error.to_string())?;
-        table[FIRST_THUNK..].copy_from_slice(thunks.addresses());
+        table[FIRST_THUNK..][..SlowPath::ALL.len()].copy_from_slice(thunks.addresses());
         Ok(Self(table))
     }
 }

@@ -43,8 +43,8 @@
 //! **Declined instructions and callouts** end the block: state written back, rip stored, [`Leave::Step`].
 //!
 //! **Helpers** are called through `CpuState::helpers`, a table of [`TABLE_LENGTH`] function addresses: entries
-//! `Helper as usize` and [`FIRST_RUNTIME_HELPER`] + [`RuntimeHelper`] are System V functions, entries
-//! [`FIRST_THUNK`] + [`SlowPath`] are thunks from [`crate::Thunks`]. A helper that raised
+//! [`FIRST_THUNK`] + [`SlowPath`] are thunks from [`crate::Thunks`], entries [`FIRST_RUNTIME_HELPER`] +
+//! [`RuntimeHelper`] and [`FIRST_HELPER`] + [`Helper`] are System V functions. A helper that raised
 //! (`pending_exception != 0`) is abandoned by compiled code itself, which takes back the instruction count, writes the
 //! state of the instruction's start and leaves with [`Leave::Step`]: the interpreter clears `pending_exception`, runs
 //! the instruction again and raises it. General registers, XMM registers and flags are in CpuState while a
@@ -107,12 +107,14 @@ pub const fn jump_index(rip: u64) -> usize {
     ((rip >> 2) ^ (rip >> 14)) as usize & (JUMP_CACHE_ENTRIES - 1)
 }
 
-/// Where [`RuntimeHelper`]s begin in the table at `CpuState::helpers`.
-pub const FIRST_RUNTIME_HELPER: usize = Helper::ALL.len();
-/// Where the thunks of the [`SlowPath`]s begin in that table.
-pub const FIRST_THUNK: usize = FIRST_RUNTIME_HELPER + RuntimeHelper::ALL.len();
+/// Where the thunks of the [`SlowPath`]s begin in the table at `CpuState::helpers`.
+pub const FIRST_THUNK: usize = 0;
+/// Where [`RuntimeHelper`]s begin in that table.
+pub const FIRST_RUNTIME_HELPER: usize = FIRST_THUNK + SlowPath::ALL.len();
+/// Where the semantics' [`Helper`]s begin in that table: last, because there are ever more of them.
+pub const FIRST_HELPER: usize = FIRST_RUNTIME_HELPER + RuntimeHelper::ALL.len();
 /// Number of entries in that table.
-pub const TABLE_LENGTH: usize = FIRST_THUNK + SlowPath::ALL.len();
+pub const TABLE_LENGTH: usize = FIRST_HELPER + Helper::ALL.len();
 
 /// Functions of the runtime that compiled code calls, besides the semantics' helpers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,6 +1,8 @@
 //! [`CodeBlock`]: what a translation yields. Position-independent host code, the places in it that must be told where
 //! its chain slots are, and what the slots lead to. The runtime finds a place for both and calls [`CodeBlock::link`].
 
+use core::ops::Range;
+
 /// Host code of a guest block.
 #[derive(Clone, Debug)]
 pub struct CodeBlock {
@@ -14,8 +16,11 @@ pub struct CodeBlock {
     pub exits: Vec<DirectExit>,
     /// Guest instructions that a run through the block executes (what its entry adds to `CpuState::instructions`).
     pub guest_instructions: u16,
-    /// Guest bytes that the block was made from, from `rip` on: a write to any of them makes it invalid.
+    /// Guest bytes that the block was made from, from `rip` on.
     pub guest_bytes: u16,
+    /// Guest bytes, by rip, that the code relies on: a write to any of them makes it invalid. More than `guest_bytes`
+    /// where the flag liveness of successors was looked up; all in the block's page.
+    pub depends: Range<u64>,
     /// CLIF and host assembly, if [`crate::Options::text`] asked for them.
     pub text: Option<Text>,
 }

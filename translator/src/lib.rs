@@ -22,7 +22,7 @@ use lift::{Lifted, Lifter};
 use settings::HostFeatures;
 
 pub use code_block::{CodeBlock, DirectExit, OutOfReach, Relocation, RelocationKind, RelocationTarget, Text};
-pub use liveness::{AllLive, FlagLiveness, LiveFlags};
+pub use liveness::{AllLive, FlagLiveness, LiveFlags, PageLiveness};
 pub use settings::{HostCode, Options, RegisterAllocator};
 pub use thunks::Thunks;
 

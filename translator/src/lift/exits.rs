@@ -106,10 +106,20 @@ impl Lifter<'_, '_> {
     /// Goes on at a constant target, through a chain slot.
     pub(super) fn direct_exit(&mut self, target: u64) {
         self.uncount_rest();
-        let live = self.liveness.live_at(target);
+        let live = self.live_at(target);
         let file = self.file;
-        self.write_back(&file, live.0);
+        self.write_back(&file, live);
         self.chain(target);
+    }
+
+    /// Flags that must be stored on the way to `target`.
+    fn live_at(&mut self, target: u64) -> u8 {
+        let (flags, bytes) = self.liveness.live_at(target);
+        if bytes != 0 {
+            self.depends.start = self.depends.start.min(target);
+            self.depends.end = self.depends.end.max(target + bytes);
+        }
+        flags.0
     }
 
     /// A branch in the middle of the block: what follows is the case that it is not taken.
@@ -131,7 +141,7 @@ impl Lifter<'_, '_> {
     /// A conditional branch ends in two direct exits; state is written back once.
     pub(super) fn branch_exit(&mut self, condition: Value, target: u64) {
         let other = self.insn.next_rip;
-        let live = self.liveness.live_at(target).0 | self.liveness.live_at(other).0;
+        let live = self.live_at(target) | self.live_at(other);
         let file = self.file;
         self.write_back(&file, live);
         let taken = self.b.create_block();

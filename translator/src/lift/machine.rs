@@ -12,7 +12,7 @@ use semantics::{
 use x86::{CpuState, Exception, Mode, Segment, SegmentRegister, Width, flags, fpu::X87, segment::attribute};
 
 use super::{Ended, Lifter, emit::int_type};
-use crate::abi::SlowPath;
+use crate::abi::{FIRST_HELPER, SlowPath};
 
 const RFLAGS: usize = offset_of!(CpuState, rflags);
 
@@ -444,7 +444,7 @@ impl Machine for Lifter<'_, '_> {
         self.flush();
         let immediate = self.word(immediate);
         let (a, b) = (self.extend(a), self.extend(b));
-        let result = self.call_table(helper as usize, &[self.cpu, immediate, a, b]);
+        let result = self.call_table(FIRST_HELPER + helper as usize, &[self.cpu, immediate, a, b]);
         self.abandon_if_raised();
         Ok(result)
     }

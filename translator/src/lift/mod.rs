@@ -18,6 +18,8 @@ mod registers;
 mod vector;
 mod vector_inline;
 
+use core::ops::Range;
+
 use cranelift_codegen::ir::{AbiParam, SourceLoc, Value, types};
 use cranelift_frontend::FunctionBuilder;
 use iced_x86::Mnemonic;
@@ -42,6 +44,7 @@ pub(crate) struct Lifted {
     pub exits: Vec<DirectExit>,
     pub guest_instructions: u16,
     pub guest_bytes: u16,
+    pub depends: Range<u64>,
 }
 
 /// Emits CLIF for one guest block at a time.
@@ -53,7 +56,8 @@ pub(crate) struct Lifter<'a, 'f> {
     cpu: Value,
     mode: Mode,
     host: HostFeatures,
-    /// Linear page that the guest block lies in.
+    /// Where the guest block begins, and the linear page that it lies in.
+    block_start: u64,
     page: u64,
     liveness: &'a dyn FlagLiveness,
     /// Guest registers and flags as of now.
@@ -73,6 +77,8 @@ pub(crate) struct Lifter<'a, 'f> {
     extended: Vec<(Value, Value)>,
     /// Vectors that the current instruction put together.
     halves: Vec<vector::Halves>,
+    /// Guest bytes (by rip) that the code depends on: the block's own and those that its successors were judged by.
+    depends: Range<u64>,
     exits: Vec<DirectExit>,
 }
 
@@ -109,6 +115,7 @@ impl<'a, 'f> Lifter<'a, 'f> {
             cpu,
             mode,
             host,
+            block_start: 0,
             page: 0,
             liveness,
             file: RegisterFile::default(),
@@ -120,6 +127,7 @@ impl<'a, 'f> Lifter<'a, 'f> {
             update: None,
             extended: Vec::new(),
             halves: Vec::new(),
+            depends: 0..0,
             exits: Vec::new(),
         }
     }
@@ -131,8 +139,10 @@ impl<'a, 'f> Lifter<'a, 'f> {
         let Some(first) = block.insns.first().filter(|_| liftable > 0) else {
             return Err(TranslateError::FirstDeclined("not a lifted instruction"));
         };
+        self.block_start = block.rip;
         self.page = block.rip & PAGE_MASK;
         self.counted = liftable as u16;
+        self.depends = block.rip..block.rip;
         self.file = RegisterFile::default();
         self.enter(block.rip);
 
@@ -181,6 +191,8 @@ impl<'a, 'f> Lifter<'a, 'f> {
     }
 
     fn lifted(&mut self, guest_instructions: u16, guest_bytes: u16) -> Lifted {
-        Lifted { exits: core::mem::take(&mut self.exits), guest_instructions, guest_bytes }
+        let own_end = self.block_start + u64::from(guest_bytes);
+        let depends = self.depends.start..self.depends.end.max(own_end);
+        Lifted { exits: core::mem::take(&mut self.exits), guest_instructions, guest_bytes, depends }
     }
 }

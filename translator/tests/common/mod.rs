@@ -12,8 +12,8 @@ use semantics::helper::{Helper, VectorOp};
 use transvisor_translator::{
     CodeBlock, Thunks,
     abi::{
-        ChainSlot, FIRST_RUNTIME_HELPER, FIRST_THUNK, JUMP_CACHE_ENTRIES, JumpEntry, Leave, RuntimeFunctions,
-        RuntimeHelper, SlowPath, SlowPathFn, TABLE_LENGTH,
+        ChainSlot, FIRST_HELPER, FIRST_RUNTIME_HELPER, FIRST_THUNK, JUMP_CACHE_ENTRIES, JumpEntry, Leave,
+        RuntimeFunctions, RuntimeHelper, SlowPath, SlowPathFn, TABLE_LENGTH,
     },
 };
 use x86::{CpuState, Segment, SegmentRegister, control, segment::attribute};
@@ -129,11 +129,11 @@ pub fn protected_state() -> Box<CpuState> {
 pub fn function_table(thunks: &Thunks) -> FunctionTable {
     let mut table = Box::new([core::ptr::null(); TABLE_LENGTH]);
     for (n, helper) in Helper::ALL.iter().enumerate() {
-        table[n] = helper.function() as *const u8;
+        table[FIRST_HELPER + n] = helper.function() as *const u8;
     }
     table[FIRST_RUNTIME_HELPER + RuntimeHelper::VectorOp as usize] = vector_op as *const u8;
     table[FIRST_RUNTIME_HELPER + RuntimeHelper::Divide as usize] = divide as *const u8;
-    table[FIRST_THUNK..].copy_from_slice(thunks.addresses());
+    table[FIRST_THUNK..][..SlowPath::ALL.len()].copy_from_slice(thunks.addresses());
     table
 }
 
