@@ -177,6 +177,8 @@ fn cr4_and_cr8_rules() {
         assert_eq!(m.cr_fault(4, m.state.cr4 | bit), Exception::GP0);
     }
     m.write_cr(4, m.state.cr4 | cr4::SMEP | cr4::SMAP | cr4::UMIP | cr4::FSGSBASE | cr4::OSXSAVE).unwrap();
+    m.write_cr(4, m.state.cr4 & !cr4::OSFXSR).unwrap();
+    assert!(m.state.mode.sse_traps());
     // CR8 takes a REX prefix.
     m.state.gpr[0] = 0xf;
     m.run(&[0x44, 0x0f, 0x22, 0xc0]).unwrap();

@@ -205,6 +205,36 @@ fn short_tss_is_an_invalid_tss() {
 }
 
 #[test]
+fn every_push_can_fault() {
+    // Frames start on a multiple of 16, so the first page below the edge of the mapping is met at an even slot.
+    for slots in [0, 2, 4, 6] {
+        let mut m = Machine::long().user(USER_CODE64);
+        m.write64(TABLES + 0x2000 + 3 * 8, 0x20_0087);
+        m.settle();
+        let edge = 3 << 21;
+        m.write64(TSS + 4, edge + 8 * slots);
+        m.set_gate(13, CODE64, HANDLER, INTERRUPT, 0);
+        m.set_gate(14, CODE64, HANDLER + 8, INTERRUPT, 1);
+        m.deliver(Event::Exception(Exception::GP0)).unwrap();
+        if slots < 6 {
+            assert_eq!((m.state.rip, m.state.cr2), (HANDLER + 8, edge - 8), "room for {slots}");
+        } else {
+            assert_eq!(m.state.rip, HANDLER);
+        }
+    }
+}
+
+#[test]
+fn the_idt_must_hold_the_whole_gate() {
+    let mut m = Machine::long();
+    m.set_gate(14, CODE64, HANDLER, INTERRUPT, 0);
+    m.state.idtr.limit = 14 * 16 + 15;
+    m.deliver(Event::Exception(Exception::page_fault(0, 0))).unwrap();
+    m.state.idtr.limit -= 1;
+    assert_eq!(m.faults(&[0xcd, 14]), fault(GP, 14 * 8 + 2));
+}
+
+#[test]
 fn debug_trap_sets_dr6_and_clears_general_detect() {
     let mut m = Machine::long();
     m.set_gate(1, CODE64, HANDLER, INTERRUPT, 0);

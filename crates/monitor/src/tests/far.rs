@@ -42,6 +42,34 @@ fn jump_into_protected_mode_and_long_mode() {
 }
 
 #[test]
+fn returns_change_the_code_size() {
+    let mut m = Machine::protected();
+    m.push_all(4, [u64::from(CODE16), 0x100]);
+    m.run(RETF).unwrap();
+    assert_eq!((m.state.mode.code_bits(), m.state.rip), (16, 0x100));
+    let mut m = Machine::long();
+    m.push_all(4, [u64::from(DATA), 0x1234, u64::from(USER_CODE32), 0x100]);
+    m.load_flat(CODE32, DATA);
+    m.settle();
+    assert_eq!(m.faults(RETF), Exception::gp(DATA));
+}
+
+#[test]
+fn pushes_of_a_direct_call_can_fault() {
+    let mut m = Machine::protected();
+    m.state.segments[2].attributes |= x86::segment::attribute::EXPAND_DOWN;
+    for (room, works) in [(0, false), (4, false), (8, true)] {
+        m.state.rip = CODE;
+        m.state.segments[2].limit = m.rsp() as u32 - 1 - room;
+        if works {
+            m.run(&direct(CALL, CODE32, 0x100)).unwrap();
+        } else {
+            assert_eq!(m.faults(&direct(CALL, CODE32, 0x100)), Exception::SS0);
+        }
+    }
+}
+
+#[test]
 fn direct_errors() {
     let cases = [
         (0, Exception::GP0),

@@ -48,6 +48,16 @@ fn protected_mode_same_level_and_inner_level() {
 }
 
 #[test]
+fn software_interrupts_check_the_gates_dpl() {
+    let mut m = Machine::protected().user(USER_CODE32);
+    m.set_gate(0x80, CODE32, HANDLER, 0x8e, 0);
+    assert_eq!(m.faults(&[0xcd, 0x80]), fault(GP, 0x80 * 8 + 2));
+    m.deliver(Event::Interrupt(0x80)).unwrap();
+    m.set_gate(0x80, CODE32, HANDLER, 0x0e, 0);
+    assert_eq!(m.faults(&[0xcd, 0x80]), fault(Vector::SegmentNotPresent, 0x80 * 8 + 2));
+}
+
+#[test]
 fn the_tss_must_reach_to_the_stack() {
     for (limit, selector, works) in [(9, TSS_SELECTOR, true), (8, TSS_SELECTOR, false)] {
         let mut m = Machine::protected().user(USER_CODE32);

@@ -180,6 +180,20 @@ fn task_register_and_ldt() {
         m.write64(GDT + 0x90, upper);
         assert_eq!(m.faults(&[0x0f, 0x00, 0xd8]), Exception::gp(0x88), "base or type of the upper half");
     }
+    m.write64(GDT + 0x88, 0x67 | TSS2 << 16 | 0x89 << 40);
+    m.write64(GDT + 0x90, 0);
+    m.state.gdtr.limit = 0x96;
+    assert_eq!(m.faults(&[0x0f, 0x00, 0xd8]), Exception::gp(0x88), "sixteen bytes");
+    m.state.gdtr.limit = 0x97;
+    m.run(&[0x0f, 0x00, 0xd8]).unwrap();
+    m.write64(GDT + 0x88, 0x67 | TSS2 << 16 | 0x81 << 40);
+    assert_eq!(m.faults(&[0x0f, 0x00, 0xd8]), Exception::gp(0x88), "no 16-bit TSS in IA-32e mode");
+    let mut legacy = Machine::protected();
+    legacy.write64(GDT + 0x88, 0x2b | TSS2 << 16 | 0x81 << 40);
+    legacy.state.gpr[0] = 0x88;
+    legacy.run(&[0x0f, 0x00, 0xd8]).unwrap();
+    assert_eq!(legacy.state.tr.kind(), 3);
+    m.state.gdtr.limit = u32::from(BEYOND) - 1;
     m.state.gpr[0] = 0;
     assert_eq!(m.faults(&[0x0f, 0x00, 0xd8]), Exception::GP0);
     m.run(&[0x0f, 0x00, 0xd0]).unwrap(); // LLDT ax
@@ -223,6 +237,7 @@ fn questions_about_selectors() {
     assert_eq!(ask(&lsl, TASK_GATE | 3), None);
     assert_eq!(ask(&lsl, USER_DATA), Some(0xffff_ffff));
     assert_eq!(ask(&lsl, USER_TSS), Some(0x67));
+    assert_eq!(ask(&verr, USER_TSS), None);
     assert_eq!(ask(&verr, USER_CODE32), Some(0x55));
     assert_eq!(ask(&verw, USER_CODE32), None);
     assert_eq!(ask(&verw, USER_DATA), Some(0x55));
@@ -248,6 +263,9 @@ fn arpl() {
     (m.state.gpr[0], m.state.gpr[1]) = (0x12, 0x1);
     m.run(&[0x63, 0xc8]).unwrap();
     assert_eq!(m.state.gpr[0], 0x12);
+    m.state.gpr[1] = 2;
+    m.run(&[0x63, 0xc8]).unwrap();
+    assert_eq!(m.state.flags.to_bits() & flags::ZF, 0, "equal is not raised");
     m.state.gpr[1] = 0x13;
     m.run(&[0x63, 0xc8]).unwrap();
     assert_eq!(m.state.gpr[0], 0x13);
