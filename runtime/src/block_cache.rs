@@ -30,15 +30,19 @@
 //! rendezvous here; and so will relinking a guarded slot that is linked, because its two words change one after the other.
 //! [`CodeCache::generation`] tells those who keep slot addresses across a call whether they still mean anything.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    mem::offset_of,
+    ops::Range,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use interpreter::DecodedBlock;
 use memory::CodePages;
 use semantics::decode::BlockEnd;
-use translator::CodeBlock;
+use translator::{CodeBlock, abi::ChainSlot};
 use x86::GuestPhys;
 
 use crate::{
@@ -57,6 +61,8 @@ pub const MAX_BLOCKS: usize = 1 << 17;
 pub struct CodeCache {
     pages: Arc<CodePages>,
     generation: AtomicU64,
+    /// Where code memory lies, as compiled code sees it.
+    code: Range<u64>,
     inner: Mutex<Inner>,
 }
 
@@ -101,10 +107,12 @@ pub(crate) struct PageRecord {
 impl CodeCache {
     /// An empty cache over a code memory.
     pub fn new(pages: Arc<CodePages>, memory: CodeMemory) -> Arc<Self> {
+        let code = memory.range();
         let stub = enter::unlinked as *const () as u64;
         Arc::new(Self {
             pages,
             generation: AtomicU64::new(0),
+            code,
             inner: Mutex::new(Inner {
                 blocks: Map::default(),
                 pages: Map::default(),
@@ -192,9 +200,17 @@ impl CodeCache {
         true
     }
 
-    /// Guest rip that a slot leads to, if it is one.
+    /// Guest rip that the slot leads to which compiled code has just left through; `None` if that is none. Takes no
+    /// lock: blocks that end before a callout leave so every time.
+    #[inline]
     pub fn target(&self, slot: u64) -> Option<u64> {
-        self.lock().links.target(slot)
+        let address = slot + offset_of!(ChainSlot, target) as u64;
+        if !self.code.contains(&slot) || !address.is_multiple_of(8) || address + 8 > self.code.end {
+            return None;
+        }
+        // SAFETY: within code memory, which stays mapped and readable as long as the cache; aligned. The runtime
+        // writes targets only before compiled code can leave through them.
+        Some(unsafe { (address as *const u64).read() })
     }
 
     /// Chains a slot to a block, if both still stand as they did in `generation`.

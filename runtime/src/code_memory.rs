@@ -12,6 +12,7 @@
 
 use std::{
     fs::File,
+    ops::Range,
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -119,6 +120,12 @@ impl CodeMemory {
         let offset = self.offset(address, 8);
         let bytes = &self.executable[offset..offset + 8];
         u64::from_ne_bytes(bytes.try_into().unwrap_or_default())
+    }
+
+    /// Addresses of the executable view; they never change.
+    pub fn range(&self) -> Range<u64> {
+        let start = self.executable.as_ptr() as u64;
+        start..start + self.executable.len() as u64
     }
 
     /// Bytes in use.
