@@ -71,16 +71,14 @@ fn guests() -> Vec<(&'static str, &'static [u8])> {
                 "ret",
             ),
         ),
-        (
-            "callouts",
-            guest!("mov ecx, 5000000", "4: pushfq", "cli", "popfq", "dec ecx", "jnz 4b", "hlt"),
-        ),
+        ("callouts", guest!("mov ecx, 5000000", "4: pushfq", "cli", "popfq", "dec ecx", "jnz 4b", "hlt")),
     ]
 }
 
 fn main() {
     let wanted = std::env::args().nth(1);
-    for (engine, config) in [("interpret", EngineConfig::interpret()), ("translate", EngineConfig::default())] {
+    for (engine, config) in [("interpret", EngineConfig::interpret()), ("translate", EngineConfig::default())]
+    {
         if wanted.as_ref().is_some_and(|wanted| wanted != engine) {
             continue;
         }

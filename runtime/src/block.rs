@@ -52,9 +52,10 @@ pub struct Block {
     /// Its instructions, ready for the interpreter.
     pub decoded: DecodedBlock,
     executions: AtomicU32,
+    /// Executions before which there is no point in asking the tier policy again.
+    ask_at: AtomicU32,
     code: AtomicU64,
     dead: AtomicBool,
-    hopeless: AtomicBool,
 }
 
 impl Block {
@@ -74,9 +75,9 @@ impl Block {
             end,
             decoded,
             executions: AtomicU32::new(0),
+            ask_at: AtomicU32::new(0),
             code: AtomicU64::new(0),
             dead: AtomicBool::new(false),
-            hopeless: AtomicBool::new(false),
         }
     }
 
@@ -95,24 +96,24 @@ impl Block {
         self.dead.load(Ordering::Acquire)
     }
 
-    /// Counts an interpreted execution that is about to begin; gives the number so far, this one included.
+    /// Counts an interpreted execution that is about to begin. Gives the number so far, this one included, if the
+    /// tier policy wants to know.
     #[inline]
-    pub fn count(&self) -> u32 {
+    pub fn count(&self) -> Option<u32> {
         // Not an atomic increment: losing a count among vCPUs is harmless and this is the interpreter's hot path.
         let executions = self.executions.load(Ordering::Relaxed).saturating_add(1);
         self.executions.store(executions, Ordering::Relaxed);
-        executions
+        (executions >= self.ask_at.load(Ordering::Relaxed)).then_some(executions)
     }
 
-    /// Whether the translator has refused it before.
-    #[inline]
-    pub fn is_hopeless(&self) -> bool {
-        self.hopeless.load(Ordering::Relaxed)
+    /// The policy is not to be asked before that many executions.
+    pub fn ask_at(&self, executions: u32) {
+        self.ask_at.store(executions, Ordering::Relaxed);
     }
 
     /// The translator refuses it: it is interpreted for good.
     pub fn give_up(&self) {
-        self.hopeless.store(true, Ordering::Relaxed);
+        self.ask_at(u32::MAX);
     }
 
     /// Whether a byte of `first .. first + length` (within one page) belongs to it.

@@ -273,11 +273,13 @@ impl CodeCache {
     }
 
     fn drop_code(&self, inner: &mut Inner) {
+        if inner.links.blocks().next().is_some() {
+            inner.counters.evictions += 1;
+        }
         inner.links.clear();
         for cache in &inner.jump_caches {
             cache.clear();
         }
-        inner.counters.evictions += 1;
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
 }

@@ -35,10 +35,7 @@ impl Compiler {
         if let Some(code) = block.code() {
             return Some(code);
         }
-        let executions = block.count();
-        if block.is_hopeless() || executions < self.policy.threshold {
-            return None;
-        }
+        let executions = block.count()?;
         self.compile(block, executions, mmu)
     }
 
@@ -54,15 +51,16 @@ impl Compiler {
 
     #[cold]
     fn compile(&mut self, block: &Arc<Block>, executions: u32, mmu: &Mmu) -> Option<u64> {
-        if block.key.extent == Extent::Single
-            || block.second.is_some()
-            || !self.policy.compiles(block.key.mode)
-        {
-            block.give_up();
-            return None;
-        }
         let invalidations = self.cache.invalidations(block.key.first.page());
-        if !self.policy.is_warm(block.key.mode, executions, invalidations) {
+        let warm_at = match self.policy.warm_at(block.key.mode, invalidations) {
+            Some(executions) if block.key.extent == Extent::Full && block.second.is_none() => executions,
+            _ => {
+                block.give_up();
+                return None;
+            }
+        };
+        if executions < warm_at {
+            block.ask_at(warm_at);
             return None;
         }
         let start = Instant::now();

@@ -21,7 +21,7 @@ use crate::{
     jump_cache::JumpCache,
     kick::KickTarget,
     stress::Stress,
-    tier::{EngineMode, Policy},
+    tier::{DEFAULT_THRESHOLD, EngineMode, Policy},
 };
 
 /// How an engine works.
@@ -39,7 +39,12 @@ pub struct EngineConfig {
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self { mode: EngineMode::Translate, threshold: 64, code_memory: 256 << 20, stress: None }
+        Self {
+            mode: EngineMode::Translate,
+            threshold: DEFAULT_THRESHOLD,
+            code_memory: 256 << 20,
+            stress: None,
+        }
     }
 }
 

@@ -68,12 +68,7 @@ impl Links {
             self.memory.store(address + offset_of!(ChainSlot, target) as u64, exit.target);
             self.memory.store(address + offset_of!(ChainSlot, owner) as u64, block.id.0);
             self.numbers.insert(address, self.slots.len());
-            self.slots.push(SlotRecord {
-                address,
-                owner: block.id,
-                guarded: exit.guarded,
-                linked: None,
-            });
+            self.slots.push(SlotRecord { address, owner: block.id, guarded: exit.guarded, linked: None });
         }
         let slots = first..self.slots.len();
         self.installed

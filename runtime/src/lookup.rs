@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::block::{Block, BlockKey};
 
-const ENTRIES: usize = 1 << 14;
+const ENTRIES: usize = 1 << 16;
 
 /// See the module's description.
 pub struct Lookup {
