@@ -122,6 +122,11 @@ const FSRM: u32 = 1 << 4;
 const SPEC_CTRL: u32 = 1 << 26;
 const ARCH_CAPABILITIES: u32 = 1 << 29;
 
+/// Leaf 7 subleaf 2 EDX. Linux clears branch history by a loop at every system call of a processor with enhanced IBRS,
+/// even if BHI_NO is set, unless it can set BHI_DIS_S in IA32_SPEC_CTRL once and for all.
+const FEATURES_7_2D: u32 = BHI_CTRL;
+const BHI_CTRL: u32 = 1 << 4;
+
 /// Leaf 0x40000001 EAX.
 const KVM_FEATURES: u32 = KVM_NOP_IO_DELAY | KVM_CLOCKSOURCE2 | KVM_CLOCKSOURCE_STABLE;
 const KVM_NOP_IO_DELAY: u32 = 1 << 1;
@@ -178,7 +183,9 @@ const TABLE: &[Row] = &[
     (0x04, Some(3), cache(3, 3, 16, 16384)),   // 16 MiB
     // ARAT: the APIC timer never stops.
     (0x06, None, [1 << 2, 0, 0, 0]),
-    (0x07, Some(0), [0, FEATURES_7B, FEATURES_7C, FEATURES_7D]),
+    // EAX: the highest subleaf.
+    (0x07, Some(0), [2, FEATURES_7B, FEATURES_7C, FEATURES_7D]),
+    (0x07, Some(2), [0, 0, 0, FEATURES_7_2D]),
     // Topology: one thread in one core. ECX is level type and subleaf.
     (0x0b, Some(0), [0, 1, 1 << 8, APIC_ID]),
     (0x0b, Some(1), [0, 1, 2 << 8 | 1, APIC_ID]),

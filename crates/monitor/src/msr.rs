@@ -196,9 +196,12 @@ fn low_half(value: u64) -> bool {
     value >> 32 == 0
 }
 
-/// IBRS and STIBP; SSBD is not announced.
+/// IBRS, STIBP and BHI_DIS_S; SSBD is not announced.
 fn spec_ctrl(value: u64) -> bool {
-    value & !3 == 0
+    const IBRS: u64 = 1 << 0;
+    const STIBP: u64 = 1 << 1;
+    const BHI_DIS_S: u64 = 1 << 10;
+    value & !(IBRS | STIBP | BHI_DIS_S) == 0
 }
 
 /// Every byte of PAT is UC, WC, WT, WP, WB or UC- (SDM Vol. 3A 12.12.2).

@@ -34,7 +34,7 @@ fn plain_registers_keep_what_is_written() {
         (IA32_SYSENTER_ESP, 0xffff_ffff_8000_0000),
         (IA32_PAT, 0x0407_0506_0100_0604),
         (IA32_TSC_AUX, 5),
-        (IA32_SPEC_CTRL, 1),
+        (IA32_SPEC_CTRL, 1 | 1 << 10),
     ] {
         m.wrmsr(index, value).unwrap();
         assert_eq!(m.rdmsr(index), Ok(value), "{index:#x}");
@@ -176,6 +176,8 @@ fn cpuid() {
     assert_ne!(ecx & 1 << 31, 0);
     assert_eq!(edx & (1 << 12 | 1 << 1), 0, "no MTRR, no VME");
     assert_eq!(ask(0x15, 0), [1, 1, 1_000_000_000, 0]);
+    assert_eq!(ask(7, 0)[0], 2);
+    assert_eq!((ask(7, 1), ask(7, 2)), ([0; 4], [0, 0, 0, 1 << 4]));
     assert_eq!(ask(0x0d, 0), [3, 576, 576, 0]);
     assert_eq!(ask(0x0b, 1), [0, 1, 0x201, 0]);
     assert_eq!(ask(0x0b, 7), [0, 0, 7, 0]);
