@@ -229,6 +229,8 @@ fn extended_control_register() {
     m.state.gpr[0] = 3;
     m.run(&[0x0f, 0x01, 0xd1]).unwrap();
     assert_eq!(m.state.xcr0, 3);
+    m.state.gpr[1] = 1;
+    assert_eq!(m.faults(&[0x0f, 0x01, 0xd0]), Exception::GP0);
     for (eax, ecx) in [(2, 0), (7, 0), (3, 1)] {
         (m.state.gpr[0], m.state.gpr[1]) = (eax, ecx);
         assert_eq!(m.faults(&[0x0f, 0x01, 0xd1]), Exception::GP0);

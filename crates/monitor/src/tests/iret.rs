@@ -67,6 +67,32 @@ fn iretq_errors() {
 }
 
 #[test]
+fn more_errors_of_returns() {
+    let mut m = Machine::long();
+    m.write64(GDT + u64::from(CODE16), 0x0000_7b00_0000_ffff);
+    m.push_all(8, [u64::from(USER_DATA), USER_STACK, 2, u64::from(CODE16 | 3), 0]);
+    assert_eq!(m.faults(IRETQ), Exception::np(CODE16));
+    // A null SS goes with 64-bit code only, at any level but 3.
+    let mut m = Machine::long();
+    m.push_all(8, [0, 0x7777, 2, u64::from(CODE32), 0]);
+    assert_eq!(m.faults(IRETQ), Exception::GP0);
+    // Virtual-8086 code lies within 64 KiB.
+    let mut m = Machine::protected();
+    m.push_all(4, [0, 0, 0, 0, 0x2000, 0x800, flags::VM, 0x1000, 0x1_0000]);
+    assert_eq!(m.faults(IRETD), Exception::GP0);
+}
+
+#[test]
+fn a_16_bit_stack_gets_only_sp() {
+    let mut m = Machine::protected();
+    m.write64(GDT + u64::from(DATA16), 0x0000_f300_0000_ffff);
+    m.push_all(4, [u64::from(DATA16 | 3), 0x1234_5678, 2, u64::from(USER_CODE32), 0]);
+    let upper = m.rsp() & !0xffff;
+    m.run(IRETD).unwrap();
+    assert_eq!(m.rsp(), upper | 0x5678);
+}
+
+#[test]
 fn user_cannot_change_iopl_or_if() {
     let mut m = Machine::long().user(USER_CODE64);
     m.state.rflags |= flags::IF;

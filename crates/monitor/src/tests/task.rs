@@ -90,6 +90,10 @@ fn errors_before_and_after_the_switch() {
     m.write(TSS2 + 0x4c, &DATA.to_le_bytes());
     assert_eq!(m.run(&far(0xea, TSS2_SELECTOR)), Err(Stop::Exception(Exception::ts(DATA))));
     let mut m = with_second_task();
+    m.write(TSS2 + 0x4c, &CODE16.to_le_bytes());
+    assert_eq!(m.run(&far(0xea, TSS2_SELECTOR)), Err(Stop::Exception(Exception::GP0)), "EIP beyond CS");
+    assert_eq!(m.state.tr.selector, TSS2_SELECTOR);
+    let mut m = with_second_task();
     m.write(TSS2 + 0x50, &USER_DATA.to_le_bytes());
     assert_eq!(m.run(&far(0xea, TSS2_SELECTOR)), Err(Stop::Exception(Exception::ts(USER_DATA))));
 
