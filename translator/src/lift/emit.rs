@@ -98,6 +98,19 @@ impl Lifter<'_, '_> {
         }
     }
 
+    /// An address plus a constant. If the address is such a sum itself, from its base: that is one LEA.
+    pub(super) fn displaced(&mut self, address: Value, by: i64) -> Value {
+        let inst = self.b.func.dfg.value_def(address).inst();
+        if let Some(inst) = inst
+            && let InstructionData::Binary { opcode: Opcode::Iadd, args: [base, displacement] } =
+                self.b.func.dfg.insts[inst]
+            && let Some(displacement) = self.constant_of(displacement)
+        {
+            return self.b.ins().iadd_imm_s(base, by.wrapping_add(displacement as i64));
+        }
+        self.b.ins().iadd_imm_s(address, by)
+    }
+
     /// Loads a field of `CpuState`.
     pub(super) fn state_load(&mut self, ty: Type, offset: usize) -> Value {
         self.b.ins().load(ty, self.fields.state, self.cpu, offset as i32)
@@ -108,10 +121,14 @@ impl Lifter<'_, '_> {
         self.b.ins().store(self.fields.state, value, self.cpu, offset as i32);
     }
 
-    /// Zero-extends to 64 bits.
+    /// Zero-extends to 64 bits. This and the next two fold constants, so that code is as good without Cranelift's
+    /// optimizer as it can cheaply be.
     pub(super) fn extend(&mut self, value: Value) -> Value {
         if let Some(wide) = self.known_extension(value) {
             wide
+        } else if let Some(constant) = self.constant_of(value) {
+            let mask = u64::MAX >> (64 - self.b.func.dfg.value_type(value).bits());
+            self.word(constant & mask)
         } else {
             self.b.ins().uextend(types::I64, value)
         }
@@ -127,17 +144,23 @@ impl Lifter<'_, '_> {
 
     /// Sign-extends to 64 bits.
     pub(super) fn sign_extend(&mut self, value: Value) -> Value {
-        if self.b.func.dfg.value_type(value) == types::I64 {
+        let ty = self.b.func.dfg.value_type(value);
+        if ty == types::I64 {
             value
+        } else if let Some(constant) = self.constant_of(value) {
+            let unused = 64 - ty.bits();
+            self.word(((constant << unused) as i64 >> unused) as u64)
         } else {
             self.b.ins().sextend(types::I64, value)
         }
     }
 
-    /// The low part of a 64-bit value.
+    /// The low part of a value.
     pub(super) fn reduce(&mut self, width: Width, value: Value) -> Value {
         if self.b.func.dfg.value_type(value) == int_type(width) {
             value
+        } else if let Some(constant) = self.constant_of(value) {
+            self.iconst(int_type(width), constant)
         } else {
             self.b.ins().ireduce(int_type(width), value)
         }

@@ -5,8 +5,8 @@ use core::mem::offset_of;
 use cranelift_codegen::ir::{
     ExternalName, GlobalValueData, InstBuilder, UserExternalName, Value, condcodes::IntCC, types,
 };
-use memory::tlb::{ENTRY_SHIFT, Entry};
-use x86::{CpuState, PAGE_MASK, PAGE_SHIFT};
+use memory::tlb::Entry;
+use x86::{CpuState, PAGE_MASK};
 
 use super::{Ended, Lifter, registers::RegisterFile};
 use crate::{
@@ -158,10 +158,9 @@ impl Lifter<'_, '_> {
         let slot = self.slot_address(self.exits.len() as u32);
         self.exits.push(DirectExit { target, guarded });
         if guarded {
-            let page = self.word(target & PAGE_MASK);
-            let index = self.word(target >> PAGE_SHIFT << ENTRY_SHIFT);
+            let target = self.word(target);
             let linked = self.table_load(slot, offset_of!(ChainSlot, addend));
-            let fails = self.guard(page, index, linked);
+            let fails = self.guard(target, linked);
             let failed = self.b.create_block();
             let passed = self.b.create_block();
             self.b.set_cold_block(failed);
@@ -210,10 +209,8 @@ impl Lifter<'_, '_> {
         self.b.ins().brif(differs, missed, &[], found, &[]);
 
         self.b.switch_to_block(found);
-        let page = self.b.ins().band_imm_s(target, PAGE_MASK as i64);
         let linked = self.table_load(entry, offset_of!(JumpEntry, addend));
-        let index = self.tlb_index(target);
-        let fails = self.guard(page, index, linked);
+        let fails = self.guard(target, linked);
         self.b.ins().brif(fails, missed, &[], passed, &[]);
 
         self.b.switch_to_block(missed);
@@ -233,15 +230,19 @@ impl Lifter<'_, '_> {
         self.b.ins().return_call_indirect(signature, code, &[no_slot]);
     }
 
-    /// Not zero if code of `page` may not be run, or lies elsewhere than where `addend` says. `index` is the page's
-    /// offset into an endless TLB array.
-    fn guard(&mut self, page: Value, index: Value, addend: Value) -> Value {
+    /// Not zero if code at `target` may not be run, or lies elsewhere than where `addend` says.
+    fn guard(&mut self, target: Value, addend: Value) -> Value {
+        let index = self.tlb_index(target);
         let entry = self.tlb_entry(index);
-        let execute = self.table_load(entry, offset_of!(Entry, execute));
         let current = self.table_load(entry, offset_of!(Entry, addend));
-        let other_page = self.b.ins().icmp(IntCC::NotEqual, execute, page);
-        let elsewhere = self.b.ins().icmp(IntCC::NotEqual, current, addend);
-        self.b.ins().bor(other_page, elsewhere)
+        let elsewhere = self.b.ins().bxor(current, addend);
+        let execute = self.table_load(entry, offset_of!(Entry, execute));
+        let page = match self.constant_of(target) {
+            Some(target) => self.word(target & PAGE_MASK),
+            None => self.b.ins().band_imm_s(target, PAGE_MASK as i64),
+        };
+        let other_page = self.b.ins().bxor(execute, page);
+        self.b.ins().bor(elsewhere, other_page)
     }
 
     /// The address of chain slot `n`: a symbol that the runtime resolves.

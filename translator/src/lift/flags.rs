@@ -288,11 +288,17 @@ impl Lifter<'_, '_> {
 
     /// Stores the flags in `which`.
     pub(super) fn write_back_flags(&mut self, flags: &[Source; FLAGS], which: u8) {
+        // ZF, SF and PF are mostly of the same result.
+        let mut last = None;
         for flag in bits(which.into()) {
-            if flags[flag] != Source::State {
-                let word = self.flag_word(flag, flags[flag]);
-                self.state_store(word, flag_offset(flag));
-            }
+            let source = flags[flag];
+            let word = match (source, last) {
+                (Source::State, _) => continue,
+                (_, Some((same, word))) if same == source && matches!(source, Source::Result(_)) => word,
+                _ => self.flag_word(flag, source),
+            };
+            last = Some((source, word));
+            self.state_store(word, flag_offset(flag));
         }
     }
 }

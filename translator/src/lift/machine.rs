@@ -182,19 +182,26 @@ impl Machine for Lifter<'_, '_> {
         self.b.ins().iadd(a, b)
     }
 
-    fn sub(&mut self, _: Width, a: Value, b: Value) -> Value {
+    fn sub(&mut self, width: Width, a: Value, b: Value) -> Value {
+        if a == b {
+            return self.constant(width, 0);
+        }
         self.b.ins().isub(a, b)
     }
 
     fn and(&mut self, _: Width, a: Value, b: Value) -> Value {
-        self.b.ins().band(a, b)
+        if a == b { a } else { self.b.ins().band(a, b) }
     }
 
     fn or(&mut self, _: Width, a: Value, b: Value) -> Value {
-        self.b.ins().bor(a, b)
+        if a == b { a } else { self.b.ins().bor(a, b) }
     }
 
-    fn xor(&mut self, _: Width, a: Value, b: Value) -> Value {
+    /// XOR of a register with itself is how programs write zero.
+    fn xor(&mut self, width: Width, a: Value, b: Value) -> Value {
+        if a == b {
+            return self.constant(width, 0);
+        }
         self.b.ins().bxor(a, b)
     }
 
@@ -267,12 +274,17 @@ impl Machine for Lifter<'_, '_> {
                 self.extended.push((resized, wide));
                 resized
             }
+            None if to == Width::Qword => self.extend(a),
             None => self.b.ins().uextend(int_type(to), a),
         }
     }
 
     fn resize_signed(&mut self, from: Width, to: Width, a: Value) -> Value {
-        if to > from { self.b.ins().sextend(int_type(to), a) } else { self.reduce(to, a) }
+        match to {
+            _ if to <= from => self.reduce(to, a),
+            Width::Qword => self.sign_extend(a),
+            _ => self.b.ins().sextend(int_type(to), a),
+        }
     }
 
     fn equal(&mut self, _: Width, a: Value, b: Value) -> Value {
@@ -310,7 +322,11 @@ impl Machine for Lifter<'_, '_> {
     }
 
     fn bool_to_int(&mut self, width: Width, a: Value) -> Value {
-        if width == Width::Byte { a } else { self.b.ins().uextend(int_type(width), a) }
+        match width {
+            Width::Byte => a,
+            Width::Qword => self.extend(a),
+            _ => self.b.ins().uextend(int_type(width), a),
+        }
     }
 
     fn select(&mut self, _: Width, condition: Value, yes: Value, no: Value) -> Value {

@@ -44,23 +44,33 @@ pub(super) struct Update {
 impl Lifter<'_, '_> {
     /// The offset of an address' entry in an endless TLB array.
     pub(super) fn tlb_index(&mut self, address: Value) -> Value {
+        if let Some(address) = self.constant_of(address) {
+            return self.word(address >> (PAGE_SHIFT - ENTRY_SHIFT));
+        }
         self.b.ins().ushr_imm_u(address, i64::from(PAGE_SHIFT - ENTRY_SHIFT))
     }
 
-    /// The entry at an offset in an endless array: masked to the array's size. Arrays are exchanged only between blocks
-    /// (`Mmu::select_view` wants the state), so base and mask are loaded once.
+    /// The entry at an offset in an endless array: masked to the array's size.
     pub(super) fn tlb_entry(&mut self, index: Value) -> Value {
-        let fixed = self.fields.state.with_readonly().with_can_move();
-        let mut load = |offset| self.b.ins().load(types::I64, fixed, self.cpu, offset as i32);
-        let base = load(offset_of!(CpuState, tlb));
-        let mask = load(offset_of!(CpuState, tlb_mask));
+        let (base, mask) = self.tlb.unwrap_or_else(|| self.load_tlb());
         let offset = self.b.ins().band(index, mask);
         self.b.ins().iadd(base, offset)
+    }
+
+    /// Start and mask of the TLB array. Arrays are exchanged only between blocks (`Mmu::select_view` wants the state).
+    fn load_tlb(&mut self) -> (Value, Value) {
+        let fixed = self.fields.state.with_readonly().with_can_move();
+        let mut load = |offset| self.b.ins().load(types::I64, fixed, self.cpu, offset as i32);
+        (load(offset_of!(CpuState, tlb)), load(offset_of!(CpuState, tlb_mask)))
     }
 
     /// Looks an access up; branches to a new cold block on a miss, and goes on in a new block with the host address.
     /// `aligned`: an address that is no multiple of `bytes` misses.
     fn lookup(&mut self, address: Value, bytes: u16, access: Access, aligned: bool) -> (Value, Block) {
+        if self.tlb.is_none() && self.depth == 0 {
+            // Here it dominates all that follows.
+            self.tlb = Some(self.load_tlb());
+        }
         let index = self.tlb_index(address);
         let entry = self.tlb_entry(index);
         let tag = self.table_load(entry, access.tag());
@@ -70,7 +80,7 @@ impl Lifter<'_, '_> {
         } else if bytes == 1 {
             self.b.ins().band_imm_s(address, PAGE_MASK as i64)
         } else {
-            let last = self.b.ins().iadd_imm_s(address, i64::from(bytes) - 1);
+            let last = self.displaced(address, i64::from(bytes) - 1);
             self.b.ins().band_imm_s(last, PAGE_MASK as i64)
         };
         let misses = self.b.ins().icmp(IntCC::NotEqual, page, tag);

@@ -65,6 +65,8 @@ pub(crate) struct Lifter<'a, 'f> {
     /// As of the current instruction's start: what cold paths write back.
     start: RegisterFile,
     insn: Current,
+    /// Start and mask of the TLB array, once the block has loaded them.
+    tlb: Option<(Value, Value)>,
     /// Guest instructions that the entry counts.
     counted: u16,
     /// Why the current instruction was declined, if it was, outside of any arm.
@@ -121,6 +123,7 @@ impl<'a, 'f> Lifter<'a, 'f> {
             file: RegisterFile::default(),
             start: RegisterFile::default(),
             insn: Current::default(),
+            tlb: None,
             counted: 0,
             declined: None,
             depth: 0,

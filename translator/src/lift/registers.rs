@@ -8,7 +8,6 @@ use x86::{CpuState, Width};
 
 use super::{
     Lifter,
-    emit::int_type,
     flags::{FLAGS, Source},
 };
 
@@ -106,7 +105,7 @@ impl Lifter<'_, '_> {
         let gpr = self.file.gpr[index];
         let full = match (gpr.full, gpr.low) {
             (Some(full), _) => return full,
-            (None, Some(low)) => self.b.ins().uextend(types::I64, low),
+            (None, Some(low)) => self.extend(low),
             (None, None) => self.state_load(types::I64, gpr_offset(index)),
         };
         self.file.gpr[index].full = Some(full);
@@ -118,7 +117,7 @@ impl Lifter<'_, '_> {
             return low;
         }
         let full = self.gpr_full(index);
-        let low = self.b.ins().ireduce(int_type(Width::Dword), full);
+        let low = self.reduce(Width::Dword, full);
         self.file.gpr[index].low = Some(low);
         low
     }
@@ -149,7 +148,7 @@ impl Lifter<'_, '_> {
             let gpr = file.gpr[index];
             let value = match (gpr.full, gpr.low) {
                 (Some(full), _) => full,
-                (None, Some(low)) => self.b.ins().uextend(types::I64, low),
+                (None, Some(low)) => self.extend(low),
                 (None, None) => continue,
             };
             self.state_store(value, gpr_offset(index));
