@@ -48,12 +48,10 @@ fn translate(c: &mut Criterion) {
     let instructions: usize = blocks.iter().map(|block| block.insns.len()).sum();
     let mut group = c.benchmark_group(format!("{} blocks, {instructions} instructions", blocks.len()));
     let plain = Options { verify: false, ..Options::default() };
-    let single = RegisterAllocator::SinglePass;
     for (name, options) in [
-        ("optimized", plain),
-        ("optimized, single pass", Options { registers: single, ..plain }),
-        ("not optimized", Options { optimize: false, ..plain }),
-        ("not optimized, single pass", Options { optimize: false, registers: single, ..plain }),
+        ("default", plain),
+        ("optimized", Options { optimize: true, ..plain }),
+        ("single pass", Options { registers: RegisterAllocator::SinglePass, ..plain }),
     ] {
         let mut translator = Translator::new(options).unwrap();
         group.bench_function(name, |b| {

@@ -322,14 +322,14 @@ fn compiled_blocks_do_what_the_interpreter_does() {
 }
 
 #[test]
-fn without_the_optimizer_too() {
-    let options = Options {
-        verify: true,
-        optimize: false,
-        registers: RegisterAllocator::SinglePass,
-        ..Options::default()
-    };
-    run(options, long_mode_state, 1000, 0x2000_0000);
+fn with_the_optimizer_too() {
+    run(Options { verify: true, optimize: true, ..Options::default() }, long_mode_state, 1000, 0x2000_0000);
+}
+
+#[test]
+fn with_the_quick_register_allocator_too() {
+    let options = Options { verify: true, registers: RegisterAllocator::SinglePass, ..Options::default() };
+    run(options, long_mode_state, 500, 0x2800_0000);
 }
 
 #[test]

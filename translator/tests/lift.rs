@@ -75,7 +75,7 @@ fn describe(case: &Case, block: &CodeBlock) -> String {
 fn lifts_are_as_written_down() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/lift");
     let bless = std::env::var_os("BLESS").is_some();
-    let options = Options { text: true, verify: true, host: HostCode::Baseline, optimize: std::env::var_os("NOOPT").is_none(), ..Options::default() };
+    let options = Options { text: true, verify: true, host: HostCode::Baseline, ..Options::default() };
     let mut translator = Translator::new(options).unwrap();
     let mut changed = Vec::new();
     let mut files: Vec<_> = fs::read_dir(&folder)
