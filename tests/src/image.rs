@@ -1,0 +1,173 @@
+//! What a ring-3 test starts from and ends in: registers, and a window of memory at the same linear address
+//! natively and in the guest.
+
+use x86::{flags, fpu::X87};
+
+/// Where code is put; a test runs at some offset in it.
+pub const CODE: u64 = 0x4000_0000;
+/// Bytes of code window.
+pub const CODE_SIZE: u64 = 0x40_0000;
+/// Where data is; the pages before and after are not mapped.
+pub const DATA: u64 = 0x5000_0000;
+/// Bytes of data window.
+pub const DATA_SIZE: u64 = 0x4000;
+/// RSP where a case does not say otherwise.
+pub const STACK: u64 = DATA + 0x3800;
+
+/// Names of the general registers in encoding order.
+pub const REGISTERS: [&str; 16] = [
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
+    "r15",
+];
+
+/// Names of the flags that a case may name, with their bits.
+pub const FLAGS: [(&str, u64); 7] = [
+    ("cf", flags::CF),
+    ("pf", flags::PF),
+    ("af", flags::AF),
+    ("zf", flags::ZF),
+    ("sf", flags::SF),
+    ("df", flags::DF),
+    ("of", flags::OF),
+];
+
+/// RFLAGS bits that are compared.
+pub const COMPARED_FLAGS: u64 = flags::STATUS | flags::DF;
+
+/// State of a ring-3 program between two instructions.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Image {
+    /// General registers in encoding order.
+    pub gpr: [u64; 16],
+    /// Instruction pointer, relative to where the code was put.
+    pub rip: u64,
+    /// The bits of [`COMPARED_FLAGS`].
+    pub flags: u64,
+    /// XMM0..15.
+    pub xmm: [u128; 16],
+    /// SSE control and status.
+    pub mxcsr: u32,
+    /// x87 and MMX.
+    pub x87: X87,
+    /// Contents of the data window.
+    pub data: Vec<u8>,
+}
+
+impl Image {
+    /// All zero, but for RSP and the control words.
+    pub fn new() -> Self {
+        let mut gpr = [0; 16];
+        gpr[x86::state::RSP] = STACK;
+        Self {
+            gpr,
+            rip: 0,
+            flags: 0,
+            xmm: [0; 16],
+            mxcsr: x86::fpu::MXCSR_RESET,
+            x87: X87::new(),
+            data: vec![0; DATA_SIZE as usize],
+        }
+    }
+
+    /// Differences to `expected`, one line each; flags in `undefined` and the x87 pointers are not compared.
+    pub fn differences(&self, expected: &Self, undefined: u64) -> Vec<String> {
+        let mut lines = Vec::new();
+        let mut differ = |name: String, got: String, want: String| {
+            if got != want {
+                lines.push(format!("{name}: {got}, expected {want}"));
+            }
+        };
+        for (index, name) in REGISTERS.iter().enumerate() {
+            differ((*name).into(), format!("{:#x}", self.gpr[index]), format!("{:#x}", expected.gpr[index]));
+        }
+        differ("rip".into(), format!("+{:#x}", self.rip), format!("+{:#x}", expected.rip));
+        for (name, bit) in FLAGS {
+            if undefined & bit == 0 {
+                let value = |flags: u64| u8::from(flags & bit != 0).to_string();
+                differ(name.into(), value(self.flags), value(expected.flags));
+            }
+        }
+        for index in 0..16 {
+            let value = |image: &Self| format!("{:#034x}", image.xmm[index]);
+            differ(format!("xmm{index}"), value(self), value(expected));
+        }
+        differ("mxcsr".into(), format!("{:#06x}", self.mxcsr), format!("{:#06x}", expected.mxcsr));
+        let (x, y) = (&self.x87, &expected.x87);
+        differ("fcw".into(), format!("{:#06x}", x.control), format!("{:#06x}", y.control));
+        differ("fsw".into(), format!("{:#06x}", x.status), format!("{:#06x}", y.status));
+        differ("ftw".into(), format!("{:#04x}", x.tags), format!("{:#04x}", y.tags));
+        for index in 0..8 {
+            let value = |x87: &X87| {
+                format!("{:#06x}_{:016x}", x87.registers[index][1] & 0xffff, x87.registers[index][0])
+            };
+            differ(format!("r{index} (x87)"), value(x), value(y));
+        }
+        let changed = self.data.iter().zip(&expected.data).enumerate().filter(|(_, (got, want))| got != want);
+        for (offset, (got, want)) in changed.take(16) {
+            differ(format!("[{:#x}]", DATA + offset as u64), format!("{got:02x}"), format!("{want:02x}"));
+        }
+        lines
+    }
+}
+
+impl Default for Image {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// An exception that ended a run; RIP of the image is that of the faulting instruction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fault {
+    /// Vector.
+    pub vector: u8,
+    /// Linear address, for #PF.
+    pub address: Option<u64>,
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = match self.vector {
+            0 => "#DE",
+            1 => "#DB",
+            3 => "#BP",
+            4 => "#OF",
+            5 => "#BR",
+            6 => "#UD",
+            7 => "#NM",
+            12 => "#SS",
+            13 => "#GP",
+            14 => "#PF",
+            16 => "#MF",
+            17 => "#AC",
+            19 => "#XM",
+            other => return write!(f, "#{other}"),
+        };
+        match self.address {
+            Some(address) => write!(f, "{name}({address:#x})"),
+            None => write!(f, "{name}"),
+        }
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Ran {
+    /// State at the end.
+    pub image: Image,
+    /// The exception, if there was one.
+    pub fault: Option<Fault>,
+}
+
+impl Ran {
+    /// As [`Image::differences`], and the faults.
+    pub fn differences(&self, expected: &Self, undefined: u64) -> Vec<String> {
+        let name =
+            |fault: Option<Fault>| fault.map_or_else(|| "no fault".to_owned(), |fault| fault.to_string());
+        let mut lines = self.image.differences(&expected.image, undefined);
+        if self.fault != expected.fault {
+            lines.insert(0, format!("{}, expected {}", name(self.fault), name(expected.fault)));
+        }
+        lines
+    }
+}
