@@ -25,7 +25,7 @@ pub(crate) fn linear(
     if state.mode.is_64bit() {
         return match segment {
             SegmentRegister::Fs | SegmentRegister::Gs => Ok(state.segment(segment).base.wrapping_add(offset)),
-            SegmentRegister::Ss if !GuestVirt(offset).is_canonical() => Err(fault(segment)),
+            SegmentRegister::Ss if !is_canonical(offset, bytes) => Err(fault(segment)),
             _ => Ok(offset),
         };
     }
@@ -36,6 +36,13 @@ pub(crate) fn linear(
         return Ok(offset);
     }
     checked(state, segment, offset, bytes, write)
+}
+
+/// Whether all bytes have canonical addresses.
+#[inline(always)]
+fn is_canonical(offset: u64, bytes: u16) -> bool {
+    let last = offset.wrapping_add(u64::from(bytes.max(1)) - 1);
+    GuestVirt(offset).is_canonical() && GuestVirt(last).is_canonical()
 }
 
 /// Base of a segment as an address computation uses it.

@@ -284,17 +284,23 @@ pub fn maskmov<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     let mask = vector::read(m, i, 2, true)?;
     let bytes = if vector::uses_mmx(i) { 8 } else { 16 };
     let base = vector::gpr(m, RDI, i.address_width);
-    for n in 0..bytes {
-        let selector = m.lane(Width::Byte, mask, n);
-        let selected = m.bit(Width::Byte, selector, 7);
-        m.when(selected, |m| {
-            let distance = m.constant(i.address_width, u64::from(n));
-            let offset = m.add(i.address_width, base, distance);
-            let offset = m.resize(i.address_width, Width::Qword, offset);
-            let address = m.linear(i.memory.segment, offset, 1, true)?;
-            let value = m.lane(Width::Byte, data, n);
-            m.store(Width::Byte, address, value)
-        })?;
+    // All bytes are checked before the first is written.
+    for writes in [false, true] {
+        for n in 0..bytes {
+            let selector = m.lane(Width::Byte, mask, n);
+            let selected = m.bit(Width::Byte, selector, 7);
+            m.when(selected, |m| {
+                let distance = m.constant(i.address_width, u64::from(n));
+                let offset = m.add(i.address_width, base, distance);
+                let offset = m.resize(i.address_width, Width::Qword, offset);
+                let address = m.linear(i.memory.segment, offset, 1, true)?;
+                if !writes {
+                    return m.probe_write(address, 1);
+                }
+                let value = m.lane(Width::Byte, data, n);
+                m.store(Width::Byte, address, value)
+            })?;
+        }
     }
     if vector::uses_mmx(i) {
         mmx::enter(m);

@@ -3,7 +3,7 @@
 //! They are all or nothing: every page is resolved before the first byte is touched, and RAM is written only when
 //! the board has done its part.
 
-use x86::{CpuState, GuestPhys, GuestVirt, PAGE_SIZE};
+use x86::{CpuState, Exception, GuestPhys, GuestVirt, PAGE_SIZE};
 
 use super::slow::crosses;
 use super::{Mmu, Stop};
@@ -76,6 +76,11 @@ impl Mmu {
         length: usize,
         access: Access,
     ) -> Result<(), Stop> {
+        // An access that runs out of the canonical addresses faults as such, whatever page its first byte has.
+        let last = address.offset(length.max(1) as u64 - 1);
+        if state.mode.is_64bit() && !last.is_canonical() {
+            return Err(Exception::GP0.into());
+        }
         for piece in pieces(state, address, length) {
             self.resolve(state, view, piece.address, access)?;
         }
