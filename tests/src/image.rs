@@ -1,7 +1,7 @@
 //! What a ring-3 test starts from and ends in: registers, and a window of memory at the same linear address
 //! natively and in the guest.
 
-use x86::{flags, fpu::X87};
+use x86::{CpuState, Segment, flags, fpu::X87};
 
 /// Where code is put; a test runs at some offset in it.
 pub const CODE: u64 = 0x4000_0000;
@@ -114,6 +114,23 @@ impl Default for Image {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Segment registers as Linux starts a process (arch/x86/include/asm/segment.h), and CPL 3.
+pub fn set_segments(state: &mut CpuState, bits: u32) {
+    use x86::control::{cr0, efer};
+    state.cr0 = cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::PG;
+    state.efer = efer::SCE | efer::LME | efer::LMA | efer::NXE;
+    let code = if bits == 64 {
+        Segment::from_descriptor(0x33, 0x00af_fb00_0000_ffff)
+    } else {
+        Segment::from_descriptor(0x23, 0x00cf_fb00_0000_ffff)
+    };
+    let data = Segment::from_descriptor(0x2b, 0x00cf_f300_0000_ffff);
+    // DS, ES, FS and GS are null in 64-bit mode.
+    let other = if bits == 64 { Segment::default() } else { data };
+    state.segments = [other, code, data, other, Segment::default(), Segment::default()];
+    state.cpl = 3;
 }
 
 /// An exception that ended a run; RIP of the image is that of the faulting instruction.

@@ -5,6 +5,7 @@
 
 use std::{io, ptr};
 
+use iced_x86::Mnemonic;
 use libc::{c_int, c_void, pid_t};
 use x86::fpu::X87;
 
@@ -51,6 +52,8 @@ impl Oracle {
                 child_main(memory);
             }
             libc::close(memory);
+            // As in the engines' guests, there is HLT where no code is.
+            ptr::write_bytes(view.cast::<u8>(), 0xf4, CODE_SIZE as usize);
             let mut oracle = Self { child, view: view.cast(), registers: std::mem::zeroed() };
             let status = oracle.wait()?;
             if !libc::WIFSTOPPED(status) {
@@ -118,7 +121,12 @@ impl Oracle {
             self.ptrace(libc::PTRACE_GETREGS, (&raw mut registers).cast())?;
             let signal = libc::WSTOPSIG(status);
             if signal != libc::SIGTRAP {
-                fault = Some(self.fault(signal)?);
+                let mut found = self.fault(signal)?;
+                // Linux tells #BR as it does #GP.
+                if found.vector == 13 && code_at(code, (rip - base) as usize, bits) == Mnemonic::Bound {
+                    found.vector = 5;
+                }
+                fault = Some(found);
                 break;
             }
             // A REP instruction traps after each iteration, with RIP still at itself.
@@ -180,6 +188,7 @@ impl Oracle {
             // Linux's flat user segments (arch/x86/include/asm/segment.h).
             (r.cs, r.ss, r.ds, r.es) = (0x23, 0x2b, 0x2b, 0x2b);
         }
+        (r.fs_base, r.gs_base) = (0, 0);
         r.eflags = 0x202 | image.flags & COMPARED_FLAGS;
         self.ptrace(libc::PTRACE_SETREGS, (&raw mut r).cast())?;
         let mut fp = self.fp_registers()?;
@@ -236,6 +245,10 @@ impl Oracle {
             data: self.window(CODE_SIZE, DATA_SIZE as usize).to_vec(),
         })
     }
+}
+
+fn code_at(code: &[u8], at: usize, bits: u32) -> Mnemonic {
+    iced_x86::Decoder::new(bits, &code[at..], 0).decode().mnemonic()
 }
 
 /// Whether the instruction at `at` has a REP prefix before a string opcode.

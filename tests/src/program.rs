@@ -1,0 +1,319 @@
+//! A random program: a few instructions and what they leave undefined; and how the smallest failing case is made of
+//! one on which two runs differ.
+
+use iced_x86::{
+    Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, RflagsBits,
+};
+use x86::flags;
+
+use crate::{
+    fuzz,
+    image::{DATA, DATA_SIZE, Image, Ran},
+    ins,
+    random::Random,
+};
+
+/// Instructions that follow each other.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// 64 or 32.
+    pub bits: u32,
+    /// Each with its bytes.
+    pub insns: Vec<(Instruction, Vec<u8>)>,
+}
+
+impl Program {
+    /// A random one that begins with the given encoding. `None` if its flags would depend on undefined ones, or a
+    /// branch is not its last instruction.
+    pub fn random(
+        random: &mut Random,
+        encodings: &[Code],
+        bits: u32,
+        length: usize,
+        first: Code,
+    ) -> Option<Self> {
+        let mut program = Self { bits, insns: Vec::new() };
+        let mut undefined = 0;
+        for position in 0..length {
+            let code = if position == 0 { first } else { random.pick(encodings) };
+            if position > 0 && fuzz::is_delicate(code) {
+                return None;
+            }
+            let (insn, bytes) = fuzz::instruction(random, code, bits)?;
+            // The generator puts every instruction at address 0: only of the last one does a branch's target make sense.
+            if insn.flow_control() != FlowControl::Next && position + 1 != length {
+                return None;
+            }
+            if flag_bits(insn.rflags_read()) & undefined != 0 {
+                return None;
+            }
+            undefined = undefined_after(undefined, &insn);
+            program.insns.push((insn, bytes));
+        }
+        Some(program)
+    }
+
+    /// The bytes of all.
+    pub fn code(&self) -> Vec<u8> {
+        self.insns.iter().flat_map(|(_, bytes)| bytes.iter().copied()).collect()
+    }
+
+    /// The instructions alone.
+    pub fn instructions(&self) -> Vec<Instruction> {
+        self.insns.iter().map(|(insn, _)| *insn).collect()
+    }
+
+    /// Flags that are undefined when the program has run as far as `ran` did.
+    pub fn undefined(&self, ran: &Ran) -> u64 {
+        let mut undefined = 0;
+        let mut at = 0;
+        for (insn, bytes) in &self.insns {
+            if ran.fault.is_some() && at == ran.image.rip {
+                // Whether a REP instruction that faults half-way has set flags depends on how it was interrupted.
+                let repeats = insn.has_rep_prefix() || insn.has_repne_prefix();
+                return if repeats { flags::STATUS } else { undefined };
+            }
+            undefined = undefined_after(undefined, insn);
+            at += bytes.len() as u64;
+        }
+        undefined
+    }
+
+    /// Differences of two runs that matter.
+    pub fn differences(&self, got: &Ran, native: &Ran) -> Vec<String> {
+        let mut got = got.clone();
+        if let Some(insn) = self.faulting(native) {
+            tolerate(insn, &mut got, native);
+        }
+        if native.image.mxcsr & AMD_MISALIGNED != 0 {
+            return Vec::new();
+        }
+        if self.insns.iter().any(|(insn, _)| insn.mnemonic() == Mnemonic::Cvtpi2ps) {
+            // Whether it enters MMX state when its operand is in memory is not the same everywhere.
+            (got.image.x87.status, got.image.x87.tags) = (native.image.x87.status, native.image.x87.tags);
+        }
+        got.differences(native, self.undefined(native))
+    }
+
+    /// The instruction that faulted.
+    fn faulting(&self, ran: &Ran) -> Option<&Instruction> {
+        ran.fault?;
+        let mut at = 0;
+        self.insns.iter().find_map(|(insn, bytes)| {
+            let here = at == ran.image.rip;
+            at += bytes.len() as u64;
+            here.then_some(insn)
+        })
+    }
+
+    fn slice(&self, range: std::ops::Range<usize>) -> Self {
+        Self { bits: self.bits, insns: self.insns[range].to_vec() }
+    }
+
+    /// The smallest part of the program, and state, on which `run` still finds differences, as text for an `.ins`
+    /// file. `run` gives what happens natively, and the differences.
+    pub fn smallest(
+        &self,
+        start: &Image,
+        run: &mut dyn FnMut(&Self, &Image) -> (Ran, Vec<String>),
+    ) -> (Mnemonic, String) {
+        let mut before = start.clone();
+        for length in 1..=self.insns.len() {
+            let prefix = self.slice(0..length);
+            let (native, differences) = run(&prefix, start);
+            if differences.is_empty() {
+                before = Image { rip: 0, ..native.image };
+                continue;
+            }
+            let mnemonic = prefix.insns[length - 1].0.mnemonic();
+            let last = self.slice(length - 1..length);
+            let reduced = relevant(&before, &last.insns[0].0);
+            for image in [&reduced, &before] {
+                let (native, differences) = run(&last, image);
+                if !differences.is_empty() {
+                    return (mnemonic, last.describe(image, &native, &differences));
+                }
+            }
+            return (mnemonic, prefix.describe(start, &native, &differences));
+        }
+        let (native, differences) = run(self, start);
+        let differences = if differences.is_empty() { vec!["not again".to_owned()] } else { differences };
+        (self.insns[0].0.mnemonic(), self.describe(start, &native, &differences))
+    }
+
+    fn describe(&self, start: &Image, native: &Ran, differences: &[String]) -> String {
+        let mut case = self.case(start, native);
+        if case.len() > 4000 {
+            case.truncate(4000);
+            case.push_str(" …");
+        }
+        format!("{case}\n  but:\n    {}", differences.join("\n    "))
+    }
+
+    /// As it would stand in an `.ins` file.
+    pub fn case(&self, start: &Image, native: &Ran) -> String {
+        let code = self.code();
+        let (text, _) = ins::disassemble(&code, self.bits);
+        let bytes: Vec<String> = code.iter().map(|byte| format!("{byte:02x}")).collect();
+        let bits = if self.bits == 64 { "" } else { "bits 32\n" };
+        format!("{bits}{} ; {text}\n{}", bytes.join(" "), self.line(start, native))
+    }
+
+    /// The line of inputs and outputs.
+    pub fn line(&self, start: &Image, native: &Ran) -> String {
+        let inputs = ins::assignments(&Image::new(), start, 0);
+        let outputs = ins::outputs(start, self.code().len() as u64, native, self.undefined(native));
+        format!("    {} => {outputs}", inputs.join(" ")).replace("     =>", "    =>").trim_end().to_owned()
+    }
+}
+
+/// Flags of MXCSR.
+const OVERFLOW: u32 = 1 << 3;
+const UNDERFLOW: u32 = 1 << 4;
+const PRECISION: u32 = 1 << 5;
+
+/// MXCSR.MM, which only AMD's have: LDMXCSR of random memory may set it.
+const AMD_MISALIGNED: u32 = 1 << 17;
+
+/// Makes `got` like `native` in what a faulting instruction may do either way.
+fn tolerate(insn: &Instruction, got: &mut Ran, native: &Ran) {
+    let (Some(ours), Some(theirs)) = (&mut got.fault, &native.fault) else { return };
+    if matches!(insn.mnemonic(), Mnemonic::Maskmovdqu | Mnemonic::Maskmovq) && ours.vector == theirs.vector {
+        // Which of the bytes faults first.
+        ours.address = theirs.address;
+    }
+    if (ours.vector, theirs.vector) == (12, 13) && insn.memory_size().size() >= 16 {
+        // An address in the stack segment that is neither canonical nor aligned.
+        *ours = *theirs;
+    }
+    if matches!(theirs.vector, 12 | 13) && ours.vector == 14 && ours.address.is_some_and(wraps) {
+        // "These accesses may or may not cause the indicated exceptions": SDM Vol. 3A 6.3.
+        *ours = *theirs;
+    }
+    if ours.vector == theirs.vector && insn.mnemonic() == Mnemonic::Maskmovq {
+        (got.image.x87.status, got.image.x87.tags) = (native.image.x87.status, native.image.x87.tags);
+    }
+    if ours.vector == 19 && theirs.vector == 19 && native.image.mxcsr & (OVERFLOW | UNDERFLOW) != 0 {
+        // Whether a result that traps on overflow or underflow would have been exact: not told from the masked result.
+        got.image.mxcsr = got.image.mxcsr & !PRECISION | native.image.mxcsr & PRECISION;
+    }
+    if ours.vector == 19 && theirs.vector == 19 && uses_x87(insn) {
+        // Whether MMX state is entered first.
+        (got.image.x87.status, got.image.x87.tags) = (native.image.x87.status, native.image.x87.tags);
+    }
+}
+
+/// Whether an access of a few bytes there may go beyond 4 GiB.
+fn wraps(address: u64) -> bool {
+    (0xffff_ffe0..=0xffff_ffff).contains(&address)
+}
+
+/// The flags that are undefined after an instruction, if those were before it.
+fn undefined_after(before: u64, insn: &Instruction) -> u64 {
+    before & !defines(insn) | ins::undefined_flags(insn)
+}
+
+fn flag_bits(rflags: u32) -> u64 {
+    [
+        (RflagsBits::CF, flags::CF),
+        (RflagsBits::PF, flags::PF),
+        (RflagsBits::AF, flags::AF),
+        (RflagsBits::ZF, flags::ZF),
+        (RflagsBits::SF, flags::SF),
+        (RflagsBits::OF, flags::OF),
+    ]
+    .into_iter()
+    .filter(|(theirs, _)| rflags & theirs != 0)
+    .fold(0, |sum, (_, ours)| sum | ours)
+}
+
+/// Flags that the instruction surely sets (a shift by CL may leave them as they were).
+fn defines(insn: &Instruction) -> u64 {
+    use Mnemonic as M;
+    let maybe = matches!(
+        insn.mnemonic(),
+        M::Shl | M::Shr | M::Sar | M::Sal | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd
+    ) || insn.has_rep_prefix()
+        || insn.has_repne_prefix();
+    if maybe { 0 } else { flag_bits(insn.rflags_written() | insn.rflags_cleared() | insn.rflags_set()) }
+}
+
+/// The part of a state that one instruction can depend on: registers that it names, memory that it reaches, and flags.
+/// The rest is as in [`Image::new`].
+pub fn relevant(start: &Image, insn: &Instruction) -> Image {
+    let mut image = Image::new();
+    let mut information = InstructionInfoFactory::new();
+    let information = information.info(insn);
+    let read = flag_bits(insn.rflags_read());
+    image.flags = start.flags & (read | flags::DF);
+    let writes_mxcsr = insn.cpuid_features().iter().any(|feature| format!("{feature:?}").contains("SSE"));
+    for register in information.used_registers() {
+        let name = register.register();
+        if name.is_gpr() {
+            let number = name.full_register() as usize - Register::RAX as usize;
+            image.gpr[number] = start.gpr[number];
+        } else if name.is_xmm() {
+            let number = name as usize - Register::XMM0 as usize;
+            image.xmm[number] = start.xmm[number];
+        } else if name.is_st() || name.is_mm() {
+            image.x87 = start.x87;
+        }
+    }
+    if uses_x87(insn) {
+        image.x87 = start.x87;
+    }
+    if writes_mxcsr {
+        image.mxcsr = start.mxcsr;
+    }
+    let count = if insn.is_string_instruction() { start.gpr[1].clamp(1, 80) } else { 1 };
+    let value = |register: Register, _: usize, _: usize| {
+        if register.is_segment_register() {
+            return Some(0);
+        }
+        let number = register.full_register();
+        let value = if number == Register::RIP || number == Register::EIP {
+            0
+        } else {
+            start.gpr[number as usize - Register::RAX as usize]
+        };
+        Some(match register.size() {
+            1 if matches!(register, Register::AH | Register::CH | Register::DH | Register::BH) => value >> 8 & 0xff,
+            1 => value & 0xff,
+            2 => value & 0xffff,
+            4 => value & 0xffff_ffff,
+            _ => value,
+        })
+    };
+    for memory in information.used_memory() {
+        let Some(address) = memory.virtual_address(0, value) else { continue };
+        let size = memory.memory_size().size().max(1) as u64;
+        // String instructions go either way; bit strings reach as far as their index says.
+        let reach = match insn.op1_kind() {
+            _ if insn.is_string_instruction() => size * count,
+            OpKind::Register if is_bit_string(insn) => DATA_SIZE,
+            _ if insn.mnemonic() == Mnemonic::Enter => 0x100,
+            _ => 0,
+        };
+        let first = address.saturating_sub(reach).clamp(DATA, DATA + DATA_SIZE) - DATA;
+        let last = address.saturating_add(size + reach).clamp(DATA, DATA + DATA_SIZE) - DATA;
+        if memory.access() != OpAccess::Write {
+            let range = first as usize..last as usize;
+            image.data[range.clone()].copy_from_slice(&start.data[range]);
+        }
+    }
+    image
+}
+
+fn is_bit_string(insn: &Instruction) -> bool {
+    matches!(insn.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
+        && insn.op0_kind() == OpKind::Memory
+}
+
+/// Whether the instruction reads or writes x87 or MMX state: by its operands, or by its name.
+pub fn uses_x87(insn: &Instruction) -> bool {
+    let is_shared = |register: Register| register.is_mm() || register.is_st();
+    format!("{:?}", insn.mnemonic()).starts_with('F')
+        || matches!(insn.mnemonic(), Mnemonic::Emms | Mnemonic::Wait)
+        || (0..insn.op_count())
+            .any(|operand| insn.op_kind(operand) == OpKind::Register && is_shared(insn.op_register(operand)))
+}
