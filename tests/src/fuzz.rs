@@ -130,6 +130,9 @@ pub const SHA: [Mnemonic; 7] = [
     Mnemonic::Sha256rnds2,
 ];
 
+/// Shift counts about which there is something special.
+pub const COUNTS: [u8; 16] = [0, 1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 255];
+
 /// Where a count of more than 16 leaves the result undefined, as it does for their immediate forms.
 pub const DOUBLE_SHIFTS_BY_CL: [Code; 2] = [Code::Shld_rm16_r16_CL, Code::Shrd_rm16_r16_CL];
 
@@ -166,6 +169,14 @@ pub fn instruction(random: &mut Random, code: Code, bits: u32) -> Option<(Instru
         } else {
             insn.set_has_repne_prefix(true);
         }
+    }
+    if table::module(code.mnemonic()) == Some("shift")
+        && insn.op_count() > 1
+        && insn.op_kind(insn.op_count() - 1) == OpKind::Immediate8
+        && insn.immediate8() != 1
+        && random.one_in(2)
+    {
+        insn.set_immediate8(random.pick(&COUNTS));
     }
     if matches!(code, Code::Shld_rm16_r16_imm8 | Code::Shrd_rm16_r16_imm8) {
         insn.set_immediate8(insn.immediate8() % 17);

@@ -44,6 +44,11 @@ impl Program {
             if insn.flow_control() != FlowControl::Next && position + 1 != length {
                 return None;
             }
+            // Processors don't agree whether it enters MMX state when its operand is in memory.
+            let entry = insn.code() == Code::Cvtpi2ps_xmm_mmm64 && insn.op1_kind() == OpKind::Memory;
+            if entry && position + 1 != length {
+                return None;
+            }
             if flag_bits(insn.rflags_read()) & undefined != 0 {
                 return None;
             }
@@ -247,35 +252,34 @@ pub fn relevant(start: &Image, insn: &Instruction) -> Image {
     let read = flag_bits(insn.rflags_read());
     image.flags = start.flags & (read | flags::DF);
     let writes_mxcsr = insn.cpuid_features().iter().any(|feature| format!("{feature:?}").contains("SSE"));
+    if uses_x87(insn) {
+        let x87 = &start.x87;
+        (image.x87.control, image.x87.status, image.x87.tags) = (x87.control, x87.status, x87.tags);
+    }
     for register in information.used_registers() {
         let name = register.register();
         if name.is_gpr() {
-            let number = name.full_register() as usize - Register::RAX as usize;
-            image.gpr[number] = start.gpr[number];
+            image.gpr[number(name)] = start.gpr[number(name)];
         } else if name.is_xmm() {
-            let number = name as usize - Register::XMM0 as usize;
-            image.xmm[number] = start.xmm[number];
-        } else if name.is_st() || name.is_mm() {
-            image.x87 = start.x87;
+            let index = name as usize - Register::XMM0 as usize;
+            image.xmm[index] = start.xmm[index];
+        } else if name.is_mm() {
+            let index = name as usize - Register::MM0 as usize;
+            image.x87.registers[index] = start.x87.registers[index];
+        } else if name.is_st() {
+            let index = (start.x87.top() + name as usize - Register::ST0 as usize) & 7;
+            image.x87.registers[index] = start.x87.registers[index];
         }
-    }
-    if uses_x87(insn) {
-        image.x87 = start.x87;
     }
     if writes_mxcsr {
         image.mxcsr = start.mxcsr;
     }
-    let count = if insn.is_string_instruction() { start.gpr[1].clamp(1, 80) } else { 1 };
     let value = |register: Register, _: usize, _: usize| {
         if register.is_segment_register() {
             return Some(0);
         }
-        let number = register.full_register();
-        let value = if number == Register::RIP || number == Register::EIP {
-            0
-        } else {
-            start.gpr[number as usize - Register::RAX as usize]
-        };
+        let instruction_pointer = register.full_register() == Register::RIP;
+        let value = if instruction_pointer { 0 } else { start.gpr[number(register)] };
         Some(match register.size() {
             1 if matches!(register, Register::AH | Register::CH | Register::DH | Register::BH) => value >> 8 & 0xff,
             1 => value & 0xff,
@@ -287,21 +291,38 @@ pub fn relevant(start: &Image, insn: &Instruction) -> Image {
     for memory in information.used_memory() {
         let Some(address) = memory.virtual_address(0, value) else { continue };
         let size = memory.memory_size().size().max(1) as u64;
-        // String instructions go either way; bit strings reach as far as their index says.
-        let reach = match insn.op1_kind() {
-            _ if insn.is_string_instruction() => size * count,
-            OpKind::Register if is_bit_string(insn) => DATA_SIZE,
-            _ if insn.mnemonic() == Mnemonic::Enter => 0x100,
-            _ => 0,
-        };
-        let first = address.saturating_sub(reach).clamp(DATA, DATA + DATA_SIZE) - DATA;
-        let last = address.saturating_add(size + reach).clamp(DATA, DATA + DATA_SIZE) - DATA;
+        let (down, up) = reach(insn, start, size);
+        let within = |address: u64| (address.clamp(DATA, DATA + DATA_SIZE) - DATA) as usize;
+        let range = within(address.saturating_sub(down))..within(address.saturating_add(size + up));
         if memory.access() != OpAccess::Write {
-            let range = first as usize..last as usize;
             image.data[range.clone()].copy_from_slice(&start.data[range]);
         }
     }
     image
+}
+
+/// How many bytes before and after its memory operand an instruction may reach.
+fn reach(insn: &Instruction, start: &Image, size: u64) -> (u64, u64) {
+    if insn.is_string_instruction() && (insn.has_rep_prefix() || insn.has_repne_prefix()) {
+        let more = size * start.gpr[1].clamp(1, 80);
+        return if start.flags & flags::DF != 0 { (more, 0) } else { (0, more) };
+    }
+    if is_bit_string(insn) && insn.op1_kind() == OpKind::Register {
+        let index = start.gpr[number(insn.op1_register())] as i64;
+        let index = match size {
+            2 => i64::from(index as i16),
+            4 => i64::from(index as i32),
+            _ => index,
+        };
+        let bytes = index.unsigned_abs() / 8 + size;
+        return if index < 0 { (bytes, 0) } else { (0, bytes) };
+    }
+    if insn.mnemonic() == Mnemonic::Enter { (8 * u64::from(insn.immediate8_2nd() & 31), 0) } else { (0, 0) }
+}
+
+/// The encoding number of a general register or part of one.
+fn number(register: Register) -> usize {
+    register.full_register() as usize - Register::RAX as usize
 }
 
 fn is_bit_string(insn: &Instruction) -> bool {

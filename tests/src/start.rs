@@ -1,9 +1,10 @@
 //! Random states in which given instructions can mostly reach their memory.
 
-use iced_x86::{Instruction, InstructionInfoFactory, Register};
+use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, Register};
+use semantics::table;
 
 use crate::{
-    fuzz::{DOUBLE_SHIFTS_BY_CL, SHA, is_delicate},
+    fuzz::{COUNTS, DOUBLE_SHIFTS_BY_CL, SHA, is_delicate},
     image::{CODE, DATA, DATA_SIZE, Image},
     random::Random,
 };
@@ -30,6 +31,15 @@ pub fn state(random: &mut Random, insns: &[Instruction], bits: u32) -> Image {
             if index.is_gpr() && index != memory.base() && index != Register::AL {
                 image.gpr[number(index)] = random.below(64);
             }
+        }
+        if table::module(insn.mnemonic()) == Some("shift") && random.one_in(2) {
+            image.gpr[1] = image.gpr[1] & !0xff | u64::from(random.pick(&COUNTS));
+        }
+        if matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv) && random.one_in(2) {
+            // So that the quotient often fits.
+            let (high, low) = (random.below(16), random.below(0x8000));
+            image.gpr[2] = random.pick(&[0, u64::MAX, high]);
+            image.gpr[0] = random.pick(&[image.gpr[0], low]);
         }
         if insn.is_string_instruction() {
             image.gpr[1] = random.below(70);

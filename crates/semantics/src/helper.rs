@@ -47,6 +47,12 @@ macro_rules! helpers {
                 const NAMES: &[&str] = &[$(stringify!($name),)*];
                 NAMES[self as usize]
             }
+
+            /// Path of its function, as the table has it.
+            pub const fn path(self) -> &'static str {
+                const PATHS: &[&str] = &[$(stringify!($function),)*];
+                PATHS[self as usize]
+            }
         }
     };
 }

@@ -67,6 +67,16 @@ macro_rules! instructions {
             Some(definition)
         }
 
+        /// The module of this crate that defines a lifted instruction; of the vector ones, that of their operation.
+        pub fn module(mnemonic: Mnemonic) -> Option<&'static str> {
+            let path = match mnemonic {
+                $(Mnemonic::$lifted => stringify!($function),)*
+                $(Mnemonic::$vector => VectorOp::$op.path(),)*
+                _ => return None,
+            };
+            path.split("::").nth(1).map(str::trim)
+        }
+
         /// Every mnemonic that has a lifted definition.
         pub const LIFTED: &[Mnemonic] = &[$(Mnemonic::$lifted,)* $(Mnemonic::$vector,)*];
 
