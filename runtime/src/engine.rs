@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use memory::{CodePages, Mmu, Ram};
+use semantics::decode::MAX_BLOCK;
 use translator::{Options, Translator};
 use vcpu::{Clock, EngineError, Entry, Exit, Kick, Statistics, Vcpu};
 use x86::CpuState;
@@ -33,6 +34,8 @@ pub struct EngineConfig {
     pub threshold: u32,
     /// Bytes of host memory reserved for compiled code.
     pub code_memory: usize,
+    /// Instructions that a guest block has at most; for tests, which run blocks of one.
+    pub longest_block: usize,
     /// For tests: drop code, blocks, links and caches at random, by this seed.
     pub stress: Option<u64>,
 }
@@ -43,6 +46,7 @@ impl Default for EngineConfig {
             mode: EngineMode::Translate,
             threshold: DEFAULT_THRESHOLD,
             code_memory: 256 << 20,
+            longest_block: MAX_BLOCK,
             stress: None,
         }
     }
@@ -113,7 +117,7 @@ impl Engine {
             state,
             mmu,
             clock,
-            finder: Finder::new(Arc::clone(&cache)),
+            finder: Finder::new(Arc::clone(&cache), config.longest_block),
             cache,
             jump_cache,
             compiler,

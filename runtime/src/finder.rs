@@ -23,12 +23,14 @@ use crate::{
 pub struct Finder {
     lookup: Lookup,
     cache: Arc<CodeCache>,
+    /// Instructions that a block has at most.
+    longest: usize,
 }
 
 impl Finder {
-    /// Over a shared cache.
-    pub fn new(cache: Arc<CodeCache>) -> Self {
-        Self { lookup: Lookup::new(), cache }
+    /// Over a shared cache. Blocks end after `longest` instructions (at least one).
+    pub fn new(cache: Arc<CodeCache>, longest: usize) -> Self {
+        Self { lookup: Lookup::new(), cache, longest: longest.max(1) }
     }
 
     /// The block at the state's CS:RIP, decoded if need be. The exception is the fetch's or the decoder's.
@@ -42,12 +44,12 @@ impl Finder {
         let linear = state.linear_rip(state.rip);
         let first = fetch(state, mmu, linear, state.rip)?;
         let key = BlockKey { first, rip: state.rip, mode: state.mode, extent };
-        let cache = &self.cache;
+        let (cache, longest) = (&self.cache, self.longest);
         self.lookup.get_or(
             &key,
             mmu,
             |mmu, block| stands(state, mmu, linear, block),
-            |mmu| load(cache, state, mmu, linear, key),
+            |mmu| load(cache, state, mmu, linear, key, longest),
         )
     }
 
@@ -97,6 +99,7 @@ fn load(
     mmu: &mut Mmu,
     linear: GuestVirt,
     key: BlockKey,
+    longest: usize,
 ) -> Result<Arc<Block>, Exception> {
     if let Some(block) = cache.find(&key) {
         if stands(state, mmu, linear, &block) {
@@ -112,7 +115,14 @@ fn load(
     let mut buffer = [0; MAX_BLOCK * MAX_LENGTH];
     let bytes = read(state, mmu, key.first, &mut buffer);
     let block = match key.extent {
-        Extent::Full => decode::decode_block(bytes, key.rip, key.mode),
+        Extent::Full => {
+            let mut block = decode::decode_block(bytes, key.rip, key.mode);
+            if block.insns.len() > longest {
+                block.insns.truncate(longest);
+                block.end = BlockEnd::Length;
+            }
+            block
+        }
         Extent::Single => {
             let insns = decode::decode_one(bytes, key.rip, key.mode).into_iter().collect();
             GuestBlock { rip: key.rip, mode: key.mode, insns, end: BlockEnd::Length }
