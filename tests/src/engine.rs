@@ -1,128 +1,192 @@
-//! Provisional: the interpreter alone, without a runtime around it.
+//! The same cases on our engines: a guest with the code and data windows at the same linear addresses, in ring 3.
+//!
+//! The guest is set up once. A case is handed over in memory and begun by an NMI: its handler ([`driver`]) copies the code into its
+//! window, loads the registers and returns to ring 3. Around the code lies HLT, which in ring 3 raises #GP; the
+//! handlers of all exceptions are a HLT in ring 0, which leaves the engine: its address tells the vector, its stack
+//! frame the rest. So a case ends at the first instruction outside its code, or in a fault.
 
-use std::sync::Arc;
+mod driver;
+mod layout;
 
 use anyhow::{Result, bail};
-use memory::{CodePages, Mmu, Ram, Stop};
-use semantics::decode;
-use x86::{CpuState, Flags, GuestPhys, Segment, control, flags, paging};
+use memory::Ram;
+use runtime::{Engine, EngineConfig, EngineMode};
+use vcpu::{Answer, Clock, Entry, Exit, Vcpu};
+use x86::{CpuState, GuestPhys, Segment, control, state::RSP};
 
-use crate::image::{CODE, CODE_SIZE, COMPARED_FLAGS, DATA, DATA_SIZE, Fault, Image, Ran, set_segments};
+use crate::image::{CODE, COMPARED_FLAGS, DATA_SIZE, Fault, Image, Ran, fxsave_of, set_segments};
+use layout::*;
 
 /// A way to run a case. All must agree.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs)]
 pub enum Way {
+    /// The interpreter.
     Interpreted,
+    /// Compiled at the first execution, blocks of one instruction: every value goes through the state.
     CompiledSingly,
+    /// Compiled at the first execution, whole blocks.
     Compiled,
+    /// As `CompiledSingly`, the third time round: every block enters the next by its chain slot.
     Chained,
 }
 
-const PML4: u64 = 0x1000;
-const PDPT: u64 = 0x2000;
-const LOW_DIRECTORY: u64 = 0x3000;
-const WINDOW_DIRECTORY: u64 = 0x4000;
-const DATA_TABLE: u64 = 0x5000;
-const IDT: u64 = 0x6000;
-const TSS: u64 = 0x7000;
-const GDT: u64 = 0x7800;
-const DATA_PHYSICAL: u64 = 0x10_0000;
-const CODE_PHYSICAL: u64 = 0x40_0000;
-const MEMORY: u64 = CODE_PHYSICAL + CODE_SIZE;
+impl Way {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Interpreted, Self::CompiledSingly, Self::Compiled, Self::Chained];
 
-/// .
+    fn config(self) -> EngineConfig {
+        let config = EngineConfig { threshold: 1, code_memory: 64 << 20, ..EngineConfig::default() };
+        match self {
+            Self::Interpreted => EngineConfig::interpret(),
+            Self::Compiled => EngineConfig { mode: EngineMode::Translate, ..config },
+            Self::CompiledSingly | Self::Chained => {
+                EngineConfig { mode: EngineMode::Translate, longest_block: 1, ..config }
+            }
+        }
+    }
+
+    /// How often a case is run; the last time counts.
+    fn times(self) -> usize {
+        if self == Self::Chained { 3 } else { 1 }
+    }
+}
+
+/// Exits that a case may take before it counts as hung.
+const MOST_EXITS: usize = 1000;
+
+/// An engine with the guest in it.
 pub struct Subject {
-    state: Box<CpuState>,
-    mmu: Mmu,
+    way: Way,
+    engine: Engine,
     ram: Ram,
+    /// Where in the window the last case's code was, and its length: to be erased.
+    last: (u64, u64),
 }
 
 impl Subject {
-    /// A fresh guest.
-    pub fn start(_: Way) -> Result<Self> {
+    /// A fresh guest, waiting for its first case.
+    pub fn start(way: Way) -> Result<Self> {
         let ram = Ram::new(MEMORY)?;
-        let word = |address, value: u64| ram.write(GuestPhys(address), &value.to_le_bytes());
-        let user = paging::PRESENT | paging::WRITABLE | paging::USER;
-        word(PML4, PDPT | user)?;
-        word(PDPT, LOW_DIRECTORY | user)?;
-        word(PDPT + 8 * (CODE >> 30), WINDOW_DIRECTORY | user)?;
-        word(LOW_DIRECTORY, paging::PRESENT | paging::WRITABLE | paging::LARGE)?;
-        for page in 0..CODE_SIZE >> 21 {
-            let entry = CODE_PHYSICAL + (page << 21) | paging::PRESENT | paging::USER | paging::LARGE;
-            word(WINDOW_DIRECTORY + 8 * ((CODE >> 21 & 0x1ff) + page), entry)?;
-        }
-        word(WINDOW_DIRECTORY + 8 * (DATA >> 21 & 0x1ff), DATA_TABLE | user)?;
-        for page in 0..DATA_SIZE >> 12 {
-            word(DATA_TABLE + 8 * page, DATA_PHYSICAL + (page << 12) | user | paging::NO_EXECUTE)?;
-        }
-        ram.write(GuestPhys(CODE_PHYSICAL), &vec![0xf4; CODE_SIZE as usize])?;
-        let mmu = Mmu::new(ram.clone(), CodePages::new(&ram));
-        let _: Option<Arc<()>> = None;
-        Ok(Self { state: Box::new(CpuState::new()), mmu, ram })
+        layout::write(&ram)?;
+        let driver = driver::assemble()?;
+        ram.write(GuestPhys(DRIVER), &driver)?;
+        let mut engine = Engine::new(way.config(), ram.clone(), Clock::manual())?;
+        engine.update_state(&mut set_system_state);
+        let mut subject = Self { way, engine, ram, last: (0, 0) };
+        subject.wait_for_halt(Entry::default())?;
+        Ok(subject)
     }
 
-    /// .
+    /// Runs `code`, put at `CODE + offset`, from the state of `start` to the first instruction outside it, or to a
+    /// fault.
     pub fn run(&mut self, code: &[u8], offset: u64, bits: u32, start: &Image) -> Result<Ran> {
-        self.ram.write(GuestPhys(DATA_PHYSICAL), &start.data)?;
-        let base = CODE + offset;
-        self.ram.write(GuestPhys(CODE_PHYSICAL + offset), code)?;
-        let state = &mut self.state;
-        set_state(state, base, bits, start);
-        self.mmu.select_view(state);
-        let end = base + code.len() as u64;
-        let mut fault = None;
-        let mut steps = 0;
-        while (base..end).contains(&state.rip) {
-            steps += 1;
-            if steps > 100_000 {
-                bail!("the case does not end");
+        self.hand_over(code, offset, bits, start)?;
+        for time in 0..self.way.times() {
+            if time == 1 {
+                // The code is there and stays.
+                self.words(ERASE, &[CODE_PHYSICAL, 0, CODE_PHYSICAL, 0])?;
             }
-            let stop = match decode::decode_one(&code[(state.rip - base) as usize..], state.rip, state.mode) {
-                Ok(insn) => match interpreter::step(state, &mut self.mmu, &insn) {
-                    Ok(()) => continue,
-                    Err(Stop::Exception(exception)) => exception,
-                    Err(Stop::Board) => bail!("board access"),
-                },
-                Err(error) => error.exception().unwrap_or(x86::Exception::UD),
-            };
-            let vector = stop.vector as u8;
-            fault = Some(Fault { vector, address: (vector == 14).then_some(stop.address) });
-            break;
+            self.ram.write(GuestPhys(DATA_PHYSICAL), &start.data)?;
+            self.wait_for_halt(Entry { nmi: true, ..Entry::default() })?;
         }
+        self.finish(code, CODE + offset)
+    }
+
+    /// Blocks compiled so far, and blocks that the translator left to the interpreter.
+    pub fn compiled(&self) -> (u64, u64) {
+        (self.engine.statistics().compiled, self.engine.declined())
+    }
+
+    fn words(&self, address: u64, words: &[u64]) -> Result<()> {
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        Ok(self.ram.write(GuestPhys(address), &bytes)?)
+    }
+
+    /// Puts a case where the driver finds it.
+    fn hand_over(&mut self, code: &[u8], offset: u64, bits: u32, start: &Image) -> Result<()> {
+        let length = code.len() as u64;
+        let (last, last_length) = std::mem::replace(&mut self.last, (offset, length));
+        self.words(ERASE, &[CODE_PHYSICAL + last, last_length, CODE_PHYSICAL + offset, length])?;
+        self.ram.write(GuestPhys(STAGING), code)?;
+        self.ram.write(GuestPhys(FX_IMAGE), &fxsave_of(start))?;
+        let mut state = CpuState::new();
+        set_segments(&mut state, bits);
+        let [es, cs, ss, ..] = state.segments.map(|segment| u64::from(segment.selector));
+        self.words(SELECTOR, &[es])?;
+        let g = &start.gpr;
+        let popped =
+            [g[15], g[14], g[13], g[12], g[11], g[10], g[9], g[8], g[7], g[6], g[5], g[3], g[2], g[1], g[0]];
+        self.words(FRAME, &popped)?;
+        let rflags = x86::flags::FIXED_ONE | start.flags & COMPARED_FLAGS;
+        let frame = [CODE + offset + start.rip, cs, rflags, g[RSP], ss];
+        self.words(FRAME + 8 * popped.len() as u64, &frame)
+    }
+
+    fn wait_for_halt(&mut self, mut entry: Entry) -> Result<()> {
+        for _ in 0..MOST_EXITS {
+            match self.engine.run(entry)? {
+                Exit::Halt => return Ok(()),
+                Exit::Kicked => entry = Entry::default(),
+                Exit::MsrRead { .. } | Exit::MsrWrite { .. } => {
+                    entry = Entry { answer: Answer::Fault, ..Entry::default() };
+                }
+                other => bail!("the case left the engine with {other:?}"),
+            }
+        }
+        bail!("the case does not end")
+    }
+
+    /// Reads the state that the exception handler's frame and registers hold.
+    fn finish(&self, code: &[u8], base: u64) -> Result<Ran> {
+        let state = self.engine.state();
+        let handler = state.rip.wrapping_sub(1).wrapping_sub(HANDLERS);
+        if !handler.is_multiple_of(16) || handler / 16 >= 32 {
+            bail!("halted at {:#x}, which is no exception handler", state.rip);
+        }
+        let vector = (handler / 16) as u8;
+        let has_code = matches!(vector, 8 | 10..=14 | 17);
+        let frame = state.gpr[RSP] + if has_code { 8 } else { 0 };
+        let word = |index: u64| -> Result<u64> {
+            let mut bytes = [0; 8];
+            self.ram.read(GuestPhys(frame + 8 * index), &mut bytes)?;
+            Ok(u64::from_le_bytes(bytes))
+        };
+        let (rip, rflags, rsp) = (word(0)?, word(2)?, word(3)?);
+        let mut gpr = state.gpr;
+        gpr[RSP] = rsp;
         let mut data = vec![0; DATA_SIZE as usize];
         self.ram.read(GuestPhys(DATA_PHYSICAL), &mut data)?;
+        let inside = (base..base + code.len() as u64).contains(&rip);
+        // HLT, or nothing at all, where the code has gone.
+        let ended = !inside && (vector == 13 || vector == 14 && state.cr2 == rip);
+        let fault = (!ended).then_some(Fault { vector, address: (vector == 14).then_some(state.cr2) });
         let image = Image {
-            gpr: state.gpr,
-            rip: state.rip.wrapping_sub(base),
-            flags: state.rflags() & COMPARED_FLAGS,
+            gpr,
+            rip: rip.wrapping_sub(base),
+            flags: rflags & COMPARED_FLAGS,
             xmm: state.xmm,
             mxcsr: state.mxcsr,
-            x87: state.x87.clone(),
+            x87: state.x87,
             data,
         };
         Ok(Ran { image, fault })
     }
 }
 
-fn set_state(state: &mut CpuState, base: u64, bits: u32, image: &Image) {
+/// Ring 0 of the guest, about to halt; from there on it drives itself.
+fn set_system_state(state: &mut CpuState) {
     use control::cr4;
-    state.gpr = image.gpr;
-    state.rip = base + image.rip;
-    state.flags = Flags::from_bits(image.flags);
-    state.rflags = flags::FIXED_ONE | image.flags & flags::DF;
-    state.xmm = image.xmm;
-    state.mxcsr = image.mxcsr;
-    state.x87 = image.x87;
+    set_segments(state, 64);
+    state.segments[1] = Segment::from_descriptor(8, RING0_CODE);
+    state.segments[2] = Segment::default();
+    state.cpl = 0;
+    state.rip = HANDLERS;
+    state.gpr[RSP] = KERNEL_STACK;
     state.cr3 = PML4;
     state.cr4 = cr4::PAE | cr4::PGE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::FSGSBASE | cr4::OSXSAVE;
     state.xcr0 = control::xcr0::X87 | control::xcr0::SSE;
-    set_segments(state, bits);
     state.tr = Segment { base: TSS, limit: 0x67, selector: 0x40, attributes: 0x8b };
     state.gdtr = Segment { base: GDT, limit: 0x4f, ..Segment::default() };
     state.idtr = Segment { base: IDT, limit: 0x1ff, ..Segment::default() };
-    state.halted = false;
-    state.interrupt_shadow = 0;
-    state.pending_exception = 0;
     state.update_mode();
 }

@@ -1,7 +1,9 @@
 //! Random instructions. The generator walks the instruction table: every encoding of every lifted mnemonic that can
 //! run in ring 3 is made up, so a new row is fuzzed from the day it is written.
 
-use iced_x86::{Code, Encoder, FlowControl, Instruction, Mnemonic, OpCodeOperandKind as Kind, OpKind, Register};
+use iced_x86::{
+    Code, Encoder, FlowControl, Instruction, Mnemonic, OpCodeOperandKind as Kind, OpKind, Register,
+};
 use semantics::{decode, table};
 use x86::{CpuState, Mode};
 
@@ -41,7 +43,10 @@ fn processors_differ(code: Code, bits: u32) -> bool {
     let info = code.op_code();
     let short_branch = bits == 64 && info.operand_size() == 16 && code.flow_control() != FlowControl::Next;
     // Prefetches of registers are #UD to AMD's.
-    let prefetch = matches!(code, Code::Reservednop_rm16_r16_0F0D | Code::Reservednop_rm32_r32_0F0D | Code::Reservednop_rm64_r64_0F0D);
+    let prefetch = matches!(
+        code,
+        Code::Reservednop_rm16_r16_0F0D | Code::Reservednop_rm32_r32_0F0D | Code::Reservednop_rm64_r64_0F0D
+    );
     // A segment register pushed with 32 or 64 bits leaves the upper bytes as they were, or zeroes them.
     let push = code.mnemonic() == Mnemonic::Push
         && info.operand_size() != 16

@@ -5,8 +5,10 @@ use x86::{CpuState, Segment, flags, fpu::X87};
 
 /// Where code is put; a test runs at some offset in it.
 pub const CODE: u64 = 0x4000_0000;
-/// Bytes of code window.
-pub const CODE_SIZE: u64 = 0x40_0000;
+/// Bytes of code window: two pages, so that code can cross from one to the other.
+pub const CODE_SIZE: u64 = 0x2000;
+/// Where in the code window cases of `.ins` files lie.
+pub const USUAL_OFFSET: u64 = 0x200;
 /// Where data is; the pages before and after are not mapped.
 pub const DATA: u64 = 0x5000_0000;
 /// Bytes of data window.
@@ -131,6 +133,27 @@ pub fn set_segments(state: &mut CpuState, bits: u32) {
     let other = if bits == 64 { Segment::default() } else { data };
     state.segments = [other, code, data, other, Segment::default(), Segment::default()];
     state.cpl = 3;
+}
+
+/// The 512-byte FXSAVE image of x87, MMX and SSE state (SDM Vol. 1 table 10-2), of the 64-bit form.
+pub fn fxsave_of(image: &Image) -> [u8; 512] {
+    let mut bytes = [0; 512];
+    let x87 = &image.x87;
+    bytes[0..2].copy_from_slice(&x87.control.to_le_bytes());
+    bytes[2..4].copy_from_slice(&x87.status.to_le_bytes());
+    bytes[4] = x87.tags as u8;
+    bytes[24..28].copy_from_slice(&image.mxcsr.to_le_bytes());
+    bytes[28..32].copy_from_slice(&x86::fpu::MXCSR_MASK.to_le_bytes());
+    for position in 0..8 {
+        // ST(0) first.
+        let [low, high] = x87.registers[(x87.top() + position) & 7];
+        bytes[32 + 16 * position..][..8].copy_from_slice(&low.to_le_bytes());
+        bytes[40 + 16 * position..][..2].copy_from_slice(&(high as u16).to_le_bytes());
+    }
+    for (index, value) in image.xmm.iter().enumerate() {
+        bytes[160 + 16 * index..][..16].copy_from_slice(&value.to_le_bytes());
+    }
+    bytes
 }
 
 /// An exception that ended a run; RIP of the image is that of the faulting instruction.

@@ -11,12 +11,17 @@ use x86::fpu::X87;
 
 use crate::image::{CODE, CODE_SIZE, COMPARED_FLAGS, DATA, DATA_SIZE, Fault, Image, Ran};
 
+/// What lies where no code is.
+const HLT: u8 = 0xf4;
+
 /// A child process that executes cases natively. Dropping it kills the child.
 pub struct Oracle {
     child: pid_t,
     /// Our view of the windows: code, then data.
     view: *mut u8,
     registers: libc::user_regs_struct,
+    /// Where in the code window the last case's code was, and its length: to be erased.
+    last: (u64, usize),
 }
 
 // SAFETY: the mapping and the child belong to this value alone. (ptrace requests must come from the thread that forked:
@@ -53,8 +58,8 @@ impl Oracle {
             }
             libc::close(memory);
             // As in the engines' guests, there is HLT where no code is.
-            ptr::write_bytes(view.cast::<u8>(), 0xf4, CODE_SIZE as usize);
-            let mut oracle = Self { child, view: view.cast(), registers: std::mem::zeroed() };
+            ptr::write_bytes(view.cast::<u8>(), HLT, CODE_SIZE as usize);
+            let mut oracle = Self { child, view: view.cast(), registers: std::mem::zeroed(), last: (0, 0) };
             let status = oracle.wait()?;
             if !libc::WIFSTOPPED(status) {
                 return Err(io::Error::other(
@@ -100,6 +105,8 @@ impl Oracle {
         start: &Image,
         steps: usize,
     ) -> io::Result<Ran> {
+        let (last, length) = std::mem::replace(&mut self.last, (offset, code.len()));
+        self.window(last, length).fill(HLT);
         self.window(offset, code.len()).copy_from_slice(code);
         self.window(CODE_SIZE, DATA_SIZE as usize).copy_from_slice(&start.data);
         let base = CODE + offset;
@@ -130,9 +137,7 @@ impl Oracle {
                 break;
             }
             // A REP instruction traps after each iteration, with RIP still at itself.
-            if registers.rip != rip {
-                done += 1;
-            } else if !is_repeated(code, (rip - base) as usize, bits) {
+            if registers.rip != rip || !is_repeated(code, (rip - base) as usize, bits) {
                 done += 1;
             }
             rip = registers.rip;

@@ -13,6 +13,9 @@ use crate::{
     random::Random,
 };
 
+/// Runs a program: what happens natively, and how an engine differs.
+pub type Compare<'a> = dyn FnMut(&Program, &Image) -> (Ran, Vec<String>) + 'a;
+
 /// Instructions that follow each other.
 #[derive(Clone, Debug)]
 pub struct Program {
@@ -117,11 +120,7 @@ impl Program {
 
     /// The smallest part of the program, and state, on which `run` still finds differences, as text for an `.ins`
     /// file. `run` gives what happens natively, and the differences.
-    pub fn smallest(
-        &self,
-        start: &Image,
-        run: &mut dyn FnMut(&Self, &Image) -> (Ran, Vec<String>),
-    ) -> (Mnemonic, String) {
+    pub fn smallest(&self, start: &Image, run: &mut Compare<'_>) -> (Mnemonic, String) {
         let mut before = start.clone();
         for length in 1..=self.insns.len() {
             let prefix = self.slice(0..length);
@@ -281,7 +280,9 @@ pub fn relevant(start: &Image, insn: &Instruction) -> Image {
         let instruction_pointer = register.full_register() == Register::RIP;
         let value = if instruction_pointer { 0 } else { start.gpr[number(register)] };
         Some(match register.size() {
-            1 if matches!(register, Register::AH | Register::CH | Register::DH | Register::BH) => value >> 8 & 0xff,
+            1 if matches!(register, Register::AH | Register::CH | Register::DH | Register::BH) => {
+                value >> 8 & 0xff
+            }
             1 => value & 0xff,
             2 => value & 0xffff,
             4 => value & 0xffff_ffff,

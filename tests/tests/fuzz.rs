@@ -8,7 +8,7 @@ use semantics::table;
 use transvisor_tests::{
     engine::{Subject, Way},
     fuzz,
-    image::{Image, Ran},
+    image::{Image, Ran, USUAL_OFFSET},
     oracle::Oracle,
     program::Program,
     random::Random,
@@ -19,35 +19,27 @@ fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
-/// The host and the engines, and the place in the code window where the next program goes.
+/// The host and the engines.
 struct Bench {
     oracle: Oracle,
     subjects: Vec<(Way, Subject)>,
-    slot: u64,
 }
 
 impl Bench {
     fn start(ways: &[Way]) -> Self {
-        let subjects = ways.iter().map(|&way| (way, Subject::start(way).expect("an engine starts"))).collect();
-        Self { oracle: Oracle::start().expect("the oracle starts"), subjects, slot: 0 }
-    }
-
-    /// An offset where nothing has run yet, far enough from its neighbours for short jumps.
-    fn fresh(&mut self) -> u64 {
-        self.slot += 1;
-        if self.slot == 4000 {
-            self.slot = 1;
-            self.oracle = Oracle::start().expect("the oracle starts");
-            for (way, subject) in &mut self.subjects {
-                *subject = Subject::start(*way).expect("an engine starts");
-            }
-        }
-        self.slot * 1024 + 512
+        let subjects =
+            ways.iter().map(|&way| (way, Subject::start(way).expect("an engine starts"))).collect();
+        Self { oracle: Oracle::start().expect("the oracle starts"), subjects }
     }
 
     /// Runs natively, and on those engines that `which` asks for.
-    fn run(&mut self, program: &Program, start: &Image, which: Option<Way>) -> (Ran, Vec<(Way, Vec<String>)>) {
-        let offset = self.fresh();
+    fn run(
+        &mut self,
+        program: &Program,
+        start: &Image,
+        offset: u64,
+        which: Option<Way>,
+    ) -> (Ran, Vec<(Way, Vec<String>)>) {
         let code = program.code();
         let native = self
             .oracle
@@ -91,7 +83,9 @@ fn fuzz(bits: u32, ways: &[Way]) {
         let length = if random.one_in(3) { 2 + random.below(5) as usize } else { 1 };
         let Some(program) = Program::random(&mut random, &encodings, bits, length, first) else { continue };
         let start = start::state(&mut random, &program.instructions(), bits);
-        let (_, found) = bench.run(&program, &start, None);
+        // Now and then across a page boundary.
+        let offset = if random.one_in(8) { 0x1000 - random.below(16) } else { USUAL_OFFSET };
+        let (_, found) = bench.run(&program, &start, offset, None);
         run += 1;
         covered.extend(program.insns.iter().map(|(insn, _)| insn.mnemonic()));
         for (way, differences) in found {
@@ -99,7 +93,7 @@ fn fuzz(bits: u32, ways: &[Way]) {
                 continue;
             }
             let (mnemonic, text) = program.smallest(&start, &mut |program, start| {
-                let (native, mut found) = bench.run(program, start, Some(way));
+                let (native, mut found) = bench.run(program, start, offset, Some(way));
                 (native, found.pop().map(|(_, differences)| differences).unwrap_or_default())
             });
             failures.entry(format!("{mnemonic:?} {way:?}")).or_insert(text);
@@ -120,7 +114,8 @@ fn fuzz(bits: u32, ways: &[Way]) {
         fuzz::EXCLUDED.len(),
         missing.join(" ")
     );
-    let texts: Vec<String> = failures.iter().map(|(name, text)| format!("{name}:\n{text}")).take(40).collect();
+    let texts: Vec<String> =
+        failures.iter().map(|(name, text)| format!("{name}:\n{text}")).take(40).collect();
     assert!(
         failures.is_empty(),
         "{} instructions differ from the host:\n{}",
