@@ -5,7 +5,7 @@ mod common;
 use common::{Machine, RAM_SIZE, RAM_START, READ_ONLY, place};
 use semantics::decode::{GuestBlock, decode_block};
 use transvisor_translator::{
-    CodeBlock, Options, TranslateError, Translator,
+    CodeBlock, Options, PageLiveness, TranslateError, Translator,
     abi::{JumpEntry, Leave},
 };
 use x86::{Mode, flags};
@@ -233,4 +233,29 @@ fn division_errors_are_left_to_the_interpreter() {
             assert_eq!((machine.state.gpr[0], machine.state.gpr[2]), (rax, rdx));
         }
     }
+}
+
+#[test]
+fn flags_that_the_successor_overwrites_are_not_stored() {
+    // add rax, rbx; jmp +2; (2 bytes); test eax, eax
+    let bytes = [0x48, 0x01, 0xd8, 0xeb, 0x02, 0x90, 0x90, 0x85, 0xc0];
+    let mut page = vec![0; 4096];
+    page[..bytes.len()].copy_from_slice(&bytes);
+    let mut translator = Translator::new(Options { verify: true, ..Options::default() }).unwrap();
+    let guest = guest_block(&bytes);
+    let liveness = PageLiveness::new(mode(), CODE, &page);
+    let placed = place(translator.translate_with(&guest, &liveness).unwrap());
+    assert_eq!(placed.block.guest_bytes, 5);
+    assert_eq!(placed.block.depends, CODE..CODE + 9, "it relies on the successor's bytes");
+    let mut machine = Machine::new();
+    machine.state.gpr[0] = u64::MAX;
+    machine.state.gpr[3] = 1;
+    let before = machine.state.flags;
+    assert_eq!(machine.run(&placed), Leave::Unlinked);
+    assert_eq!(machine.state.gpr[0], 0);
+    assert_eq!(machine.state.flags, before);
+
+    let all_live = place(translator.translate(&guest).unwrap());
+    assert_eq!(all_live.block.depends, CODE..CODE + 5);
+    assert!(all_live.block.code.len() > placed.block.code.len());
 }
