@@ -3,13 +3,13 @@
 //! It owns the processor state (boxed: its address is what compiled code has in r15), the MMU, its view of the block
 //! cache, and what is shared with no other vCPU. The other files of this crate are its parts: [`crate::dispatch`] is the loop.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use memory::{CodePages, Mmu, Ram};
 use semantics::decode::MAX_BLOCK;
 use translator::{Options, Translator};
 use vcpu::{Clock, EngineError, Entry, Exit, Kick, Statistics, Vcpu};
-use x86::CpuState;
+use x86::{CpuState, Segment};
 
 use crate::{
     block_cache::CodeCache,
@@ -195,16 +195,21 @@ impl Vcpu for Engine {
     }
 
     fn update_state(&mut self, change: &mut dyn FnMut(&mut CpuState)) {
-        // A change may replace the state as a whole; kicks and the count are not part of what it means.
-        let requests = self.state.exit_request.load(std::sync::atomic::Ordering::Relaxed);
+        // A change may replace the state as a whole; kicks are not part of what it means.
+        let requests = self.state.exit_request.load(Ordering::Relaxed);
+        let before = Roots::of(&self.state);
         change(&mut self.state);
-        self.state.exit_request.fetch_or(requests, std::sync::atomic::Ordering::Relaxed);
+        self.state.exit_request.fetch_or(requests, Ordering::Relaxed);
+        if Roots::of(&self.state) == before {
+            // Data, such as CR8, which the board keeps in step with its interrupt controller.
+            return;
+        }
         self.attach();
         self.mmu.mmio.clear();
         self.events.forget();
         self.open = None;
         self.deferred_debug = 0;
-        // Whoever changes the state from outside may have changed memory too (a loader, a debugger's breakpoints).
+        // Whoever sends the guest elsewhere may have put new code there (a loader, a reset).
         self.cache.clear();
         self.finder.clear();
     }
@@ -222,6 +227,30 @@ impl Vcpu for Engine {
             evictions: counters.evictions,
             exits: self.exits,
             tlb_fills: self.mmu.fills,
+        }
+    }
+}
+
+/// What everything that the engine derives from the state depends on.
+#[derive(PartialEq)]
+struct Roots {
+    rip: u64,
+    rflags: u64,
+    control: [u64; 4],
+    cpl: u8,
+    segments: [Segment; 6],
+    tables: [*const u8; 2],
+}
+
+impl Roots {
+    fn of(state: &CpuState) -> Self {
+        Self {
+            rip: state.rip,
+            rflags: state.rflags,
+            control: [state.cr0, state.cr3, state.cr4, state.efer],
+            cpl: state.cpl,
+            segments: state.segments,
+            tables: [state.tlb, state.jump_cache],
         }
     }
 }
