@@ -2,6 +2,7 @@
 
 use std::{
     io::{Read, Write},
+    os::fd::AsRawFd,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -11,11 +12,11 @@ use serde::Serialize;
 
 use crate::contestant::Contestant;
 
-/// What the guest's shell prints when it is ready, and what ends the guest.
-const PROMPT: &[u8] = b" # ";
+/// What the guest's shell prints when it is ready (its prompt is `root@debian:~# `), and what ends the guest.
+const PROMPT: &[u8] = b":~# ";
 const FAREWELL: &[u8] = b"poweroff -f\n";
 /// The slowest contestant (the interpreter) stays well below this.
-const LONGEST: Duration = Duration::from_secs(600);
+const LONGEST: Duration = Duration::from_secs(180);
 
 /// One run.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -81,6 +82,11 @@ fn once(contestant: &Contestant) -> Result<(Run, String)> {
     let mut to_shell = None;
     let mut buffer = [0; 4096];
     loop {
+        if !readable(&stdout, LONGEST.saturating_sub(begun.elapsed()))? {
+            child.kill().context("ending it")?;
+            let tail = String::from_utf8_lossy(&console[console.len().saturating_sub(500)..]).into_owned();
+            bail!("it takes longer than {} s; its console ends with:\n{tail}", LONGEST.as_secs());
+        }
         let count = stdout.read(&mut buffer).context("reading its console")?;
         if count == 0 {
             break;
@@ -89,10 +95,6 @@ fn once(contestant: &Contestant) -> Result<(Run, String)> {
         if to_shell.is_none() && console.windows(PROMPT.len()).any(|window| window == PROMPT) {
             to_shell = Some(begun.elapsed());
             stdin.write_all(FAREWELL).context("typing")?;
-        }
-        if begun.elapsed() > LONGEST {
-            child.kill().context("ending it")?;
-            bail!("it takes longer than {} s", LONGEST.as_secs());
         }
     }
     let (status, usage) = wait(child.id())?;
@@ -109,6 +111,15 @@ fn once(contestant: &Contestant) -> Result<(Run, String)> {
         resident: usage.ru_maxrss as f64 / 1024.0,
     };
     Ok((run, errors))
+}
+
+/// Whether there is something to read (or the end) before the time is over.
+fn readable(pipe: &impl AsRawFd, longest: Duration) -> Result<bool> {
+    let mut fd = libc::pollfd { fd: pipe.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one pollfd, which outlives the call.
+    let ready = unsafe { libc::poll(&raw mut fd, 1, longest.as_millis() as libc::c_int) };
+    ensure!(ready >= 0, "waiting for its console: {}", std::io::Error::last_os_error());
+    Ok(ready > 0)
 }
 
 /// Waits for a child and takes the system's account of it, which the standard library does not give.
