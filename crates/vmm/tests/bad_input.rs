@@ -1,0 +1,125 @@
+//! Whatever is wrong with what a user gives, the command says which file or option it is and what to do, ends with
+//! status 2, and leaves nothing half-written.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+fn transvisor(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_transvisor"))
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .expect("the binary starts")
+}
+
+/// A file of this test, gone with it.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str, bytes: &[u8]) -> Self {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{name}", std::process::id()));
+        fs::write(&path, bytes).expect("the scratch folder can be written");
+        Self(path)
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().expect("the path is UTF-8")
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Nothing depends on it.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// The command fails with status 2, and its complaint holds all of `words`.
+fn refused(arguments: &[&str], words: &[&str]) {
+    let output = transvisor(arguments);
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {complaint}");
+    assert!(output.stdout.is_empty(), "{arguments:?} wrote to standard output");
+    assert!(!complaint.contains("panicked"), "{arguments:?}: {complaint}");
+    for word in words {
+        assert!(complaint.contains(word), "{arguments:?}: `{word}` is not in: {complaint}");
+    }
+}
+
+#[test]
+fn options() {
+    refused(&["run", "debian", "--colour"], &["--colour"]);
+    refused(&["run"], &["--kernel", "transvisor list"]);
+    refused(&["run", "debian", "--engine", "magic"], &["--engine", "interpret"]);
+    refused(&["run", "debian", "--memory", "lots"], &["--memory", "512M"]);
+    refused(&["run", "--kernel", "/dev/null", "--cpus", "2"], &["--cpus", "1"]);
+    refused(&["run", "--kernel", "/dev/null", "--compile-threshold", "0"], &["--compile-threshold"]);
+    refused(&["run", "--kernel", "/dev/null", "--serial", "pigeon"], &["--serial", "stdio"]);
+    refused(&["frobnicate"], &["frobnicate"]);
+}
+
+#[test]
+fn memory() {
+    let kernel = Scratch::new("memory", b"no kernel, but it is not reached");
+    refused(&["run", "--kernel", kernel.path(), "--memory", "0"], &["--memory", "at least"]);
+    refused(&["run", "--kernel", kernel.path(), "--memory", "8388609"], &["--memory", "multiple of 4K"]);
+    refused(&["run", "--kernel", kernel.path(), "--memory", "900T"], &["--memory", "this host has"]);
+}
+
+#[test]
+fn kernels() {
+    refused(&["run", "--kernel", "/nonexistent/vmlinuz"], &["/nonexistent/vmlinuz", "kernel"]);
+    refused(&["run", "--kernel", "/"], &["kernel", "directory"]);
+    let empty = Scratch::new("empty", b"");
+    refused(&["run", "--kernel", empty.path()], &[empty.path(), "empty"]);
+    let text = Scratch::new("text", b"This is no kernel at all.\n".repeat(100).as_slice());
+    refused(&["run", "--kernel", text.path()], &[text.path()]);
+    // An ELF of another machine: a 64-byte header that says AArch64.
+    let mut elf = vec![0; 4096];
+    elf[..20].copy_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\xb7\0");
+    let foreign = Scratch::new("foreign", &elf);
+    refused(&["run", "--kernel", foreign.path()], &[foreign.path()]);
+    // A bzImage that ends in its header.
+    let mut header = vec![0; 0x220];
+    header[0x1f1] = 4;
+    header[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
+    header[0x202..0x206].copy_from_slice(b"HdrS");
+    header[0x206..0x208].copy_from_slice(&[0x0f, 0x02]);
+    let truncated = Scratch::new("truncated", &header);
+    refused(&["run", "--kernel", truncated.path()], &[truncated.path()]);
+}
+
+#[test]
+fn unknown_guests() {
+    refused(&["run", "windows95"], &["windows95", "debian"]);
+    refused(&["fetch", "windows95"], &["windows95", "debian"]);
+}
+
+#[test]
+fn a_cache_that_cannot_be_written() {
+    // A file where a folder is needed: even root can't create folders below it.
+    let file = Scratch::new("cache", b"");
+    let folder = format!("{}/below", file.path());
+    refused(&["fetch", "debian", "--cache-dir", &folder], &[&folder]);
+}
+
+#[test]
+fn a_serial_file_that_cannot_be_written() {
+    let guest = Scratch::new("serial", b"");
+    let place = format!("file={}/below/log", guest.path());
+    refused(&["run", "--kernel", guest.path(), "--serial", &place], &["--serial", "below/log"]);
+}
+
+#[test]
+fn help_and_lists_are_no_errors() {
+    for arguments in [&["--help"][..], &["run", "--help"], &["--version"], &["list"]] {
+        let output = transvisor(arguments);
+        assert!(output.status.success(), "{arguments:?}");
+        assert!(!output.stdout.is_empty(), "{arguments:?}");
+    }
+    let list = String::from_utf8(transvisor(&["list"]).stdout).expect("UTF-8");
+    assert!(list.contains("debian") && list.contains("debian-full"), "{list}");
+}
