@@ -91,6 +91,11 @@ pub(crate) fn failed(what: String) -> EngineError {
 impl Engine {
     /// A vCPU in its power-up state.
     pub fn new(config: EngineConfig, ram: Ram, clock: Clock) -> Result<Self, EngineError> {
+        let missing = semantics::native::missing_host_features();
+        if !missing.is_empty() {
+            let missing = missing.join(", ");
+            return Err(failed(format!("this host's processor lacks {missing}, which guests are promised")));
+        }
         let translates = config.mode == EngineMode::Translate;
         // The interpreter's share of the cache needs no code memory.
         let code_memory = if translates { config.code_memory } else { CodeMemory::SMALLEST };

@@ -41,7 +41,7 @@ impl Engine {
         self.open = None;
         let armed = breakpoints_armed(&self.state);
         if armed && let Some(bits) = self.breakpoint_here() {
-            return self.debug_fault(bits);
+            return self.debug_trap(bits);
         }
         let block = self.finder.find(&self.state, &mut self.mmu, Extent::Single).map_err(Stop::Exception)?;
         let Some(&insn) = block.decoded.insns().next() else {
@@ -116,7 +116,9 @@ impl Engine {
         let mut bits = self.deferred_debug | began.data;
         let trap = match insn.mnemonic {
             // They save TF and clear it: the handler is not stepped.
-            Mnemonic::Int | Mnemonic::Int1 | Mnemonic::Int3 | Mnemonic::Into => false,
+            Mnemonic::Int | Mnemonic::Int1 | Mnemonic::Int3 => false,
+            // The same where it was taken.
+            Mnemonic::Into if self.state.rip != insn.next_rip() => false,
             // TF as the instruction left it: a kernel masks TF at SYSCALL, and SYSRET with TF set stops before the first
             // user instruction.
             Mnemonic::Syscall | Mnemonic::Sysret | Mnemonic::Sysretq => self.state.rflags & flags::TF != 0,
@@ -145,12 +147,6 @@ impl Engine {
         }
         let bits = instruction_breakpoint(state, state.linear_rip(state.rip));
         (bits != 0).then_some(bits)
-    }
-
-    /// #DB before an instruction. The saved image has RF set, so that IRET gets past it.
-    fn debug_fault(&mut self, bits: u64) -> Result<(), Interruption> {
-        self.state.rflags |= flags::RF;
-        self.debug_trap(bits)
     }
 
     fn debug_trap(&mut self, bits: u64) -> Result<(), Interruption> {

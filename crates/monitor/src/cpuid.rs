@@ -4,7 +4,8 @@
 //! model is one that no list of errata or speculation bugs in Linux asks software mitigations for, given
 //! [`crate::msr::arch_capabilities`]. Everything stands in [`TABLE`]; [`query`] adds the few bits that depend on state.
 
-use semantics::Insn;
+use iced_x86::CpuidFeature;
+use semantics::{Insn, native::is_offered};
 use vcpu::Clock;
 use x86::{CpuState, control::cr4, paging::PHYSICAL_BITS};
 
@@ -101,15 +102,24 @@ const SSE: u32 = 1 << 25;
 const SSE2: u32 = 1 << 26;
 
 /// Leaf 7 EBX.
-const FEATURES_7B: u32 = FSGSBASE | TSC_ADJUST | SMEP | ERMS | INVPCID | RDSEED | SMAP | SHA;
+const FEATURES_7B: u32 = FSGSBASE | TSC_ADJUST | SMEP | ERMS | INVPCID | NO_FCS_FDS | RDSEED | SMAP | SHA;
 const FSGSBASE: u32 = 1 << 0;
 const TSC_ADJUST: u32 = 1 << 1;
 const SMEP: u32 = 1 << 7;
 const ERMS: u32 = 1 << 9;
 const INVPCID: u32 = 1 << 10;
+/// The x87 unit does not save the selectors of its pointers: they read as 0.
+const NO_FCS_FDS: u32 = 1 << 13;
 const RDSEED: u32 = 1 << 18;
 const SMAP: u32 = 1 << 20;
 const SHA: u32 = 1 << 29;
+
+/// What is announced only if the host has it: leaf, register (of EAX EBX ECX EDX), bit, extension.
+const HOST_DEPENDENT: &[(u32, usize, u32, CpuidFeature)] = &[
+    (1, 2, AES, CpuidFeature::AES),
+    (1, 2, PCLMULQDQ, CpuidFeature::PCLMULQDQ),
+    (7, 1, SHA, CpuidFeature::SHA),
+];
 
 /// Leaf 7 ECX.
 const FEATURES_7C: u32 = UMIP | RDPID;
@@ -229,6 +239,11 @@ pub fn query(state: &CpuState, leaf: u32, subleaf: u32) -> [u32; 4] {
     };
     if leaf == 1 && state.cr4 & cr4::OSXSAVE != 0 {
         registers[2] |= OSXSAVE;
+    }
+    for &(of_leaf, register, bit, feature) in HOST_DEPENDENT {
+        if leaf == of_leaf && (leaf != 7 || subleaf == 0) && !is_offered(feature) {
+            registers[register] &= !bit;
+        }
     }
     registers
 }

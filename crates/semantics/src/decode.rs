@@ -8,7 +8,7 @@
 use iced_x86::{Decoder, DecoderError, DecoderOptions, EncodingKind, FlowControl, Instruction, Mnemonic};
 use x86::Mode;
 
-use crate::{Insn, Kind, lower::lower, table};
+use crate::{Insn, Kind, lower::lower, native, table};
 
 /// The longest guest block, in instructions.
 pub const MAX_BLOCK: usize = 64;
@@ -139,6 +139,9 @@ impl<'a> Stream<'a> {
             _ => return Err(self.invalid(position, rip)),
         }
         if self.instruction.code().encoding() != EncodingKind::Legacy {
+            return Err(DecodeError::Invalid);
+        }
+        if !self.instruction.cpuid_features().iter().all(|&feature| native::is_offered(feature)) {
             return Err(DecodeError::Invalid);
         }
         if self.instruction.mnemonic() == Mnemonic::Pause {

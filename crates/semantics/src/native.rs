@@ -5,26 +5,35 @@
 //! `asm!` and not intrinsics: operand roles decide which NaN survives, and the compiler may swap or fold intrinsics.
 
 use core::arch::x86_64::__m128i;
+use iced_x86::CpuidFeature;
 
-/// Features of the host that vector operations rely on, as `(name, present)`.
+/// Features of the host that vector operations rely on whatever the host, as `(name, present)`: x86-64-v2.
 ///
 /// An engine checks them once, at start ([`missing_host_features`]); the functions here assume them.
-pub fn required_host_features() -> [(&'static str, bool); 9] {
+pub fn required_host_features() -> [(&'static str, bool); 6] {
     [
         ("sse3", std::arch::is_x86_feature_detected!("sse3")),
         ("ssse3", std::arch::is_x86_feature_detected!("ssse3")),
         ("sse4.1", std::arch::is_x86_feature_detected!("sse4.1")),
         ("sse4.2", std::arch::is_x86_feature_detected!("sse4.2")),
-        ("pclmulqdq", std::arch::is_x86_feature_detected!("pclmulqdq")),
-        ("aes", std::arch::is_x86_feature_detected!("aes")),
-        ("sha", std::arch::is_x86_feature_detected!("sha")),
         ("fxsr", std::arch::is_x86_feature_detected!("fxsr")),
         ("sse2", std::arch::is_x86_feature_detected!("sse2")),
     ]
 }
 
-/// The required features that this host lacks. Empty: every vector operation can run. Otherwise the instructions of
-/// those groups must not be announced to the guest, or the engine must refuse to start.
+/// Whether guests have an extension on this host: AES, PCLMULQDQ and SHA only where the host has them. Without it the
+/// extension's instructions are #UD and CPUID does not announce it. All other extensions do not depend on the host.
+pub fn is_offered(feature: CpuidFeature) -> bool {
+    match feature {
+        CpuidFeature::AES => std::arch::is_x86_feature_detected!("aes"),
+        CpuidFeature::PCLMULQDQ => std::arch::is_x86_feature_detected!("pclmulqdq"),
+        CpuidFeature::SHA => std::arch::is_x86_feature_detected!("sha"),
+        _ => true,
+    }
+}
+
+/// The required features that this host lacks. Empty: every vector operation can run. Otherwise the engine must
+/// refuse to start.
 pub fn missing_host_features() -> Vec<&'static str> {
     required_host_features().iter().filter(|(_, present)| !present).map(|(name, _)| *name).collect()
 }

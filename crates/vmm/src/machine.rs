@@ -36,8 +36,14 @@ pub fn run(
         let (mut board, booted) = Board::build(config, Box::new(console))?;
         started(&booted);
         mailbox.connect(board.vcpu.kick_handle());
-        let result =
-            ExitLoop { board: &mut board, mailbox, alarm: &mut alarm, exits: &mut report.exits }.run();
+        let result = ExitLoop {
+            board: &mut board,
+            mailbox,
+            alarm: &mut alarm,
+            exits: &mut report.exits,
+            backlog: false,
+        }
+        .run();
         board.chipset.flush_console();
         report.add(&board.vcpu.statistics());
         let outcome = match result? {
@@ -54,6 +60,8 @@ struct ExitLoop<'a> {
     mailbox: &'a Mailbox,
     alarm: &'a mut Alarm,
     exits: &'a mut ExitCounts,
+    /// The mailbox holds input that the UART had no room for.
+    backlog: bool,
 }
 
 impl ExitLoop<'_> {
@@ -102,6 +110,7 @@ impl ExitLoop<'_> {
         if !mail.input.is_empty() {
             let taken = self.board.chipset.push_console_input(mail.input.make_contiguous());
             mail.input.drain(..taken);
+            self.backlog = !mail.input.is_empty();
         }
         None
     }
@@ -125,7 +134,7 @@ impl ExitLoop<'_> {
             }
         }
         // The UART may have room again for what was typed.
-        if board.chipset.console_input_room() > 0 {
+        if self.backlog && board.chipset.console_input_room() > 0 {
             self.mailbox.keep();
         }
         entry
@@ -141,13 +150,12 @@ impl ExitLoop<'_> {
             let board = &mut *self.board;
             let now = board.clock.now();
             board.chipset.advance(now);
-            if board.chipset.pending_interrupt() || board.chipset.pending_nmi() {
-                if board.vcpu.ready_for_interrupt() || board.chipset.pending_nmi() {
-                    return None;
-                }
-                // An interrupt waits, but this processor has them off for good.
+            // An interrupt wakes a processor that has them on, an NMI any.
+            let awake = board.vcpu.ready_for_interrupt();
+            if board.chipset.pending_nmi() || awake && board.chipset.pending_interrupt() {
+                return None;
             }
-            if !board.vcpu.ready_for_interrupt() {
+            if !awake {
                 return Some(Outcome::Dead(describe(board.vcpu.state())));
             }
             let wait = board
