@@ -84,6 +84,7 @@ test:
     push user_spin
     iretq
 .from_ring_3:
+    cli
     mov al, 0x20
     out 0x20, al
     check e, qword [seen], PIT_VECTOR

@@ -98,6 +98,15 @@ test:
     mov r12d, ebx
     mov rbx, WINDOW + 0x1000
     map 1, P | W | U
+    ; Our own code and stack are in pages open to ring 3: close those to it meanwhile.
+    mov ecx, 512
+    lea rdi, [TABLE_LOW]
+.close:
+    and byte [rdi], ~U
+    add rdi, 8
+    loop .close
+    mov rax, cr3
+    mov cr3, rax
     bt r12d, 7
     jnc .no_smep
     mov rax, cr4
@@ -114,15 +123,6 @@ test:
 .no_smep:
     bt r12d, 20
     jnc .no_smap
-    ; The stack is in pages open to ring 3: close those to it before SMAP goes on.
-    mov ecx, 256
-    lea rdi, [TABLE_LOW]
-.close:
-    and byte [rdi], ~U
-    add rdi, 8
-    loop .close
-    mov rax, cr3
-    mov cr3, rax
     mov rax, cr4
     bts rax, 21
     mov cr4, rax
@@ -137,7 +137,8 @@ test:
     btr rax, 21
     mov cr4, rax
     mov eax, [rbx]
-    mov ecx, 256
+.no_smap:
+    mov ecx, 512
     lea rdi, [TABLE_LOW]
 .open:
     or byte [rdi], U
@@ -145,7 +146,6 @@ test:
     loop .open
     mov rax, cr3
     mov cr3, rax
-.no_smap:
 
     ; A reserved bit.
     mov rax, (FREE | P | W)
@@ -216,7 +216,8 @@ test:
     mov rax, WINDOW + 0x4000
     check e, [seen_cr2], rax
     check e, dword [rbx - 4], 0x0badcafe
-    ; And the same for a push, whose stack pointer must not move.
+    ; And the same for a push, whose stack pointer must not move. The handler gets a stack of its own.
+    mov byte [idt + 14 * 16 + 4], 1
     mov r13, rsp
     lea r14, [rbx + 4]
     resume_at .pushed

@@ -1,0 +1,90 @@
+//! The bare-metal guests of `tests/system/*.asm`, on every engine. Each checks itself, prints what failed on its serial
+//! port, and ends through the debug-exit port.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use runtime::{EngineConfig, EngineMode};
+use transvisor::{config::Config, harness::Machine, outcome::Outcome, size::Size};
+
+/// The status when a guest writes 0x10 to the debug-exit port: all is well.
+const PASSED: u8 = 0x10 << 1 | 1;
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("system")
+}
+
+/// Assembles a guest; `cargo xtask test` sees to it that nasm is there.
+fn assemble(name: &str) -> PathBuf {
+    let image = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}.elf", std::process::id()));
+    let output = Command::new("nasm")
+        .current_dir(folder())
+        .args(["-w-all", "-f", "bin", "-o"])
+        .arg(&image)
+        .arg(format!("{name}.asm"))
+        .output()
+        .expect("nasm starts; run the tests by `cargo xtask test`, which brings it");
+    assert!(output.status.success(), "{name}.asm: {}", String::from_utf8_lossy(&output.stderr));
+    image
+}
+
+fn engines() -> Vec<(&'static str, EngineConfig)> {
+    let translate = EngineConfig { mode: EngineMode::Translate, ..EngineConfig::default() };
+    vec![
+        ("interpret", EngineConfig { mode: EngineMode::Interpret, ..EngineConfig::default() }),
+        ("translate", translate.clone()),
+        ("translate, everything at once", EngineConfig { threshold: 1, ..translate.clone() }),
+        ("translate, under stress", EngineConfig { threshold: 2, stress: Some(7), ..translate }),
+    ]
+}
+
+/// How a guest ends where all is well: through the debug-exit port, or as its comment `; ends: triple fault` says.
+fn ends_well(name: &str, outcome: &Outcome) -> bool {
+    let source =
+        std::fs::read_to_string(folder().join(format!("{name}.asm"))).expect("the guest was just assembled");
+    match source.lines().find_map(|line| line.strip_prefix("; ends: ")) {
+        None => *outcome == Outcome::DebugExit(PASSED),
+        Some("triple fault") => matches!(outcome, Outcome::TripleFault(_)),
+        Some(other) => panic!("{name}.asm ends in an unknown way: {other}"),
+    }
+}
+
+fn run(name: &str) {
+    let image = assemble(name);
+    let mut failures = Vec::new();
+    for (engine, config) in engines() {
+        let machine =
+            Machine::launch(Config { memory: Size(64 << 20), engine: config, ..Config::new(image.clone()) });
+        let (outcome, console) = machine.wait_end(Duration::from_secs(60));
+        match outcome {
+            Ok((outcome, _)) if ends_well(name, &outcome) => {}
+            Ok((outcome, _)) => failures.push(format!("{name} ({engine}): {outcome}\n{console}")),
+            Err(error) => failures.push(format!("{name} ({engine}): {error}\n{console}")),
+        }
+    }
+    std::fs::remove_file(&image).expect("the image is ours");
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+macro_rules! guests {
+    ($($name:ident)*) => {
+        $(#[test] fn $name() { run(stringify!($name)); })*
+
+        #[test]
+        fn every_guest_has_its_test() {
+            let mut guests: Vec<String> = std::fs::read_dir(folder())
+                .expect("the folder of guests")
+                .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_suffix(".asm").map(str::to_owned))
+                .collect();
+            guests.sort();
+            let mut tested = [$(stringify!($name)),*];
+            tested.sort_unstable();
+            assert_eq!(guests, tested);
+        }
+    };
+}
+
+guests! { chaining exceptions interrupts paging smc }
