@@ -1,0 +1,143 @@
+//! Debian's stock kernels boot to a shell; commands are typed at the console and their output compared; power-off.
+
+use std::{path::Path, time::Duration};
+
+use guest_images::{CacheDir, Guest, Silent};
+use runtime::{EngineConfig, EngineMode};
+use transvisor::{config::Config, harness::Machine, outcome::Outcome, size::Size};
+
+/// What the recipes' shell shows when it waits for a command.
+const PROMPT: &str = "root@debian:~# ";
+/// A boot takes seconds; CI machines are slow and shared.
+const BOOT: Duration = Duration::from_secs(180);
+const COMMAND: Duration = Duration::from_secs(60);
+
+/// The cache of the user who runs the tests, so that guests are fetched once.
+fn guest(recipe: &str) -> Guest {
+    let cache = CacheDir::from_environment().expect("a place for the cache");
+    guest_images::fetch(recipe, &cache, &mut Silent).expect("the guest can be fetched")
+}
+
+fn config(guest: &Guest, mode: EngineMode) -> Config {
+    Config {
+        initramfs: Some(guest.initramfs.clone()),
+        // A wide terminal: the shell would break the echo of long commands.
+        cmdline: format!("{} LINES=50 COLUMNS=300", guest.cmdline),
+        memory: Size(guest.memory),
+        engine: EngineConfig { mode, ..EngineConfig::default() },
+        ..Config::new(guest.kernel.clone())
+    }
+}
+
+/// A machine at its prompt.
+fn booted(config: Config) -> Machine {
+    let mut machine = Machine::launch(config);
+    machine.wait_for("BusyBox", BOOT);
+    machine.wait_for(PROMPT, BOOT);
+    machine
+}
+
+/// What a command prints. BusyBox's shell asks the terminal for its cursor after each prompt.
+fn output(machine: &mut Machine, command: &str) -> String {
+    machine.command(command, PROMPT, COMMAND).replace("\x1b[6n", "")
+}
+
+fn power_off(machine: Machine) {
+    machine.type_text("poweroff -f\n");
+    let (ended, console) = machine.wait_end(COMMAND);
+    match ended {
+        Ok((outcome, report)) => {
+            assert_eq!(outcome, Outcome::PowerOff, "{console}");
+            assert!(report.instructions > 100_000_000, "{report}");
+        }
+        Err(error) => panic!("{error}\n{console}"),
+    }
+}
+
+/// The version that the kernel's own header tells.
+fn version(kernel: &Path) -> String {
+    let bytes = std::fs::read(kernel).expect("the kernel can be read");
+    // Documentation/arch/x86/boot.rst: kernel_version is an offset from 0x200.
+    let offset = 0x200 + usize::from(u16::from_le_bytes([bytes[0x20e], bytes[0x20f]]));
+    let text: Vec<u8> = bytes[offset..].iter().copied().take_while(|&byte| byte != b' ').collect();
+    String::from_utf8(text).expect("a version in ASCII")
+}
+
+#[test]
+fn debian_boots_to_a_shell_by_translation() {
+    let guest = guest("debian");
+    let mut machine = booted(config(&guest, EngineMode::Translate));
+
+    let uname = output(&mut machine, "uname -a");
+    assert!(uname.contains(&version(&guest.kernel)) && uname.contains("x86_64"), "{uname}");
+
+    let cpuinfo = output(&mut machine, "cat /proc/cpuinfo");
+    assert!(cpuinfo.contains("model name\t: Transvisor Virtual Processor"), "{cpuinfo}");
+    for flag in ["sse4_2", "cx16", "popcnt", "fsgsbase", "x2apic", "tsc_deadline_timer", "erms", "smap"] {
+        assert!(cpuinfo.split_whitespace().any(|word| word == flag), "{flag}: {cpuinfo}");
+    }
+
+    let sys = output(&mut machine, "ls /sys");
+    assert!(sys.contains("devices") && sys.contains("kernel"), "{sys}");
+
+    // A pipeline whose result is known: the sum of the first 10,000 numbers, the hash of a million zeros.
+    let sum = output(&mut machine, "seq 1 10000 | awk '{s += $1} END {print s}'");
+    assert_eq!(sum, "50005000\n");
+    let hash = output(&mut machine, "dd if=/dev/zero bs=1000 count=1000 2>/dev/null | sha256sum");
+    assert_eq!(hash, "d29751f2649b32ff572b5e0a9f541ea660a50f94ff0beedfb0b692b924cc8025  -\n");
+
+    // Processes, signals, files, floating point.
+    let jobs = "sh -c 'for i in 1 2 3; do (sleep 0.2; echo $i > /tmp/$i) & done; wait; cat /tmp/[123]'";
+    assert_eq!(output(&mut machine, jobs), "1\n2\n3\n");
+    assert_eq!(output(&mut machine, "awk 'BEGIN {printf \"%.10f\\n\", 2 / 3}'"), "0.6666666667\n");
+
+    // Time: the guest's clock and the host's agree, and sleep sleeps.
+    let sleep = "a=$(date +%s); sleep 2; b=$(date +%s); echo $((b - a >= 2 && b - a < 20))";
+    let slept = output(&mut machine, sleep);
+    assert_eq!(slept, "1\n");
+
+    // The kernel has nothing to complain of.
+    let complaints = output(&mut machine, "dmesg | grep -c -E 'BUG:|WARNING:|Oops|unchecked MSR|Call Trace'");
+    assert_eq!(complaints, "0\n", "{}", machine.console());
+    power_off(machine);
+}
+
+#[test]
+fn debian_boots_to_a_shell_by_interpretation() {
+    let guest = guest("debian");
+    let mut machine = booted(config(&guest, EngineMode::Interpret));
+    let uname = output(&mut machine, "uname -r");
+    assert_eq!(uname.trim(), version(&guest.kernel));
+    power_off(machine);
+}
+
+#[test]
+fn the_general_kernel_boots_too() {
+    let guest = guest("debian-full");
+    let mut machine = booted(config(&guest, EngineMode::Translate));
+    assert_eq!(output(&mut machine, "uname -r").trim(), version(&guest.kernel));
+    power_off(machine);
+}
+
+#[test]
+fn a_bzimage_unpacks_itself() {
+    let guest = guest("debian");
+    let config = Config { entry: boot::Entry::Bzimage, ..config(&guest, EngineMode::Translate) };
+    let mut machine = booted(config);
+    assert_eq!(output(&mut machine, "echo $((6 * 7))"), "42\n");
+    power_off(machine);
+}
+
+#[test]
+fn a_kernel_panic_is_told_from_a_reboot() {
+    let guest = guest("debian");
+    // No initramfs and no root: the kernel panics, and `panic=-1` resets.
+    let rootless = Config { initramfs: None, ..config(&guest, EngineMode::Translate) };
+    let (ended, console) = Machine::launch(rootless).wait_end(BOOT);
+    assert_eq!(ended.expect("the machine runs").0, Outcome::Panic, "{console}");
+
+    let machine = booted(Config { no_reboot: true, ..config(&guest, EngineMode::Translate) });
+    machine.type_text("reboot -f\n");
+    let (ended, console) = machine.wait_end(COMMAND);
+    assert_eq!(ended.expect("the machine runs").0, Outcome::Reboot, "{console}");
+}
