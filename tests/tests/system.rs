@@ -87,4 +87,4 @@ macro_rules! guests {
     };
 }
 
-guests! { chaining exceptions interrupts paging smc }
+guests! { chaining exceptions interrupts modes paging smc }
