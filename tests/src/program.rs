@@ -186,6 +186,10 @@ fn tolerate(insn: &Instruction, got: &mut Ran, native: &Ran) {
         // Which of the bytes faults first.
         ours.address = theirs.address;
     }
+    if insn.mnemonic() == Mnemonic::Enter && ours == theirs {
+        // What has been pushed below RSP before the fault.
+        got.image.data.clone_from(&native.image.data);
+    }
     if (ours.vector, theirs.vector) == (12, 13) && insn.memory_size().size() >= 16 {
         // An address in the stack segment that is neither canonical nor aligned.
         *ours = *theirs;

@@ -77,6 +77,10 @@ fn debian_boots_to_a_shell_by_translation() {
         assert!(cpuinfo.split_whitespace().any(|word| word == flag), "{flag}: {cpuinfo}");
     }
 
+    for flag in ["avx", "fma", "bmi1"] {
+        assert!(cpuinfo.split_whitespace().all(|word| word != flag), "{flag} is announced but not there");
+    }
+
     let sys = output(&mut machine, "ls /sys");
     assert!(sys.contains("devices") && sys.contains("kernel"), "{sys}");
 
@@ -90,6 +94,9 @@ fn debian_boots_to_a_shell_by_translation() {
     let jobs = "sh -c 'for i in 1 2 3; do (sleep 0.2; echo $i > /tmp/$i) & done; wait; cat /tmp/[123]'";
     assert_eq!(output(&mut machine, jobs), "1\n2\n3\n");
     assert_eq!(output(&mut machine, "awk 'BEGIN {printf \"%.10f\\n\", 2 / 3}'"), "0.6666666667\n");
+
+    // A process that faults is killed, and the shell goes on.
+    assert_eq!(output(&mut machine, "sh -c 'kill -SEGV $$'; echo $?"), "Segmentation fault\n139\n");
 
     // Time: the guest's clock and the host's agree, and sleep sleeps.
     let sleep = "a=$(date +%s); sleep 2; b=$(date +%s); echo $((b - a >= 2 && b - a < 20))";
@@ -108,6 +115,17 @@ fn debian_boots_to_a_shell_by_interpretation() {
     let mut machine = booted(config(&guest, EngineMode::Interpret));
     let uname = output(&mut machine, "uname -r");
     assert_eq!(uname.trim(), version(&guest.kernel));
+    power_off(machine);
+}
+
+#[test]
+fn debian_boots_while_code_is_thrown_away_at_random() {
+    let guest = guest("debian");
+    let mut machine = booted(Config {
+        engine: EngineConfig { stress: Some(42), ..EngineConfig::default() },
+        ..config(&guest, EngineMode::Translate)
+    });
+    assert_eq!(output(&mut machine, "seq 1 100 | awk '{ sum += $1 } END { print sum }'"), "5050\n");
     power_off(machine);
 }
 

@@ -35,8 +35,8 @@ fn engines() -> Vec<(&'static str, EngineConfig)> {
     let translate = EngineConfig { mode: EngineMode::Translate, ..EngineConfig::default() };
     vec![
         ("interpret", EngineConfig { mode: EngineMode::Interpret, ..EngineConfig::default() }),
-        ("translate", translate.clone()),
-        ("translate, everything at once", EngineConfig { threshold: 1, ..translate.clone() }),
+        ("translate", translate),
+        ("translate, everything at once", EngineConfig { threshold: 1, ..translate }),
         ("translate, under stress", EngineConfig { threshold: 2, stress: Some(7), ..translate }),
     ]
 }
