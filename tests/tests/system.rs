@@ -87,4 +87,4 @@ macro_rules! guests {
     };
 }
 
-guests! { chaining exceptions interrupts modes paging smc }
+guests! { chaining descriptors exceptions interrupts modes paging pcid smc }
