@@ -143,3 +143,33 @@ pub fn serial_output(serial: &SerialArgument) -> Result<Box<dyn Write + Send>, M
         ),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use boot::acpi::platform as told;
+    use devices::layout as built;
+
+    /// Devices and ACPI tables name no common crate; what the tables tell must be where the chipset put it.
+    #[test]
+    fn acpi_tells_where_the_devices_are() {
+        let pairs: [(&str, u64, u64); 14] = [
+            ("PM1a event", told::PM1A_EVENT.into(), built::PM1A_EVENT.into()),
+            ("PM1a event length", told::PM1A_EVENT_LENGTH.into(), built::PM1A_EVENT_LENGTH.into()),
+            ("PM1a control", told::PM1A_CONTROL.into(), built::PM1A_CONTROL.into()),
+            ("PM1a control length", told::PM1A_CONTROL_LENGTH.into(), built::PM1A_CONTROL_LENGTH.into()),
+            ("PM timer", told::PM_TIMER.into(), built::PM_TIMER.into()),
+            ("PM timer length", told::PM_TIMER_LENGTH.into(), built::PM_TIMER_LENGTH.into()),
+            ("GPE0", told::GPE0.into(), built::GPE0.into()),
+            ("GPE0 length", told::GPE0_LENGTH.into(), built::GPE0_LENGTH.into()),
+            ("reset register", told::RESET.into(), built::RESET.into()),
+            ("reset value", told::RESET_VALUE.into(), built::RESET_VALUE.into()),
+            ("S5", told::SLEEP_TYPE_S5.into(), built::SLEEP_TYPE_S5.into()),
+            ("IOAPIC", told::IOAPIC.into(), built::IOAPIC),
+            ("COM1", told::COM1.into(), built::UART.into()),
+            ("PCI configuration", told::PCI_CONFIG.into(), built::PCI_CONFIG_ADDRESS.into()),
+        ];
+        for (what, told, built) in pairs {
+            assert_eq!(told, built, "{what}");
+        }
+    }
+}
