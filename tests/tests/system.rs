@@ -87,4 +87,4 @@ macro_rules! guests {
     };
 }
 
-guests! { chaining descriptors exceptions gates interrupts modes msr paging pcid smc timers triple }
+guests! { chaining descriptors exceptions gates interrupts modes msr paging pcid smc tasks timers triple }
