@@ -223,7 +223,18 @@ fn hardware_breakpoints() {
         "lodsq",
         "hlt",
     );
-    let handler = guest!("inc rbx", "mov r8, dr6", "xor eax, eax", "mov dr6, rax", "or r9, r8", "iretq");
+    // After an instruction breakpoint it is the handler that sets RF in the saved RFLAGS (SDM Vol. 3B 18.3.1.1).
+    let handler = guest!(
+        "inc rbx",
+        "mov r8, dr6",
+        "xor eax, eax",
+        "mov dr6, rax",
+        "or r9, r8",
+        "and r8d, 1",
+        "shl r8d, 16",
+        "or [rsp + 16], r8",
+        "iretq",
+    );
     everywhere(|config| {
         let mut guest = Guest::new(config, code);
         guest.handler(1, handler);
