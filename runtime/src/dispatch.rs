@@ -17,9 +17,12 @@ use crate::{
     stress::Disturbance,
 };
 
-/// Why a turn ended before its end.
+/// Why a turn ended before its end. Boxed, so that the common result of a turn, nothing, is one register.
 #[derive(Debug)]
-pub(crate) enum Interruption {
+pub(crate) struct Interruption(Box<Reason>);
+
+#[derive(Debug)]
+enum Reason {
     /// The current instruction did not complete, or wants the board.
     Stop(Stop),
     /// To be returned as it is.
@@ -29,20 +32,28 @@ pub(crate) enum Interruption {
 }
 
 impl Interruption {
+    #[cold]
     pub(crate) fn failed(what: String) -> Self {
-        Self::Failed(failed(what))
+        Self(Box::new(Reason::Failed(failed(what))))
+    }
+
+    #[cold]
+    pub(crate) fn exit(exit: Exit) -> Self {
+        Self(Box::new(Reason::Exit(exit)))
     }
 }
 
 impl From<Stop> for Interruption {
+    #[cold]
     fn from(stop: Stop) -> Self {
-        Self::Stop(stop)
+        Self(Box::new(Reason::Stop(stop)))
     }
 }
 
 impl From<Exception> for Interruption {
+    #[cold]
     fn from(exception: Exception) -> Self {
-        Self::Stop(Stop::Exception(exception))
+        Stop::Exception(exception).into()
     }
 }
 
@@ -106,7 +117,7 @@ impl Engine {
                 self.mmu.code_written = false;
                 Ok(())
             }
-            BlockExit::Stop(stop) => Err(Interruption::Stop(stop.into())),
+            BlockExit::Stop(stop) => Err(Stop::from(stop).into()),
             BlockExit::Callout => {
                 let Some(&insn) = block.decoded.callout() else { return Ok(()) };
                 let result = monitor::execute(&mut self.context(), &insn);
@@ -119,15 +130,15 @@ impl Engine {
     #[cold]
     fn interrupted(&mut self, interruption: Interruption) -> Result<Option<Exit>, EngineError> {
         self.open = None;
-        match interruption {
-            Interruption::Stop(Stop::Exception(exception)) => {
+        match *interruption.0 {
+            Reason::Stop(Stop::Exception(exception)) => {
                 self.mmu.mmio.clear();
                 self.exceptions += 1;
                 Ok(self.deliver(Event::Exception(exception)))
             }
-            Interruption::Stop(Stop::Board) => self.ask_access().map(Some),
-            Interruption::Stop(Stop::Exit(exit)) | Interruption::Exit(exit) => Ok(Some(exit)),
-            Interruption::Failed(error) => Err(error),
+            Reason::Stop(Stop::Board) => self.ask_access().map(Some),
+            Reason::Stop(Stop::Exit(exit)) | Reason::Exit(exit) => Ok(Some(exit)),
+            Reason::Failed(error) => Err(error),
         }
     }
 

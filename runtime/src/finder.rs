@@ -16,6 +16,7 @@ use x86::{CpuState, Exception, GuestPhys, GuestVirt, Mode, PAGE_SIZE};
 use crate::{
     block::{Block, BlockKey, Extent},
     block_cache::{CodeCache, MAX_BLOCKS},
+    dispatch::Interruption,
     lookup::Lookup,
 };
 
@@ -40,7 +41,7 @@ impl Finder {
         state: &CpuState,
         mmu: &mut Mmu,
         extent: Extent,
-    ) -> Result<&Arc<Block>, Exception> {
+    ) -> Result<&Arc<Block>, Interruption> {
         let linear = state.linear_rip(state.rip);
         let first = fetch(state, mmu, linear, state.rip)?;
         let key = BlockKey { first, rip: state.rip, mode: state.mode, extent };
@@ -49,7 +50,7 @@ impl Finder {
             &key,
             mmu,
             |mmu, block| stands(state, mmu, linear, block),
-            |mmu| load(cache, state, mmu, linear, key, longest),
+            |mmu| Ok(load(cache, state, mmu, linear, key, longest)?),
         )
     }
 
@@ -70,6 +71,7 @@ fn stands(state: &CpuState, mmu: &mut Mmu, linear: GuestVirt, block: &Block) -> 
 }
 
 /// Translates an instruction fetch at an offset within CS.
+#[inline]
 fn fetch(state: &CpuState, mmu: &mut Mmu, linear: GuestVirt, rip: u64) -> Result<GuestPhys, Exception> {
     if !state.mode.is_64bit() && rip > u64::from(state.segments[1].limit) {
         return Err(Exception::GP0);

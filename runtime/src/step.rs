@@ -43,7 +43,7 @@ impl Engine {
         if armed && let Some(bits) = self.breakpoint_here() {
             return self.debug_trap(bits);
         }
-        let block = self.finder.find(&self.state, &mut self.mmu, Extent::Single).map_err(Stop::Exception)?;
+        let block = self.finder.find(&self.state, &mut self.mmu, Extent::Single)?;
         let Some(&insn) = block.decoded.insns().next() else {
             // Blocks are made of at least one instruction.
             return Err(Interruption::failed(format!("an empty block at {:#x}", self.state.rip)));
@@ -153,7 +153,7 @@ impl Engine {
         self.exceptions += 1;
         match monitor::debug_trap(&mut self.context(), bits) {
             Ok(()) => Ok(()),
-            Err(monitor::TripleFault) => Err(Interruption::Exit(self.shut_down())),
+            Err(monitor::TripleFault) => Err(Interruption::exit(self.shut_down())),
         }
     }
 }
