@@ -14,8 +14,6 @@ use crate::{
 
 /// Mnemonics that are not compared, and why.
 pub const EXCLUDED: &[(Mnemonic, &str)] = &[
-    (Mnemonic::Rdrand, "random by definition"),
-    (Mnemonic::Rdseed, "random by definition"),
     (Mnemonic::Rdpid, "tells the host's processor"),
     (Mnemonic::Rdfsbase, "the host's FS base is the child's thread area"),
     (Mnemonic::Rdgsbase, "the host may not have it enabled"),

@@ -194,7 +194,7 @@ fn tolerate(insn: &Instruction, got: &mut Ran, native: &Ran) {
         // An address in the stack segment that is neither canonical nor aligned.
         *ours = *theirs;
     }
-    if matches!(theirs.vector, 12 | 13) && ours.vector == 14 && ours.address.is_some_and(wraps) {
+    if matches!(theirs.vector, 5 | 12 | 13) && ours.vector == 14 && ours.address.is_some_and(wraps) {
         // "These accesses may or may not cause the indicated exceptions": SDM Vol. 3A 6.3.
         *ours = *theirs;
     }
