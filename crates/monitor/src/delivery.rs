@@ -121,7 +121,13 @@ fn attempt(cx: &mut Context<'_>, delivery: &Delivery) -> Result<Option<Exception
             cx.state.interrupt_shadow = 0;
             Ok(None)
         }
-        Err(Stop::Exception(second)) => Ok(Some(second)),
+        Err(Stop::Exception(second)) => {
+            // CR2 is that of the last page fault met, also if it comes to a double fault (SDM Vol. 3A 6.15, #PF).
+            if second.vector == Vector::PageFault {
+                cx.state.cr2 = second.address;
+            }
+            Ok(Some(second))
+        }
         // Descriptor tables or stacks outside RAM. There is no instruction to run again after the board's answer,
         // and no guest keeps them there.
         Err(Stop::Board | Stop::Exit(_)) => {

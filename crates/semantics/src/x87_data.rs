@@ -320,6 +320,9 @@ fn store<M: Machine>(m: &mut M, i: &Insn, store: u8, pops: u8) -> Result<(), M::
         let high = m.resize(Width::Qword, Width::Word, high);
         m.store(Width::Word, address, high)
     })?;
+    // What an unmasked exception keeps from memory must be allowed there all the same.
+    let kept = m.bool_not(stored);
+    m.when(kept, |m| m.probe_write(address, bytes))?;
     m.call(Helper::X87StoreFinish, request(0, 0, 0, pops), outcome, none)?;
     x87_state::record(m, i);
     Ok(())
