@@ -205,6 +205,11 @@ fn tolerate(insn: &Instruction, got: &mut Ran, native: &Ran) {
         // Whether a result that traps on overflow or underflow would have been exact: not told from the masked result.
         got.image.mxcsr = got.image.mxcsr & !PRECISION | native.image.mxcsr & PRECISION;
     }
+    let in_steps = matches!(insn.mnemonic(), Mnemonic::Dpps | Mnemonic::Dppd);
+    if ours.vector == 19 && theirs.vector == 19 && in_steps {
+        // Where the products trap, the flags of the sums: here all is computed before the first trap.
+        got.image.mxcsr = native.image.mxcsr;
+    }
     if ours.vector == 19 && theirs.vector == 19 && uses_x87(insn) {
         // Whether MMX state is entered first.
         (got.image.x87.status, got.image.x87.tags) = (native.image.x87.status, native.image.x87.tags);

@@ -87,4 +87,6 @@ macro_rules! guests {
     };
 }
 
-guests! { chaining descriptors exceptions gates interrupts modes msr paging pcid smc tasks timers triple }
+guests! {
+    chaining descriptors exceptions gates interrupts modes msr nested_faults nmi paging pcid smc tasks timers triple
+}
