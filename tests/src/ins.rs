@@ -13,7 +13,7 @@
 //! physical order, 20 digits), `flags=cf,zf` (all of the flags; `flags=` for none), `[50000010]=0123` (bytes in memory order),
 //! `rip=+5` (relative to the code). Inputs that are not named are zero (RSP: the top of the data window). Everything
 //! that is not named on the right must be unchanged, but for RIP, which goes to the next instruction, and the flags
-//! that the architecture leaves undefined.
+//! that the architecture leaves undefined. The first line of a case is made from its bytes by the example `case`.
 
 use anyhow::{Context, Result, bail, ensure};
 use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, NasmFormatter};

@@ -81,7 +81,11 @@ fn fuzz(bits: u32, ways: &[Way]) {
     for number in 0..budget {
         // Every encoding in turn begins a program; one in three programs is a sequence.
         let first = encodings[number % encodings.len()];
-        let length = if random.one_in(3) { 2 + random.below(5) as usize } else { 1 };
+        let length = match random.below(24) {
+            0 => 7 + random.below(10),
+            1..=8 => 2 + random.below(5),
+            _ => 1,
+        } as usize;
         let Some(program) = Program::random(&mut random, &encodings, bits, length, first) else { continue };
         let start = start::state(&mut random, &program.instructions(), bits);
         // Now and then across a page boundary.
