@@ -5,11 +5,14 @@
 
 use std::{io, ptr};
 
-use iced_x86::Mnemonic;
+use iced_x86::{Instruction, Mnemonic};
 use libc::{c_int, c_void, pid_t};
 use x86::fpu::X87;
 
-use crate::image::{CODE, CODE_SIZE, COMPARED_FLAGS, DATA, DATA_SIZE, Fault, Image, Ran};
+use crate::{
+    image::{CODE, CODE_SIZE, COMPARED_FLAGS, DATA, DATA_SIZE, Fault, Image, Ran},
+    program::uses_x87,
+};
 
 /// What lies where no code is.
 const HLT: u8 = 0xf4;
@@ -128,12 +131,7 @@ impl Oracle {
             self.ptrace(libc::PTRACE_GETREGS, (&raw mut registers).cast())?;
             let signal = libc::WSTOPSIG(status);
             if signal != libc::SIGTRAP {
-                let mut found = self.fault(signal)?;
-                // Linux tells #BR as it does #GP.
-                if found.vector == 13 && code_at(code, (rip - base) as usize, bits) == Mnemonic::Bound {
-                    found.vector = 5;
-                }
-                fault = Some(found);
+                fault = Some(self.fault(signal, &instruction_at(code, (rip - base) as usize, bits))?);
                 break;
             }
             // A REP instruction traps after each iteration, with RIP still at itself.
@@ -146,7 +144,7 @@ impl Oracle {
         Ok(Ran { image, fault })
     }
 
-    fn fault(&self, signal: c_int) -> io::Result<Fault> {
+    fn fault(&self, signal: c_int, insn: &Instruction) -> io::Result<Fault> {
         // SAFETY: plain data, written by ptrace.
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
         self.ptrace(libc::PTRACE_GETSIGINFO, (&raw mut info).cast())?;
@@ -156,8 +154,10 @@ impl Oracle {
         const SI_KERNEL: c_int = 0x80;
         let (vector, address) = match (signal, info.si_code) {
             (libc::SIGFPE, 1) => (0, None),
-            (libc::SIGFPE, _) => (if self.sse_exception()? { 19 } else { 16 }, None),
+            (libc::SIGFPE, _) => (if uses_x87(insn) && self.x87_exception()? { 16 } else { 19 }, None),
             (libc::SIGILL, _) => (6, None),
+            // Linux tells #BR as it does #GP.
+            (libc::SIGSEGV, SI_KERNEL) if insn.mnemonic() == Mnemonic::Bound => (5, None),
             (libc::SIGSEGV, SI_KERNEL) => (13, None),
             (libc::SIGSEGV, _) => (14, Some(address)),
             (libc::SIGBUS, 1) => (17, None),
@@ -167,10 +167,10 @@ impl Oracle {
         Ok(Fault { vector, address })
     }
 
-    /// Whether an unmasked SSE exception is flagged.
-    fn sse_exception(&self) -> io::Result<bool> {
-        let fp = self.fp_registers()?;
-        Ok(fp.mxcsr & 0x3f & !(fp.mxcsr >> 7) != 0)
+    /// Whether an unmasked x87 exception is pending.
+    fn x87_exception(&self) -> io::Result<bool> {
+        const ERROR_SUMMARY: u16 = 1 << 7;
+        Ok(self.fp_registers()?.swd & ERROR_SUMMARY != 0)
     }
 
     fn fp_registers(&self) -> io::Result<libc::user_fpregs_struct> {
@@ -252,14 +252,13 @@ impl Oracle {
     }
 }
 
-fn code_at(code: &[u8], at: usize, bits: u32) -> Mnemonic {
-    iced_x86::Decoder::new(bits, &code[at..], 0).decode().mnemonic()
+fn instruction_at(code: &[u8], at: usize, bits: u32) -> Instruction {
+    iced_x86::Decoder::new(bits, &code[at..], 0).decode()
 }
 
 /// Whether the instruction at `at` has a REP prefix before a string opcode.
 fn is_repeated(code: &[u8], at: usize, bits: u32) -> bool {
-    let mut decoder = iced_x86::Decoder::new(bits, &code[at..], 0);
-    let insn = decoder.decode();
+    let insn = instruction_at(code, at, bits);
     (insn.has_rep_prefix() || insn.has_repne_prefix()) && insn.is_string_instruction()
 }
 
