@@ -328,7 +328,6 @@ fn damaged_packages_are_errors() {
 }
 
 #[test]
-#[ignore = "downloads 27 MB"]
 fn debian_is_what_debian_ships() {
     let scratch = Scratch::new();
     let guest = fetch("debian", &CacheDir::new(scratch.path("cache")), &mut Silent).unwrap();
