@@ -132,7 +132,7 @@ fn small_start(random: &mut Random, insn: &Instruction, bits: u32) -> Image {
             *register = DATA;
         }
     }
-    let mut image = program::relevant(&start, insn);
+    let mut image = program::relevant(&start, insn, bits);
     if random.one_in(3) {
         // Flags that must stay as they are.
         image.flags = start.flags;

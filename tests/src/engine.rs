@@ -8,13 +8,18 @@
 mod driver;
 mod layout;
 
+use std::{sync::Arc, time::Duration};
+
 use anyhow::{Result, bail};
 use memory::Ram;
 use runtime::{Engine, EngineConfig, EngineMode};
-use vcpu::{Answer, Clock, Entry, Exit, Vcpu};
+use vcpu::{Clock, Entry, Exit, Kick, Vcpu};
 use x86::{CpuState, GuestPhys, Segment, control, state::RSP};
 
-use crate::image::{CODE, COMPARED_FLAGS, DATA_SIZE, Fault, Image, Ran, fxsave_of, set_segments};
+use crate::image::{
+    CODE, COMPARED_FLAGS, DATA_SIZE, Fault, Image, Ran, code_address, fxsave_of, keep_upper_stack_pointer,
+    set_segments,
+};
 use layout::*;
 
 /// A way to run a case. All must agree.
@@ -51,8 +56,10 @@ impl Way {
     }
 }
 
-/// Exits that a case may take before it counts as hung.
-const MOST_EXITS: usize = 1000;
+/// Every so often the engine is kicked, so that a case that loops for good is noticed.
+const WATCH: Duration = Duration::from_millis(500);
+/// Kicks that a case may get before it counts as hung.
+const MOST_KICKS: usize = 20;
 
 /// An engine with the guest in it.
 pub struct Subject {
@@ -61,6 +68,8 @@ pub struct Subject {
     ram: Ram,
     /// Where in the window the last case's code was, and its length: to be erased.
     last: (u64, u64),
+    /// While it is held, somebody kicks the engine.
+    _watch: Arc<()>,
 }
 
 impl Subject {
@@ -72,7 +81,8 @@ impl Subject {
         ram.write(GuestPhys(DRIVER), &driver)?;
         let mut engine = Engine::new(way.config(), ram.clone(), Clock::manual())?;
         engine.update_state(&mut set_system_state);
-        let mut subject = Self { way, engine, ram, last: (0, 0) };
+        let watch = watch(engine.kick_handle());
+        let mut subject = Self { way, engine, ram, last: (0, 0), _watch: watch };
         subject.wait_for_halt(Entry::default())?;
         Ok(subject)
     }
@@ -89,7 +99,9 @@ impl Subject {
             self.ram.write(GuestPhys(DATA_PHYSICAL), &start.data)?;
             self.wait_for_halt(Entry { nmi: true, ..Entry::default() })?;
         }
-        self.finish(code, CODE + offset)
+        let mut ran = self.finish(code, code_address(offset, bits), bits)?;
+        keep_upper_stack_pointer(bits, start.gpr[RSP], &mut ran.image.gpr[RSP]);
+        Ok(ran)
     }
 
     /// Blocks compiled so far, and blocks that the translator left to the interpreter.
@@ -118,18 +130,15 @@ impl Subject {
             [g[15], g[14], g[13], g[12], g[11], g[10], g[9], g[8], g[7], g[6], g[5], g[3], g[2], g[1], g[0]];
         self.words(FRAME, &popped)?;
         let rflags = x86::flags::FIXED_ONE | start.flags & COMPARED_FLAGS;
-        let frame = [CODE + offset + start.rip, cs, rflags, g[RSP], ss];
+        let frame = [code_address(offset, bits) + start.rip, cs, rflags, g[RSP], ss];
         self.words(FRAME + 8 * popped.len() as u64, &frame)
     }
 
     fn wait_for_halt(&mut self, mut entry: Entry) -> Result<()> {
-        for _ in 0..MOST_EXITS {
+        for _ in 0..MOST_KICKS {
             match self.engine.run(entry)? {
                 Exit::Halt => return Ok(()),
                 Exit::Kicked => entry = Entry::default(),
-                Exit::MsrRead { .. } | Exit::MsrWrite { .. } => {
-                    entry = Entry { answer: Answer::Fault, ..Entry::default() };
-                }
                 other => bail!("the case left the engine with {other:?}"),
             }
         }
@@ -137,7 +146,7 @@ impl Subject {
     }
 
     /// Reads the state that the exception handler's frame and registers hold.
-    fn finish(&self, code: &[u8], base: u64) -> Result<Ran> {
+    fn finish(&self, code: &[u8], base: u64, bits: u32) -> Result<Ran> {
         let state = self.engine.state();
         let handler = state.rip.wrapping_sub(1).wrapping_sub(HANDLERS);
         if !handler.is_multiple_of(16) || handler / 16 >= 32 {
@@ -158,7 +167,8 @@ impl Subject {
         self.ram.read(GuestPhys(DATA_PHYSICAL), &mut data)?;
         let inside = (base..base + code.len() as u64).contains(&rip);
         // HLT, or nothing at all, where the code has gone.
-        let ended = !inside && (vector == 13 || vector == 14 && state.cr2 == rip);
+        let linear = if bits == 16 { CODE + rip } else { rip };
+        let ended = !inside && (vector == 13 || vector == 14 && state.cr2 == linear);
         let fault = (!ended).then_some(Fault { vector, address: (vector == 14).then_some(state.cr2) });
         let image = Image {
             gpr,
@@ -171,6 +181,19 @@ impl Subject {
         };
         Ok(Ran { image, fault })
     }
+}
+
+/// Kicks until what it returns is dropped.
+fn watch(kick: Kick) -> Arc<()> {
+    let watch = Arc::new(());
+    let held = Arc::downgrade(&watch);
+    std::thread::spawn(move || {
+        while held.upgrade().is_some() {
+            std::thread::sleep(WATCH);
+            kick.kick();
+        }
+    });
+    watch
 }
 
 /// Ring 0 of the guest, about to halt; from there on it drives itself.
@@ -186,6 +209,7 @@ fn set_system_state(state: &mut CpuState) {
     state.cr4 = cr4::PAE | cr4::PGE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::FSGSBASE | cr4::OSXSAVE;
     state.xcr0 = control::xcr0::X87 | control::xcr0::SSE;
     state.tr = Segment { base: TSS, limit: 0x67, selector: 0x40, attributes: 0x8b };
+    state.ldtr = Segment { base: LDT, limit: 0xf, selector: 0x50, attributes: 0x82 };
     state.gdtr = Segment { base: GDT, limit: 0x4f, ..Segment::default() };
     state.idtr = Segment { base: IDT, limit: 0x1ff, ..Segment::default() };
     state.update_mode();

@@ -54,12 +54,16 @@ fn processors_differ(code: Code, bits: u32) -> bool {
     short_branch || prefetch || push || extension
 }
 
-/// All encodings that are fuzzed for 64- or 32-bit code.
+/// All encodings that are fuzzed for 64-, 32- or 16-bit code.
 pub fn encodings(bits: u32) -> Vec<Code> {
     Code::values()
         .filter(|&code| {
             let info = code.op_code();
-            let usable = if bits == 64 { info.mode64() } else { info.mode32() };
+            let usable = match bits {
+                64 => info.mode64(),
+                32 => info.mode32(),
+                _ => info.mode16(),
+            };
             table::LIFTED.contains(&code.mnemonic())
                 && !EXCLUDED.iter().any(|(mnemonic, _)| *mnemonic == code.mnemonic())
                 && !processors_differ(code, bits)
@@ -84,7 +88,7 @@ fn is_lifted(code: Code, bits: u32) -> bool {
     }
 }
 
-/// The mode of a 64- or 32-bit program in ring 3.
+/// The mode of a 64-, 32- or 16-bit program in ring 3.
 pub fn mode(bits: u32) -> Mode {
     let mut state = CpuState::new();
     crate::image::set_segments(&mut state, bits);
@@ -146,6 +150,12 @@ pub fn is_delicate(code: Code) -> bool {
         || matches!(code.mnemonic(), Mnemonic::Maskmovdqu | Mnemonic::Maskmovq)
 }
 
+/// Segments for prefixes. In 64-bit mode the bases of FS and GS are zero; outside they are null.
+fn segments(bits: u32) -> &'static [Register] {
+    use Register::{CS, DS, ES, FS, GS, SS};
+    if bits == 64 { &[FS, GS] } else { &[CS, DS, ES, SS, GS] }
+}
+
 /// Makes up one instruction of an encoding; `None` where the operands are not ours to choose.
 pub fn instruction(random: &mut Random, code: Code, bits: u32) -> Option<(Instruction, Vec<u8>)> {
     let info = code.op_code();
@@ -184,12 +194,8 @@ pub fn instruction(random: &mut Random, code: Code, bits: u32) -> Option<(Instru
     if matches!(code, Code::Shld_rm16_r16_imm8 | Code::Shrd_rm16_r16_imm8) {
         insn.set_immediate8(insn.immediate8() % 17);
     }
-    if random.one_in(12) && insn.op_count() > 0 && bits == 64 {
-        // Their bases are zero.
-        let prefix = random.pick(&[Register::FS, Register::GS]);
-        if (0..insn.op_count()).any(|operand| insn.op_kind(operand) == OpKind::Memory) {
-            insn.set_segment_prefix(prefix);
-        }
+    if random.one_in(12) && (0..insn.op_count()).any(|operand| insn.op_kind(operand) == OpKind::Memory) {
+        insn.set_segment_prefix(random.pick(segments(bits)));
     }
     let mut encoder = Encoder::new(bits);
     // Near branches need an address near their target; code is position-independent otherwise.
@@ -243,7 +249,7 @@ fn place(
         Kind::mem_offs => offsets_only(random, insn, operand, bits),
         Kind::seg_rBX_al => {
             insn.set_op_kind(operand, OpKind::Memory);
-            insn.set_memory_base(if bits == 64 { Register::RBX } else { Register::EBX });
+            insn.set_memory_base(general(bits / 8, 3));
             insn.set_memory_index(Register::AL);
         }
         Kind::seg_reg => {
@@ -310,14 +316,24 @@ fn place(
             insn.set_near_branch64(20 + random.below(80));
         }
         Kind::seg_rSI => {
-            insn.set_op_kind(operand, if bits == 64 { OpKind::MemorySegRSI } else { OpKind::MemorySegESI });
+            let kinds = [OpKind::MemorySegRSI, OpKind::MemorySegESI, OpKind::MemorySegSI];
+            insn.set_op_kind(operand, by_size(random, bits, kinds));
             insn.set_memory_base(Register::None);
         }
         Kind::es_rDI => {
-            insn.set_op_kind(operand, if bits == 64 { OpKind::MemoryESRDI } else { OpKind::MemoryESEDI });
+            let kinds = [OpKind::MemoryESRDI, OpKind::MemoryESEDI, OpKind::MemoryESDI];
+            let kind = match insn.op0_kind() {
+                // Both operands of MOVS and CMPS have the same address size.
+                OpKind::MemorySegRSI if operand == 1 => kinds[0],
+                OpKind::MemorySegESI if operand == 1 => kinds[1],
+                OpKind::MemorySegSI if operand == 1 => kinds[2],
+                _ => by_size(random, bits, kinds),
+            };
+            insn.set_op_kind(operand, kind);
         }
         Kind::seg_rDI => {
-            insn.set_op_kind(operand, if bits == 64 { OpKind::MemorySegRDI } else { OpKind::MemorySegEDI });
+            let kinds = [OpKind::MemorySegRDI, OpKind::MemorySegEDI, OpKind::MemorySegDI];
+            insn.set_op_kind(operand, by_size(random, bits, kinds));
         }
         _ => return None,
     }
@@ -330,11 +346,39 @@ fn offsets_only(random: &mut Random, insn: &mut Instruction, operand: u32, bits:
         0 => random.integer(),
         _ => DATA + random.below(DATA_SIZE),
     };
-    let size = if bits == 64 { 8 } else { 4 };
     insn.set_op_kind(operand, OpKind::Memory);
     insn.set_memory_base(Register::None);
-    insn.set_memory_displ_size(size);
-    insn.set_memory_displacement64(if bits == 64 { address } else { address & 0xffff_ffff });
+    insn.set_memory_displ_size(bits / 8);
+    insn.set_memory_displacement64(match bits {
+        64 => address,
+        32 => address & 0xffff_ffff,
+        _ => address & 0xffff,
+    });
+}
+
+/// What goes with the mode's own address size, or now and then with the other one that a prefix gives.
+fn by_size<T: Copy>(random: &mut Random, bits: u32, [qword, dword, word]: [T; 3]) -> T {
+    match (bits, random.one_in(12)) {
+        (64, false) => qword,
+        (32, false) | (64, true) | (16, true) => dword,
+        _ => word,
+    }
+}
+
+/// An operand with a 16-bit address (SDM Vol. 2A table 2-1).
+fn memory16(random: &mut Random, insn: &mut Instruction) {
+    use Register::{BP, BX, DI, None, SI};
+    let forms = [(BX, SI), (BX, DI), (BP, SI), (BP, DI), (SI, None), (DI, None), (BP, None), (BX, None)];
+    let (base, index) = random.pick(&forms);
+    insn.set_memory_base(base);
+    insn.set_memory_index(index);
+    let (displacement, bytes) = match random.below(3) {
+        0 if base != BP || index != None => (0, 0),
+        1 => (i64::from(random.bits() as i8), 1),
+        _ => (random.below(64) as i64, 2),
+    };
+    insn.set_memory_displacement64(displacement as u64 & 0xffff);
+    insn.set_memory_displ_size(bytes);
 }
 
 fn memory(random: &mut Random, insn: &mut Instruction, operand: u32, bits: u32, registers: u64) {
@@ -346,8 +390,10 @@ fn memory(random: &mut Random, insn: &mut Instruction, operand: u32, bits: u32, 
         insn.set_memory_displacement64(random.below(24).wrapping_sub(16));
         return;
     }
-    // Now and then an address of half the size.
-    let size = if bits == 64 && !random.one_in(12) { 8 } else { 4 };
+    let size = by_size(random, bits, [8, 4, 2]);
+    if size == 2 {
+        return memory16(random, insn);
+    }
     let base = general(size, random.below(registers));
     let index = match random.below(registers) {
         4 => Register::None,

@@ -71,6 +71,16 @@ impl Image {
         }
     }
 
+    /// The same for a size of code. In a 16-bit segment the stack pointer is an offset; the upper half of ESP is zero,
+    /// because an IRET to a 16-bit stack does not set it.
+    pub fn of(bits: u32) -> Self {
+        let mut image = Self::new();
+        if bits == 16 {
+            image.gpr[x86::state::RSP] &= 0xffff;
+        }
+        image
+    }
+
     /// Differences to `expected`, one line each; flags in `undefined` and the x87 pointers are not compared.
     pub fn differences(&self, expected: &Self, undefined: u64) -> Vec<String> {
         let mut lines = Vec::new();
@@ -118,17 +128,51 @@ impl Default for Image {
     }
 }
 
+/// Selector of 16-bit code, in the LDT: the code window, and up to 64 KiB.
+pub const CODE16: u16 = 0x07;
+/// Selector of 16-bit data and stack, in the LDT: the data window.
+pub const DATA16: u16 = 0x0f;
+/// Descriptor of [`CODE16`].
+pub const DESCRIPTOR_CODE16: u64 = descriptor16(CODE, 0xffff, 0xfb);
+/// Descriptor of [`DATA16`].
+pub const DESCRIPTOR_DATA16: u64 = descriptor16(DATA, DATA_SIZE - 1, 0xf3);
+
+const fn descriptor16(base: u64, limit: u64, access: u64) -> u64 {
+    limit | (base & 0xff_ffff) << 16 | access << 40 | (base >> 24) << 56
+}
+
+/// The instruction pointer at `offset` in the code window.
+pub fn code_address(offset: u64, bits: u32) -> u64 {
+    if bits == 16 { offset } else { CODE + offset }
+}
+
+/// Whether `bits` is a size of code that cases can have.
+pub fn is_code_size(bits: u32) -> bool {
+    matches!(bits, 16 | 32 | 64)
+}
+
+/// With a 16-bit stack, what the upper half of ESP becomes in a round trip through another ring is not for us to say.
+pub fn keep_upper_stack_pointer(bits: u32, before: u64, after: &mut u64) {
+    if bits == 16 {
+        *after = before & !0xffff | *after & 0xffff;
+    }
+}
+
 /// Segment registers as Linux starts a process (arch/x86/include/asm/segment.h), and CPL 3.
 pub fn set_segments(state: &mut CpuState, bits: u32) {
     use x86::control::{cr0, efer};
     state.cr0 = cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::PG;
     state.efer = efer::SCE | efer::LME | efer::LMA | efer::NXE;
-    let code = if bits == 64 {
-        Segment::from_descriptor(0x33, 0x00af_fb00_0000_ffff)
-    } else {
-        Segment::from_descriptor(0x23, 0x00cf_fb00_0000_ffff)
+    let code = match bits {
+        64 => Segment::from_descriptor(0x33, 0x00af_fb00_0000_ffff),
+        32 => Segment::from_descriptor(0x23, 0x00cf_fb00_0000_ffff),
+        _ => Segment::from_descriptor(CODE16, DESCRIPTOR_CODE16),
     };
-    let data = Segment::from_descriptor(0x2b, 0x00cf_f300_0000_ffff);
+    let data = if bits == 16 {
+        Segment::from_descriptor(DATA16, DESCRIPTOR_DATA16)
+    } else {
+        Segment::from_descriptor(0x2b, 0x00cf_f300_0000_ffff)
+    };
     // DS, ES, FS and GS are null in 64-bit mode.
     let other = if bits == 64 { Segment::default() } else { data };
     state.segments = [other, code, data, other, Segment::default(), Segment::default()];

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! # a comment
-//! bits 32                                   (until the next such line; 64 to begin with)
+//! bits 32                                   (or 16; until the next such line; 64 to begin with)
 //! 48 01 d8 ; add rax,rbx                    (bytes, and the disassembly that they must have)
 //!     rax=1 rbx=2 => rax=3 flags=pf         (inputs => what has changed)
 //!     rax=5 => ?                            (`cargo xtask bless` has the host processor fill it in)
@@ -18,14 +18,14 @@
 use anyhow::{Context, Result, bail, ensure};
 use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, NasmFormatter};
 
-use crate::image::{DATA, DATA_SIZE, FLAGS, Fault, Image, REGISTERS, Ran};
+use crate::image::{DATA, DATA_SIZE, FLAGS, Fault, Image, REGISTERS, Ran, is_code_size};
 
 /// One line of inputs and outputs.
 #[derive(Clone, Debug)]
 pub struct Case {
     /// Line number in the file, from 1.
     pub line: usize,
-    /// 64 or 32.
+    /// 64, 32 or 16.
     pub bits: u32,
     /// The instruction (or several).
     pub code: Vec<u8>,
@@ -85,7 +85,7 @@ pub fn parse(text: &str) -> Result<Vec<Case>> {
         let here = || format!("line {number}");
         if let Some(size) = trimmed.strip_prefix("bits ") {
             bits = size.parse().with_context(here)?;
-            ensure!(bits == 64 || bits == 32, "line {number}: bits 64 or bits 32");
+            ensure!(is_code_size(bits), "line {number}: bits 64, bits 32 or bits 16");
         } else if !line.starts_with(' ') {
             let (bytes, text) =
                 trimmed.split_once(';').with_context(|| format!("line {number}: bytes ; disassembly"))?;
@@ -99,7 +99,7 @@ pub fn parse(text: &str) -> Result<Vec<Case>> {
                 code.clone().with_context(|| format!("line {number}: no code before"))?;
             let (inputs, outputs) =
                 trimmed.split_once("=>").with_context(|| format!("line {number}: inputs => outputs"))?;
-            let mut start = Image::new();
+            let mut start = Image::of(bits);
             for item in inputs.split_whitespace() {
                 assign(&mut start, item).with_context(here)?;
             }

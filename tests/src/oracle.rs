@@ -7,10 +7,13 @@ use std::{io, ptr};
 
 use iced_x86::{Instruction, Mnemonic};
 use libc::{c_int, c_void, pid_t};
-use x86::fpu::X87;
+use x86::{fpu::X87, state::RSP};
 
 use crate::{
-    image::{CODE, CODE_SIZE, COMPARED_FLAGS, DATA, DATA_SIZE, Fault, Image, Ran},
+    image::{
+        CODE, CODE_SIZE, CODE16, COMPARED_FLAGS, DATA, DATA_SIZE, DATA16, Fault, Image, Ran, code_address,
+        keep_upper_stack_pointer,
+    },
     program::uses_x87,
 };
 
@@ -66,7 +69,7 @@ impl Oracle {
             let status = oracle.wait()?;
             if !libc::WIFSTOPPED(status) {
                 return Err(io::Error::other(
-                    "the oracle's child ended: is ptrace permitted here, and its windows free?",
+                    "the oracle's child ended: are ptrace and modify_ldt permitted here, and its windows free?",
                 ));
             }
             oracle.ptrace(libc::PTRACE_SETOPTIONS, libc::PTRACE_O_EXITKILL as usize as *mut c_void)?;
@@ -112,7 +115,7 @@ impl Oracle {
         self.window(last, length).fill(HLT);
         self.window(offset, code.len()).copy_from_slice(code);
         self.window(CODE_SIZE, DATA_SIZE as usize).copy_from_slice(&start.data);
-        let base = CODE + offset;
+        let base = code_address(offset, bits);
         self.set_state(base, bits, start)?;
         let mut fault = None;
         let mut done = 0;
@@ -140,7 +143,8 @@ impl Oracle {
             }
             rip = registers.rip;
         }
-        let image = self.state(base)?;
+        let mut image = self.state(base)?;
+        keep_upper_stack_pointer(bits, start.gpr[RSP], &mut image.gpr[RSP]);
         Ok(Ran { image, fault })
     }
 
@@ -192,6 +196,9 @@ impl Oracle {
         if bits == 32 {
             // Linux's flat user segments (arch/x86/include/asm/segment.h).
             (r.cs, r.ss, r.ds, r.es) = (0x23, 0x2b, 0x2b, 0x2b);
+        } else if bits == 16 {
+            let data = u64::from(DATA16);
+            (r.cs, r.ss, r.ds, r.es) = (CODE16.into(), data, data, data);
         }
         (r.fs_base, r.gs_base) = (0, 0);
         r.eflags = 0x202 | image.flags & COMPARED_FLAGS;
@@ -290,12 +297,30 @@ unsafe fn child_main(memory: c_int) -> ! {
         if code as u64 != CODE || data as u64 != DATA {
             libc::_exit(1);
         }
+        for (selector, base, limit, flags) in [
+            (CODE16, CODE, 0xffff, user_desc::CODE | user_desc::USEABLE),
+            (DATA16, DATA, DATA_SIZE as u32 - 1, user_desc::USEABLE),
+        ] {
+            let descriptor = [u32::from(selector >> 3), base as u32, limit, flags];
+            let size = size_of_val(&descriptor);
+            if libc::syscall(libc::SYS_modify_ldt, 1, descriptor.as_ptr(), size) != 0 {
+                libc::_exit(2);
+            }
+        }
         if libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) < 0 {
-            libc::_exit(2);
+            libc::_exit(3);
         }
         libc::raise(libc::SIGSTOP);
-        libc::_exit(3)
+        libc::_exit(4)
     }
+}
+
+/// Flags of modify_ldt's `struct user_desc` (arch/x86/include/uapi/asm/ldt.h); all clear: 16-bit writable data.
+mod user_desc {
+    /// contents: code.
+    pub const CODE: u32 = 2 << 1;
+    /// useable.
+    pub const USEABLE: u32 = 1 << 6;
 }
 
 impl Drop for Oracle {

@@ -14,18 +14,22 @@ pub fn state(random: &mut Random, insns: &[Instruction], bits: u32) -> Image {
     let mut image = Image::new();
     for value in &mut image.gpr {
         *value = random.integer();
-        if bits == 32 {
+        if bits != 64 {
             *value &= 0xffff_ffff;
         }
     }
+    // 16-bit segments begin at the windows: their offsets are the low half of the linear addresses of these.
     image.gpr[x86::state::RSP] = DATA + 0x100 + (random.below(DATA_SIZE - 0x200) & !7);
+    if bits == 16 {
+        image.gpr[x86::state::RSP] &= 0xffff;
+    }
     image.flags = random.bits() & x86::flags::STATUS;
     let mut information = InstructionInfoFactory::new();
     for insn in insns {
         let aligned = SHA.contains(&insn.mnemonic());
         for memory in information.info(insn).used_memory() {
             if memory.base().full_register() != Register::RSP {
-                aim(random, &mut image, memory.base(), aligned);
+                aim(random, &mut image, memory.base(), bits, aligned);
             }
             let index = memory.index();
             if index.is_gpr() && index != memory.base() && index != Register::AL {
@@ -49,7 +53,7 @@ pub fn state(random: &mut Random, insns: &[Instruction], bits: u32) -> Image {
         }
     }
     if let Some(first) = insns.first().filter(|insn| is_delicate(insn.code())) {
-        make_delicate(random, &mut image, first);
+        make_delicate(random, &mut image, first, bits);
     }
     for value in &mut image.xmm {
         *value = random.vector();
@@ -77,7 +81,7 @@ pub fn state(random: &mut Random, insns: &[Instruction], bits: u32) -> Image {
 }
 
 /// Gives the registers of an instruction the values that it must have for processors to agree.
-fn make_delicate(random: &mut Random, image: &mut Image, insn: &Instruction) {
+fn make_delicate(random: &mut Random, image: &mut Image, insn: &Instruction, bits: u32) {
     if DOUBLE_SHIFTS_BY_CL.contains(&insn.code()) {
         image.gpr[1] = image.gpr[1] & !0x1f | random.below(17);
     } else if SHA.contains(&insn.mnemonic()) {
@@ -86,7 +90,8 @@ fn make_delicate(random: &mut Random, image: &mut Image, insn: &Instruction) {
         }
     } else {
         // Where MASKMOVDQU faults depends on the processor.
-        image.gpr[7] = DATA + random.below(DATA_SIZE - 16);
+        let offset = random.below(DATA_SIZE - 16);
+        image.gpr[7] = if bits == 16 { offset } else { DATA + offset };
     }
 }
 
@@ -96,7 +101,7 @@ fn number(register: Register) -> usize {
 }
 
 /// Points a register into the data window, mostly; sometimes across its end, or nowhere.
-fn aim(random: &mut Random, image: &mut Image, register: Register, aligned: bool) {
+fn aim(random: &mut Random, image: &mut Image, register: Register, bits: u32, aligned: bool) {
     if !register.is_gpr() {
         return;
     }
@@ -107,7 +112,14 @@ fn aim(random: &mut Random, image: &mut Image, register: Register, aligned: bool
         3..=8 => DATA + 0x200 + (random.below(DATA_SIZE - 0x400) & !15),
         _ => DATA + 0x200 + random.below(DATA_SIZE - 0x400),
     };
-    // What a 32-bit address leaves out may be anything.
-    let garbage = if register.is_gpr32() && random.one_in(2) { random.bits() << 32 } else { 0 };
-    image.gpr[number(register)] = garbage | if aligned { address & !15 } else { address };
+    let address = if bits == 16 { address & 0xffff } else { address };
+    // What a shorter address leaves out may be anything.
+    let garbage = match register.size() {
+        2 => random.bits() << 16,
+        4 => random.bits() << 32,
+        _ => 0,
+    };
+    let garbage = if random.one_in(2) { garbage } else { 0 };
+    let value = garbage | if aligned { address & !15 } else { address };
+    image.gpr[number(register)] = if bits == 64 { value } else { value & 0xffff_ffff };
 }

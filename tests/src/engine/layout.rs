@@ -5,7 +5,7 @@ use anyhow::Result;
 use memory::Ram;
 use x86::{GuestPhys, paging};
 
-use crate::image::{CODE, CODE_SIZE, DATA, DATA_SIZE};
+use crate::image::{CODE, CODE_SIZE, DATA, DATA_SIZE, DESCRIPTOR_CODE16, DESCRIPTOR_DATA16};
 
 pub const PML4: u64 = 0x1000;
 const PDPT: u64 = 0x2000;
@@ -16,6 +16,7 @@ const CODE_TABLE: u64 = 0x6000;
 pub const IDT: u64 = 0x7000;
 pub const TSS: u64 = 0x7800;
 pub const GDT: u64 = 0x7c00;
+pub const LDT: u64 = 0x7d00;
 /// One HLT every 16 bytes, one for each vector.
 pub const HANDLERS: u64 = 0x8000;
 pub const DRIVER: u64 = 0x9000;
@@ -76,6 +77,8 @@ pub fn write(ram: &Ram) -> Result<()> {
     for (index, descriptor) in DESCRIPTORS {
         word(GDT + 8 * index, descriptor)?;
     }
+    word(LDT, DESCRIPTOR_CODE16)?;
+    word(LDT + 8, DESCRIPTOR_DATA16)?;
     ram.write(GuestPhys(CODE_PHYSICAL), &vec![HLT; CODE_SIZE as usize])?;
     Ok(())
 }
