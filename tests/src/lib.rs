@@ -2,14 +2,17 @@
 //!
 //! [`image`] is the state that a case starts from and ends in; [`oracle`] runs it on the host under ptrace;
 //! [`engine`] runs it on our engines. [`ins`] reads the cases of `tests/insn/*.ins`. The fuzzer makes up
-//! instructions ([`fuzz`]) and states ([`start`]) from a seed ([`random`]), puts them together to a
-//! [`program`], and where two runs of it differ makes the smallest case of it.
+//! instructions ([`fuzz`], [`operand`]) and states ([`start`]) from a seed ([`random`]), puts them together to a
+//! [`program`], whose runs are compared as far as processors agree ([`tolerance`]), and where two runs of it differ
+//! makes the smallest case of it.
 
 pub mod engine;
 pub mod fuzz;
 pub mod image;
 pub mod ins;
+pub mod operand;
 pub mod oracle;
 pub mod program;
 pub mod random;
 pub mod start;
+pub mod tolerance;

@@ -11,6 +11,7 @@ use crate::{
     image::{CODE, DATA, DATA_SIZE, Image, Ran},
     ins,
     random::Random,
+    tolerance,
 };
 
 /// Runs a program: what happens natively, and how an engine differs.
@@ -91,9 +92,9 @@ impl Program {
     pub fn differences(&self, got: &Ran, native: &Ran) -> Vec<String> {
         let mut got = got.clone();
         if let Some(insn) = self.faulting(native) {
-            tolerate(insn, &mut got, native);
+            tolerance::tolerate(insn, &mut got, native);
         }
-        if native.image.mxcsr & AMD_MISALIGNED != 0 {
+        if native.image.mxcsr & tolerance::AMD_MISALIGNED != 0 {
             return Vec::new();
         }
         if self.insns.iter().any(|(insn, _)| insn.mnemonic() == Mnemonic::Cvtpi2ps) {
@@ -169,60 +170,6 @@ impl Program {
         let outputs = ins::outputs(start, self.code().len() as u64, native, self.undefined(native));
         format!("    {} => {outputs}", inputs.join(" ")).replace("     =>", "    =>").trim_end().to_owned()
     }
-}
-
-/// Flags of MXCSR.
-const OVERFLOW: u32 = 1 << 3;
-const UNDERFLOW: u32 = 1 << 4;
-const PRECISION: u32 = 1 << 5;
-
-/// MXCSR.MM, which only AMD's have: LDMXCSR of random memory may set it.
-const AMD_MISALIGNED: u32 = 1 << 17;
-
-/// Makes `got` like `native` in what a faulting instruction may do either way.
-fn tolerate(insn: &Instruction, got: &mut Ran, native: &Ran) {
-    let (Some(ours), Some(theirs)) = (&mut got.fault, &native.fault) else { return };
-    if matches!(insn.mnemonic(), Mnemonic::Maskmovdqu | Mnemonic::Maskmovq) && ours.vector == theirs.vector {
-        // Which of the bytes faults first.
-        ours.address = theirs.address;
-    }
-    if insn.mnemonic() == Mnemonic::Enter && ours == theirs {
-        // What has been pushed below RSP before the fault.
-        got.image.data.clone_from(&native.image.data);
-    }
-    if (ours.vector, theirs.vector) == (12, 13) && insn.memory_size().size() >= 16 {
-        // An address in the stack segment that is neither canonical nor aligned.
-        *ours = *theirs;
-    }
-    if matches!(theirs.vector, 5 | 12 | 13) && ours.vector == 14 && ours.address.is_some_and(wraps) {
-        // "These accesses may or may not cause the indicated exceptions": SDM Vol. 3A 6.3.
-        *ours = *theirs;
-    }
-    if ours.vector == theirs.vector && insn.mnemonic() == Mnemonic::Maskmovq {
-        (got.image.x87.status, got.image.x87.tags) = (native.image.x87.status, native.image.x87.tags);
-    }
-    if ours.vector == 19 && theirs.vector == 19 && native.image.mxcsr & (OVERFLOW | UNDERFLOW) != 0 {
-        // Whether a result that traps on overflow or underflow would have been exact: not told from the masked result.
-        got.image.mxcsr = got.image.mxcsr & !PRECISION | native.image.mxcsr & PRECISION;
-    }
-    if insn.mnemonic() == Mnemonic::Bound && (ours.vector, theirs.vector) == (13, 5) {
-        // The oracle can't tell the #GP of BOUND's memory operand.
-        *ours = *theirs;
-    }
-    let in_steps = matches!(insn.mnemonic(), Mnemonic::Dpps | Mnemonic::Dppd);
-    if ours.vector == 19 && theirs.vector == 19 && in_steps {
-        // Where the products trap, the flags of the sums: here all is computed before the first trap.
-        got.image.mxcsr = native.image.mxcsr;
-    }
-    if ours.vector == 19 && theirs.vector == 19 && uses_x87(insn) {
-        // Whether MMX state is entered first.
-        (got.image.x87.status, got.image.x87.tags) = (native.image.x87.status, native.image.x87.tags);
-    }
-}
-
-/// Whether an access of a few bytes there may go beyond 4 GiB.
-fn wraps(address: u64) -> bool {
-    (0xffff_ffe0..=0xffff_ffff).contains(&address)
 }
 
 /// The flags that are undefined after an instruction, if those were before it.
