@@ -44,7 +44,14 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
     match result {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            eprintln!("transvisor: {error:#}");
+            let mut text = error.to_string();
+            // Most of our errors already say what their cause said.
+            for cause in error.chain().skip(1).map(ToString::to_string) {
+                if !text.contains(&cause) {
+                    text = format!("{text}: {cause}");
+                }
+            }
+            eprintln!("transvisor: {text}");
             ExitCode::from(BAD_INPUT)
         }
     }
