@@ -55,6 +55,7 @@ impl Engine {
         // SAFETY: `attach` and the MMU keep the state's tables valid; the state is boxed and, like the MMU, not
         // touched by anyone else during the call; `code` was found for the state's rip and mode by the caller.
         let leave = unsafe { enter::enter(&raw mut *self.state, code) };
+        self.state.settle_flags();
         const UNLINKED: u64 = Leave::Unlinked as u64;
         const GUARD: u64 = Leave::Guard as u64;
         const INDIRECT: u64 = Leave::Indirect as u64;

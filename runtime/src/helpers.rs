@@ -82,6 +82,7 @@ fn slow_path(path: SlowPath) -> SlowPathFn {
         SlowPath::CompareExchange => compare_exchange,
         SlowPath::CompareExchangePair => compare_exchange_pair,
         SlowPath::ProbeWrite => probe_write,
+        SlowPath::SettleFlags => settle_flags,
     }
 }
 
@@ -248,6 +249,12 @@ unsafe extern "C" fn probe_write(state: *mut CpuState, address: u64, bytes: u64,
         }
         at = GuestVirt(at).page().offset(PAGE_SIZE).0;
     }
+}
+
+unsafe extern "C" fn settle_flags(state: *mut CpuState, _: u64, _: u64, _: u64, _: u64) -> u64 {
+    // SAFETY: called by a thunk, below compiled code, which has no other use of the state meanwhile.
+    unsafe { (*state).settle_flags() };
+    1
 }
 
 unsafe extern "C" fn vector_op(state: *mut CpuState, operation: u64, immediate: u64) {

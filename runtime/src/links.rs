@@ -178,7 +178,6 @@ mod tests {
             exits: exits.iter().map(|&(target, guarded)| DirectExit { target, guarded }).collect(),
             guest_instructions: 1,
             guest_bytes: 4,
-            depends: rip..rip + 4,
             text: None,
         }
     }

@@ -23,6 +23,10 @@
 //! passes the same guard with the entry's addend. Otherwise [`Leave::Indirect`], with the target in `CpuState::rip`.
 //! Entries are canonical addresses only: a target that is not canonical is found out on a miss, and abandoned.
 //!
+//! **Flags.** At a block's edge the status flags may be lazy ([`x86::LazyFlags`]): compiled code that wants an incoming
+//! flag looks at the kind first and has [`SlowPath::SettleFlags`] compute the words. Whoever stores words also stores
+//! the kind. The runtime settles them whenever compiled code has returned to it.
+//!
 //! **rip.** `CpuState::rip` is stale while blocks run into each other; every way back to the runtime but `Unlinked` and
 //! `Guard` (whose slot says it) stores it.
 //!
@@ -178,6 +182,8 @@ pub enum SlowPath {
     CompareExchangePair,
     /// (address, bytes): whether all of it can be written.
     ProbeWrite,
+    /// (): no access, and never abandoned: settles the lazy flags.
+    SettleFlags,
 }
 
 impl SlowPath {
@@ -201,6 +207,7 @@ impl SlowPath {
         Self::CompareExchange,
         Self::CompareExchangePair,
         Self::ProbeWrite,
+        Self::SettleFlags,
     ];
 
     /// The most arguments that an access has.
@@ -216,6 +223,7 @@ impl SlowPath {
         match self {
             Self::Store8 | Self::Store16 | Self::Store32 | Self::Store64 | Self::ProbeWrite => 2,
             Self::Atomic | Self::CompareExchange => 4,
+            Self::SettleFlags => 0,
             _ => 1,
         }
     }

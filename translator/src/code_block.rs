@@ -1,8 +1,6 @@
 //! [`CodeBlock`]: what a translation yields. Position-independent host code, the places in it that must be told where
 //! its chain slots are, and what the slots lead to. The runtime finds a place for both and calls [`CodeBlock::link`].
 
-use core::ops::Range;
-
 /// Host code of a guest block.
 #[derive(Clone, Debug)]
 pub struct CodeBlock {
@@ -18,9 +16,6 @@ pub struct CodeBlock {
     pub guest_instructions: u16,
     /// Guest bytes that the block was made from, from `rip` on.
     pub guest_bytes: u16,
-    /// Guest bytes, by rip, that the code relies on: a write to any of them makes it invalid. More than `guest_bytes`
-    /// where the flag liveness of successors was looked up; all in the block's page.
-    pub depends: Range<u64>,
     /// CLIF and host assembly, if [`crate::Options::text`] asked for them.
     pub text: Option<Text>,
 }

@@ -48,7 +48,6 @@ pub(crate) fn code_block(
         exits: lifted.exits,
         guest_instructions: lifted.guest_instructions,
         guest_bytes: lifted.guest_bytes,
-        depends: lifted.depends,
         text,
     })
 }

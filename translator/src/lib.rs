@@ -7,7 +7,6 @@ pub mod abi;
 mod code_block;
 mod finish;
 mod lift;
-mod liveness;
 mod settings;
 mod text;
 mod thunks;
@@ -22,7 +21,6 @@ use lift::{Lifted, Lifter};
 use settings::HostFeatures;
 
 pub use code_block::{CodeBlock, DirectExit, OutOfReach, Relocation, RelocationKind, RelocationTarget, Text};
-pub use liveness::{AllLive, FlagLiveness, LiveFlags, PageLiveness};
 pub use settings::{HostCode, Options, RegisterAllocator};
 pub use thunks::Thunks;
 
@@ -81,21 +79,12 @@ impl Translator {
         Ok(Self { options, isa, host, context, builder_context, control: ControlPlane::default() })
     }
 
-    /// Translates a guest block. All status flags count as live at its exits.
+    /// Translates a guest block.
     pub fn translate(&mut self, block: &GuestBlock) -> Result<CodeBlock, TranslateError> {
-        self.translate_with(block, &AllLive)
-    }
-
-    /// Translates a guest block whose exits store only the status flags that are live there.
-    pub fn translate_with(
-        &mut self,
-        block: &GuestBlock,
-        liveness: &dyn FlagLiveness,
-    ) -> Result<CodeBlock, TranslateError> {
         mode_is_lifted(block.mode)?;
         // A code generator that gives up on something that a guest brought it to must not take the monitor with it:
         // the block is interpreted, and what was left half done is made anew.
-        let result = catch_unwind(AssertUnwindSafe(|| self.compile(block, liveness)));
+        let result = catch_unwind(AssertUnwindSafe(|| self.compile(block)));
         result.unwrap_or_else(|panic| {
             self.context = Context::new();
             self.builder_context = FunctionBuilderContext::new();
@@ -105,13 +94,9 @@ impl Translator {
         })
     }
 
-    fn compile(
-        &mut self,
-        block: &GuestBlock,
-        liveness: &dyn FlagLiveness,
-    ) -> Result<CodeBlock, TranslateError> {
+    fn compile(&mut self, block: &GuestBlock) -> Result<CodeBlock, TranslateError> {
         self.context.clear();
-        let lifted = self.lift(block, liveness).inspect_err(|_| {
+        let lifted = self.lift(block).inspect_err(|_| {
             // Cranelift's builder wants to begin with nothing left over.
             self.builder_context = FunctionBuilderContext::new();
         })?;
@@ -129,9 +114,9 @@ impl Translator {
         finish::code_block(block.rip, lifted, &self.context.func, compiled, text)
     }
 
-    fn lift(&mut self, block: &GuestBlock, liveness: &dyn FlagLiveness) -> Result<Lifted, TranslateError> {
+    fn lift(&mut self, block: &GuestBlock) -> Result<Lifted, TranslateError> {
         let builder = FunctionBuilder::new(&mut self.context.func, &mut self.builder_context);
-        let mut lifter = Lifter::new(builder, block.mode, self.host, liveness);
+        let mut lifter = Lifter::new(builder, block.mode, self.host);
         let lifted = lifter.block(block)?;
         lifter.finish(self.isa.frontend_config());
         Ok(lifted)

@@ -14,6 +14,7 @@ use std::{
 use common::{
     FunctionTable, abandon, clobber, function_table, long_mode_state, place, protected_state,
     random::{DATA, DATA_SIZE, Random, instruction, registers},
+    settle_flags,
 };
 use memory::{AtomicOp, CodePages, Mmu, Ram};
 use semantics::{Insn, decode::decode_block};
@@ -21,7 +22,7 @@ use transvisor_translator::{
     Options, RegisterAllocator, Thunks, TranslateError, Translator,
     abi::{JUMP_CACHE_ENTRIES, JumpEntry, Leave, RuntimeFunctions, SlowPath, SlowPathFn},
 };
-use x86::{CpuState, GuestPhys, GuestVirt, Width};
+use x86::{CpuState, GuestPhys, GuestVirt, LazyFlags, Width, lazy_flags::Form};
 
 const CODE: u64 = 0x4_0000;
 const RAM_SIZE: u64 = 1 << 20;
@@ -157,6 +158,7 @@ fn thunks() -> &'static Thunks {
             compare_exchange,
             compare_exchange_pair,
             probe_write,
+            settle_flags,
         ];
         Thunks::new(&RuntimeFunctions { slow_paths, abandon }).unwrap()
     })
@@ -243,8 +245,19 @@ impl Harness {
             (state.rip, state.instructions, state.pending_exception) = (CODE, 0, 0);
         }
 
+        if random.once_in(2) {
+            let form = Form::ALL[random.below(Form::ALL.len() as u64) as usize];
+            let width = [Width::Byte, Width::Word, Width::Dword, Width::Qword][random.below(4) as usize];
+            let [a, b, c] = [(); 3].map(|()| random.next());
+            let lazy = LazyFlags { kind: form.kind(width), a, b, c };
+            self.compiled.state.lazy_flags = lazy;
+            self.interpreted.state.lazy_flags = lazy;
+            self.interpreted.state.settle_flags();
+        }
+
         // SAFETY: what the state points to lives in `compiled`.
         let leave = unsafe { placed.run(&mut self.compiled.state) };
+        self.compiled.state.settle_flags();
         let compiled = &mut *self.compiled.state;
         if matches!(leave, Leave::Unlinked | Leave::Guard) {
             let slot = compiled.scratch[0] as usize - placed.slot(0) as usize;

@@ -5,10 +5,10 @@ mod common;
 use common::{Machine, RAM_SIZE, RAM_START, READ_ONLY, place};
 use semantics::decode::{GuestBlock, decode_block};
 use transvisor_translator::{
-    CodeBlock, Options, PageLiveness, TranslateError, Translator,
+    CodeBlock, Options, TranslateError, Translator,
     abi::{JumpEntry, Leave},
 };
-use x86::{Mode, flags};
+use x86::{LazyFlags, Mode, Width, flags, lazy_flags::Form};
 
 const CODE: u64 = 0x40_1000;
 
@@ -236,26 +236,42 @@ fn division_errors_are_left_to_the_interpreter() {
 }
 
 #[test]
-fn flags_that_the_successor_overwrites_are_not_stored() {
-    // add rax, rbx; jmp +2; (2 bytes); test eax, eax
-    let bytes = [0x48, 0x01, 0xd8, 0xeb, 0x02, 0x90, 0x90, 0x85, 0xc0];
-    let mut page = vec![0; 4096];
-    page[..bytes.len()].copy_from_slice(&bytes);
-    let mut translator = Translator::new(Options { verify: true, ..Options::default() }).unwrap();
-    let guest = guest_block(&bytes);
-    let liveness = PageLiveness::new(mode(), CODE, &page);
-    let placed = place(translator.translate_with(&guest, &liveness).unwrap());
-    assert_eq!(placed.block.guest_bytes, 5);
-    assert_eq!(placed.block.depends, CODE..CODE + 9, "it relies on the successor's bytes");
+fn lazy_flags_are_settled_before_they_are_looked_at() {
+    // adc rax, 0; stc (only CF, so the words of the others must be there)
+    let placed = place(translate(&[0x48, 0x83, 0xd0, 0x00]));
     let mut machine = Machine::new();
-    machine.state.gpr[0] = u64::MAX;
-    machine.state.gpr[3] = 1;
-    let before = machine.state.flags;
+    machine.state.lazy_flags = LazyFlags { kind: Form::Sub.kind(Width::Byte), a: 1, b: 2, c: 0 };
     assert_eq!(machine.run(&placed), Leave::Unlinked);
-    assert_eq!(machine.state.gpr[0], 0);
-    assert_eq!(machine.state.flags, before);
+    assert_eq!(machine.state.gpr[0], 1, "1 - 2 borrows");
 
-    let all_live = place(translator.translate(&guest).unwrap());
-    assert_eq!(all_live.block.depends, CODE..CODE + 5);
-    assert!(all_live.block.code.len() > placed.block.code.len());
+    let placed = place(translate(&[0xf9]));
+    machine.state.lazy_flags = LazyFlags { kind: Form::Sub.kind(Width::Dword), a: 2, b: 2, c: 0 };
+    assert_eq!(machine.run(&placed), Leave::Unlinked);
+    assert_eq!(machine.state.flags.to_bits(), flags::CF | flags::ZF | flags::PF);
+}
+
+#[test]
+fn flags_that_one_instruction_sets_are_left_lazy() {
+    for (bytes, kind, bits) in [
+        (
+            &[0x48, 0x39, 0xd8][..],
+            Form::Sub.kind(Width::Qword),
+            flags::CF | flags::SF | flags::PF | flags::AF,
+        ),
+        (&[0x84, 0xdb], Form::Logic.kind(Width::Byte), 0),
+        // add eax, ebx; inc eax
+        (&[0x01, 0xd8, 0xff, 0xc0], Form::Increment.kind(Width::Dword), 0),
+        // add eax, ebx; stc: no form says it
+        (&[0x01, 0xd8, 0xf9], LazyFlags::SETTLED, flags::CF),
+    ] {
+        let placed = place(translate(bytes));
+        let mut machine = Machine::new();
+        machine.state.gpr[3] = 1;
+        // SAFETY: `Machine` has all that the state points to.
+        let leave = unsafe { placed.run(&mut machine.state) };
+        assert_eq!(leave, Leave::Unlinked);
+        assert_eq!(machine.state.lazy_flags.kind, kind, "{bytes:x?}");
+        machine.state.settle_flags();
+        assert_eq!(machine.state.flags.to_bits(), bits, "{bytes:x?}");
+    }
 }

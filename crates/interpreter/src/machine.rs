@@ -6,7 +6,7 @@ use semantics::{
     helper::{Helper, VectorOp},
     table::Family,
 };
-use x86::{CpuState, Exception, GuestVirt, Mode, SegmentRegister, Vector, Width, flags};
+use x86::{CpuState, Exception, Flags, GuestVirt, Mode, SegmentRegister, Vector, Width, flags};
 
 use crate::{bulk, integer, segmentation, status};
 
@@ -396,6 +396,18 @@ impl Machine for Interpreter<'_> {
     #[inline(always)]
     fn set_sub_flags(&mut self, width: Width, a: u64, b: u64, borrow: Option<bool>, result: u64) {
         self.state.flags = status::after_sub(width, a, b, borrow, result);
+    }
+
+    #[inline(always)]
+    fn set_increment_flags(&mut self, width: Width, a: u64, one: u64, result: u64) {
+        let carry = self.state.flags.carry;
+        self.state.flags = Flags { carry, ..status::after_add(width, a, one, None, result) };
+    }
+
+    #[inline(always)]
+    fn set_decrement_flags(&mut self, width: Width, a: u64, one: u64, result: u64) {
+        let carry = self.state.flags.carry;
+        self.state.flags = Flags { carry, ..status::after_sub(width, a, one, None, result) };
     }
 
     #[inline(always)]

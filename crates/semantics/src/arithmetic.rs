@@ -112,11 +112,7 @@ pub fn inc<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
         i,
         (AtomicOp::Add, one),
         |m, width, a| m.add(width, a, one),
-        |m, width, a, result| {
-            let carry = m.flag(Flag::Carry);
-            m.set_add_flags(width, a, one, None, result);
-            m.set_flag(Flag::Carry, carry);
-        },
+        |m, width, a, result| m.set_increment_flags(width, a, one, result),
     )
 }
 
@@ -129,11 +125,7 @@ pub fn dec<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
         i,
         (AtomicOp::Sub, one),
         |m, width, a| m.sub(width, a, one),
-        |m, width, a, result| {
-            let carry = m.flag(Flag::Carry);
-            m.set_sub_flags(width, a, one, None, result);
-            m.set_flag(Flag::Carry, carry);
-        },
+        |m, width, a, result| m.set_decrement_flags(width, a, one, result),
     )
 }
 

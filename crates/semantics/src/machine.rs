@@ -268,6 +268,10 @@ pub trait Machine: Sized {
         borrow: Option<Self::Bool>,
         result: Self::Int,
     );
+    /// All but CF after `result = a + 1` (INC).
+    fn set_increment_flags(&mut self, width: Width, a: Self::Int, one: Self::Int, result: Self::Int);
+    /// All but CF after `result = a - 1` (DEC).
+    fn set_decrement_flags(&mut self, width: Width, a: Self::Int, one: Self::Int, result: Self::Int);
     /// All six after AND, OR, XOR, TEST: CF = OF = AF = 0.
     fn set_logic_flags(&mut self, width: Width, result: Self::Int);
     /// Evaluates a condition code.

@@ -5,7 +5,7 @@
 
 use core::sync::atomic::AtomicU32;
 
-use crate::{Flags, GuestVirt, Mode, Segment, SegmentRegister, control, flags, fpu};
+use crate::{Flags, GuestVirt, LazyFlags, Mode, Segment, SegmentRegister, control, flags, fpu};
 
 /// Index of RSP in [`CpuState::gpr`]; the order is the encoding's: rax rcx rdx rbx rsp rbp rsi rdi r8..r15.
 pub const RSP: usize = 4;
@@ -60,8 +60,10 @@ pub struct CpuState {
     pub gpr: [u64; 16],
     /// Instruction pointer (offset within CS).
     pub rip: u64,
-    /// Status flags, in source form. The truth about CF PF AF ZF SF OF.
+    /// Status flags, in source form. The truth about CF PF AF ZF SF OF, unless compiled code has left them lazy.
     pub flags: Flags,
+    /// Status flags that are not computed yet; only at edges of compiled code.
+    pub lazy_flags: LazyFlags,
     /// RFLAGS without the status flags (those bits are zero here), bit 1 set.
     pub rflags: u64,
     /// Not zero: leave at the next poll. See [`exit_request`]. Other threads set bits in it.
@@ -150,6 +152,7 @@ impl CpuState {
             gpr,
             rip: 0xfff0,
             flags: Flags::from_bits(0),
+            lazy_flags: LazyFlags::default(),
             rflags: flags::FIXED_ONE,
             exit_request: AtomicU32::new(0),
             interrupt_shadow: 0,
@@ -212,6 +215,22 @@ impl CpuState {
     /// RFLAGS.AC calls it before the next instruction.
     pub fn update_mode(&mut self) {
         self.mode = Mode::of(self);
+    }
+
+    /// Makes [`CpuState::flags`] the truth.
+    #[inline]
+    pub fn settle_flags(&mut self) {
+        if self.lazy_flags.kind != LazyFlags::SETTLED {
+            self.settle_lazy_flags();
+        }
+    }
+
+    fn settle_lazy_flags(&mut self) {
+        // A kind that is none would be a translator bug; the words then stay what they were.
+        if let Some(flags) = self.lazy_flags.settle() {
+            self.flags = flags;
+        }
+        self.lazy_flags.kind = LazyFlags::SETTLED;
     }
 
     /// RFLAGS as PUSHF would show it, plus RF and VM.

@@ -76,7 +76,7 @@ pub(super) const fn int_type(width: Width) -> Type {
     }
 }
 
-impl Lifter<'_, '_> {
+impl Lifter<'_> {
     /// A constant of an integer type.
     pub(super) fn iconst(&mut self, ty: Type, value: u64) -> Value {
         let bits = 64 - ty.bits();

@@ -21,7 +21,7 @@ const RIP: usize = offset_of!(CpuState, rip);
 const INSTRUCTIONS: usize = offset_of!(CpuState, instructions);
 const SCRATCH: usize = offset_of!(CpuState, scratch);
 
-impl Lifter<'_, '_> {
+impl Lifter<'_> {
     /// What every block begins with: the poll, and the count of its instructions.
     pub(super) fn enter(&mut self, rip: u64) {
         let request = self.state_load(types::I32, offset_of!(CpuState, exit_request));
@@ -55,7 +55,7 @@ impl Lifter<'_, '_> {
     /// Has the interpreter do the instruction at `rip`. `uncounted`: instructions of the block that were counted at its
     /// entry but are not done.
     pub(super) fn leave_step(&mut self, file: &RegisterFile, rip: u64, uncounted: u16) {
-        self.write_back(file, u8::MAX);
+        self.write_back(file);
         self.store_rip(rip);
         if uncounted != 0 {
             self.count(-i64::from(uncounted));
@@ -89,7 +89,7 @@ impl Lifter<'_, '_> {
     /// Ends the block; the next one is looked up under whatever the mode is by then.
     pub(super) fn leave_anew(&mut self, rip: u64) {
         let file = self.file;
-        self.write_back(&file, u8::MAX);
+        self.write_back(&file);
         self.store_rip(rip);
         self.leave(Leave::Indirect);
     }
@@ -106,20 +106,9 @@ impl Lifter<'_, '_> {
     /// Goes on at a constant target, through a chain slot.
     pub(super) fn direct_exit(&mut self, target: u64) {
         self.uncount_rest();
-        let live = self.live_at(target);
         let file = self.file;
-        self.write_back(&file, live);
+        self.write_back(&file);
         self.chain(target);
-    }
-
-    /// Flags that must be stored on the way to `target`.
-    fn live_at(&mut self, target: u64) -> u8 {
-        let (flags, bytes) = self.liveness.live_at(target);
-        if bytes != 0 {
-            self.depends.start = self.depends.start.min(target);
-            self.depends.end = self.depends.end.max(target + bytes);
-        }
-        flags.0
     }
 
     /// A branch in the middle of the block: what follows is the case that it is not taken.
@@ -141,9 +130,8 @@ impl Lifter<'_, '_> {
     /// A conditional branch ends in two direct exits; state is written back once.
     pub(super) fn branch_exit(&mut self, condition: Value, target: u64) {
         let other = self.insn.next_rip;
-        let live = self.live_at(target) | self.live_at(other);
         let file = self.file;
-        self.write_back(&file, live);
+        self.write_back(&file);
         let taken = self.b.create_block();
         let not_taken = self.b.create_block();
         self.b.ins().brif(condition, taken, &[], not_taken, &[]);
@@ -218,12 +206,12 @@ impl Lifter<'_, '_> {
             let faults = self.not_canonical(target);
             self.abandon_if(faults);
         }
-        self.write_back(&file, u8::MAX);
+        self.write_back(&file);
         self.state_store(target, RIP);
         self.leave(Leave::Indirect);
 
         self.b.switch_to_block(passed);
-        self.write_back(&file, u8::MAX);
+        self.write_back(&file);
         let code = self.table_load(entry, offset_of!(JumpEntry, code));
         let signature = self.block_signature();
         let no_slot = self.word(0);

@@ -11,17 +11,17 @@ use cranelift_codegen::ir::{InstBuilder, Value, condcodes::IntCC, types};
 use semantics::{ConditionCode, Flag};
 use x86::{CpuState, Flags, Width};
 
-use super::{Lifter, registers::bits};
+use super::Lifter;
 
 /// Number of status flags. Their numbers here are the order of the words in [`Flags`].
 pub(super) const FLAGS: usize = 6;
 
 pub(super) const CARRY: usize = offset_of!(Flags, carry) / 8;
-const ZERO: usize = offset_of!(Flags, zero) / 8;
-const SIGN: usize = offset_of!(Flags, sign) / 8;
-const PARITY: usize = offset_of!(Flags, parity) / 8;
-const ADJUST: usize = offset_of!(Flags, adjust) / 8;
-const OVERFLOW: usize = offset_of!(Flags, overflow) / 8;
+pub(super) const ZERO: usize = offset_of!(Flags, zero) / 8;
+pub(super) const SIGN: usize = offset_of!(Flags, sign) / 8;
+pub(super) const PARITY: usize = offset_of!(Flags, parity) / 8;
+pub(super) const ADJUST: usize = offset_of!(Flags, adjust) / 8;
+pub(super) const OVERFLOW: usize = offset_of!(Flags, overflow) / 8;
 
 /// Where a flag comes from.
 #[derive(Clone, Copy, Default, PartialEq)]
@@ -44,12 +44,12 @@ pub(super) enum Source {
 /// An addition or subtraction.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) struct Sum {
-    subtract: bool,
-    a: Value,
-    b: Value,
+    pub subtract: bool,
+    pub a: Value,
+    pub b: Value,
     /// Carry or borrow that went in.
-    carry: Option<Value>,
-    result: Value,
+    pub carry: Option<Value>,
+    pub result: Value,
 }
 
 const fn number(flag: Flag) -> usize {
@@ -63,7 +63,7 @@ const fn number(flag: Flag) -> usize {
     }
 }
 
-impl Lifter<'_, '_> {
+impl Lifter<'_> {
     fn set_source(&mut self, flag: usize, source: Source) {
         self.file.flags[flag] = source;
         self.file.dirty.flags |= 1 << flag;
@@ -91,6 +91,14 @@ impl Lifter<'_, '_> {
         self.write_result_flags(result);
         for flag in [CARRY, ADJUST, OVERFLOW] {
             self.set_source(flag, Source::Sum(Sum { subtract, a, b, carry, result }));
+        }
+    }
+
+    /// Those of a sum but CF.
+    pub(super) fn write_step_flags(&mut self, subtract: bool, a: Value, one: Value, result: Value) {
+        self.write_result_flags(result);
+        for flag in [ADJUST, OVERFLOW] {
+            self.set_source(flag, Source::Sum(Sum { subtract, a, b: one, carry: None, result }));
         }
     }
 
@@ -187,10 +195,17 @@ impl Lifter<'_, '_> {
     }
 
     fn flag_truth(&mut self, flag: usize) -> Value {
-        match self.file.flags[flag] {
+        if self.file.flags[flag] == Source::State {
+            self.file.flags[flag] = Source::Word(self.load_flag(flag));
+        }
+        self.truth_of(flag, self.file.flags[flag])
+    }
+
+    /// The value of a flag from `source`, 8 bits.
+    pub(super) fn truth_of(&mut self, flag: usize, source: Source) -> Value {
+        match source {
             Source::State => {
                 let word = self.load_flag(flag);
-                self.file.flags[flag] = Source::Word(word);
                 self.word_truth(flag, word)
             }
             Source::Word(word) => self.word_truth(flag, word),
@@ -283,26 +298,11 @@ impl Lifter<'_, '_> {
     }
 
     fn load_flag(&mut self, flag: usize) -> Value {
+        self.ensure_settled();
         self.state_load(types::I64, flag_offset(flag))
-    }
-
-    /// Stores the flags in `which`.
-    pub(super) fn write_back_flags(&mut self, flags: &[Source; FLAGS], which: u8) {
-        // ZF, SF and PF are mostly of the same result.
-        let mut last = None;
-        for flag in bits(which.into()) {
-            let source = flags[flag];
-            let word = match (source, last) {
-                (Source::State, _) => continue,
-                (_, Some((same, word))) if same == source && matches!(source, Source::Result(_)) => word,
-                _ => self.flag_word(flag, source),
-            };
-            last = Some((source, word));
-            self.state_store(word, flag_offset(flag));
-        }
     }
 }
 
-const fn flag_offset(flag: usize) -> usize {
+pub(super) const fn flag_offset(flag: usize) -> usize {
     offset_of!(CpuState, flags) + flag * 8
 }

@@ -6,7 +6,7 @@ use x86::Width;
 use super::{Ended, Lifter, emit::int_type, memory::SCRATCH};
 use crate::abi::{FIRST_RUNTIME_HELPER, RuntimeHelper};
 
-impl Lifter<'_, '_> {
+impl Lifter<'_> {
     /// High half of the product.
     pub(super) fn high_product(&mut self, width: Width, signed: bool, a: Value, b: Value) -> Value {
         match (width, signed) {

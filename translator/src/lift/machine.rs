@@ -24,7 +24,7 @@ const fn mm_offset(index: u8) -> usize {
     offset_of!(CpuState, x87) + offset_of!(X87, registers) + (index & 7) as usize * 16
 }
 
-impl Machine for Lifter<'_, '_> {
+impl Machine for Lifter<'_> {
     type Int = Value;
     type Bool = Value;
     type Vector = Value;
@@ -376,6 +376,14 @@ impl Machine for Lifter<'_, '_> {
 
     fn set_sub_flags(&mut self, _: Width, a: Value, b: Value, borrow: Option<Value>, result: Value) {
         self.write_sum_flags(true, a, b, borrow, result);
+    }
+
+    fn set_increment_flags(&mut self, _: Width, a: Value, one: Value, result: Value) {
+        self.write_step_flags(false, a, one, result);
+    }
+
+    fn set_decrement_flags(&mut self, _: Width, a: Value, one: Value, result: Value) {
+        self.write_step_flags(true, a, one, result);
     }
 
     fn set_logic_flags(&mut self, _: Width, result: Value) {

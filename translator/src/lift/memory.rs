@@ -41,7 +41,7 @@ pub(super) struct Update {
     host: Value,
 }
 
-impl Lifter<'_, '_> {
+impl Lifter<'_> {
     /// The offset of an address' entry in an endless TLB array.
     pub(super) fn tlb_index(&mut self, address: Value) -> Value {
         if let Some(address) = self.constant_of(address) {
@@ -102,7 +102,7 @@ impl Lifter<'_, '_> {
 
     fn call_slow(&mut self, path: SlowPath, arguments: &[Value]) {
         let start = self.start;
-        self.write_back(&start, u8::MAX);
+        self.write_back(&start);
         self.store_rip(self.insn.rip);
         let uncounted = self.word(self.uncounted().into());
         self.state_store(uncounted, SCRATCH + 8);

@@ -12,13 +12,12 @@ mod emit;
 mod exits;
 mod flags;
 mod integer;
+mod lazy;
 mod machine;
 mod memory;
 mod registers;
 mod vector;
 mod vector_inline;
-
-use core::ops::Range;
 
 use cranelift_codegen::ir::{AbiParam, SourceLoc, Value, types};
 use cranelift_frontend::FunctionBuilder;
@@ -29,7 +28,7 @@ use semantics::{
 };
 use x86::{Mode, PAGE_MASK};
 
-use crate::{DirectExit, FlagLiveness, TranslateError, settings::HostFeatures};
+use crate::{DirectExit, TranslateError, settings::HostFeatures};
 use emit::{Fields, Signatures};
 pub(crate) use exits::SLOT_NAMESPACE;
 use registers::RegisterFile;
@@ -44,11 +43,10 @@ pub(crate) struct Lifted {
     pub exits: Vec<DirectExit>,
     pub guest_instructions: u16,
     pub guest_bytes: u16,
-    pub depends: Range<u64>,
 }
 
 /// Emits CLIF for one guest block at a time.
-pub(crate) struct Lifter<'a, 'f> {
+pub(crate) struct Lifter<'f> {
     b: FunctionBuilder<'f>,
     fields: Fields,
     signatures: Signatures,
@@ -56,10 +54,8 @@ pub(crate) struct Lifter<'a, 'f> {
     cpu: Value,
     mode: Mode,
     host: HostFeatures,
-    /// Where the guest block begins, and the linear page that it lies in.
-    block_start: u64,
+    /// The linear page that the guest block lies in.
     page: u64,
-    liveness: &'a dyn FlagLiveness,
     /// Guest registers and flags as of now.
     file: RegisterFile,
     /// As of the current instruction's start: what cold paths write back.
@@ -79,8 +75,6 @@ pub(crate) struct Lifter<'a, 'f> {
     extended: Vec<(Value, Value)>,
     /// Vectors that the current instruction put together.
     halves: Vec<vector::Halves>,
-    /// Guest bytes (by rip) that the code depends on: the block's own and those that its successors were judged by.
-    depends: Range<u64>,
     exits: Vec<DirectExit>,
 }
 
@@ -93,14 +87,9 @@ struct Current {
     index: u16,
 }
 
-impl<'a, 'f> Lifter<'a, 'f> {
+impl<'f> Lifter<'f> {
     /// Starts a function: the builder's function gets the signature of a block, and its entry is created.
-    pub fn new(
-        mut b: FunctionBuilder<'f>,
-        mode: Mode,
-        host: HostFeatures,
-        liveness: &'a dyn FlagLiveness,
-    ) -> Self {
+    pub fn new(mut b: FunctionBuilder<'f>, mode: Mode, host: HostFeatures) -> Self {
         let signature = &mut b.func.signature;
         signature.call_conv = cranelift_codegen::isa::CallConv::Tail;
         signature.params.push(AbiParam::new(types::I64));
@@ -117,9 +106,7 @@ impl<'a, 'f> Lifter<'a, 'f> {
             cpu,
             mode,
             host,
-            block_start: 0,
             page: 0,
-            liveness,
             file: RegisterFile::default(),
             start: RegisterFile::default(),
             insn: Current::default(),
@@ -130,7 +117,6 @@ impl<'a, 'f> Lifter<'a, 'f> {
             update: None,
             extended: Vec::new(),
             halves: Vec::new(),
-            depends: 0..0,
             exits: Vec::new(),
         }
     }
@@ -142,10 +128,8 @@ impl<'a, 'f> Lifter<'a, 'f> {
         let Some(first) = block.insns.first().filter(|_| liftable > 0) else {
             return Err(TranslateError::FirstDeclined("not a lifted instruction"));
         };
-        self.block_start = block.rip;
         self.page = block.rip & PAGE_MASK;
         self.counted = liftable as u16;
-        self.depends = block.rip..block.rip;
         self.file = RegisterFile::default();
         self.enter(block.rip);
 
@@ -194,8 +178,6 @@ impl<'a, 'f> Lifter<'a, 'f> {
     }
 
     fn lifted(&mut self, guest_instructions: u16, guest_bytes: u16) -> Lifted {
-        let own_end = self.block_start + u64::from(guest_bytes);
-        let depends = self.depends.start..self.depends.end.max(own_end);
-        Lifted { exits: core::mem::take(&mut self.exits), guest_instructions, guest_bytes, depends }
+        Lifted { exits: core::mem::take(&mut self.exits), guest_instructions, guest_bytes }
     }
 }

@@ -48,6 +48,8 @@ pub(super) struct RegisterFile {
     pub dirty: Set,
     /// Written since the innermost `when` began.
     pub written: Set,
+    /// The flags in `CpuState` that are not dirty here are not lazy.
+    pub settled: bool,
 }
 
 const fn gpr_offset(index: usize) -> usize {
@@ -58,7 +60,7 @@ const fn xmm_offset(index: usize) -> usize {
     offset_of!(CpuState, xmm) + index * 16
 }
 
-impl Lifter<'_, '_> {
+impl Lifter<'_> {
     /// Reads a general register or part of one.
     pub(super) fn read_gpr(&mut self, register: Register) -> Value {
         let index = usize::from(register.index & 15);
@@ -141,9 +143,14 @@ impl Lifter<'_, '_> {
         self.file.written.xmm |= 1 << index;
     }
 
-    /// Stores what differs from `CpuState` in `file`, of the flags only `live` ones. Changes no knowledge: the values
-    /// may be stored again on another path.
-    pub(super) fn write_back(&mut self, file: &RegisterFile, live: u8) {
+    /// Stores what differs from `CpuState` in `file`. Changes no knowledge: the values may be stored again on another
+    /// path.
+    pub(super) fn write_back(&mut self, file: &RegisterFile) {
+        self.write_back_registers(file);
+        self.write_back_flags(file);
+    }
+
+    fn write_back_registers(&mut self, file: &RegisterFile) {
         for index in bits(file.dirty.gpr) {
             let gpr = file.gpr[index];
             let value = match (gpr.full, gpr.low) {
@@ -158,14 +165,14 @@ impl Lifter<'_, '_> {
                 self.state_store(value, xmm_offset(index));
             }
         }
-        self.write_back_flags(&file.flags, file.dirty.flags & live);
     }
 
-    /// Stores everything and forgets it: what follows may look at or change `CpuState`.
+    /// Stores everything, flags as settled words, and forgets it: what follows may look at or change `CpuState`.
     pub(super) fn flush(&mut self) {
         let file = self.file;
-        self.write_back(&file, u8::MAX);
-        self.file = RegisterFile { written: Set::ALL, ..RegisterFile::default() };
+        self.write_back_registers(&file);
+        self.write_back_flag_words(&file);
+        self.file = RegisterFile { written: Set::ALL, settled: true, ..RegisterFile::default() };
     }
 
     /// Begins an arm that is run only if a condition holds, at the (still empty) current block. Returns what is known
@@ -185,7 +192,6 @@ impl Lifter<'_, '_> {
         let mut result = before;
         let mut from_arm: Vec<BlockArg> = Vec::new();
         let mut from_other: Vec<BlockArg> = Vec::new();
-        let arm_end = self.b.current_block().expect("an arm that ran to its end has a current block");
 
         // The knowledge of one side is needed in the other's block only as stored values, so each side is emitted in
         // its own block, register by register.
@@ -234,7 +240,6 @@ impl Lifter<'_, '_> {
             }
         }
         self.b.ins().jump(joined, &from_arm);
-        debug_assert!(self.b.current_block() == Some(arm_end));
 
         self.b.switch_to_block(other);
         self.file = before;

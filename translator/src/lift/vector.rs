@@ -27,7 +27,7 @@ pub(super) const fn lanes(width: Width) -> Type {
     }
 }
 
-impl Lifter<'_, '_> {
+impl Lifter<'_> {
     /// The same bits in another shape.
     pub(super) fn cast(&mut self, ty: Type, value: Value) -> Value {
         if self.b.func.dfg.value_type(value) == ty {

@@ -18,7 +18,7 @@ enum Shift {
     RightSigned,
 }
 
-impl Lifter<'_, '_> {
+impl Lifter<'_> {
     /// Emits an operation, if it is one that is emitted. The result may have any shape.
     pub(super) fn inline_vector(&mut self, op: Op, a: Value, b: Value, immediate: u8) -> Option<Value> {
         self.arithmetic(op, a, b)

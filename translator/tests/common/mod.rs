@@ -209,7 +209,9 @@ impl Machine {
     /// Runs a block until it leaves.
     pub fn run(&mut self, placed: &Placed) -> Leave {
         // SAFETY: everything that the state points to lives in `self`.
-        unsafe { placed.run(&mut self.state) }
+        let leave = unsafe { placed.run(&mut self.state) };
+        self.state.settle_flags();
+        leave
     }
 
     /// The slot that the last run left through.
@@ -241,6 +243,7 @@ pub fn thunks() -> &'static Thunks {
             compare_exchange,
             compare_exchange_pair,
             probe_write,
+            settle_flags,
         ];
         Thunks::new(&RuntimeFunctions { slow_paths, abandon }).expect("thunks")
     })
@@ -446,6 +449,13 @@ unsafe extern "C" fn compare_exchange_pair(
 
 unsafe extern "C" fn probe_write(state: *mut CpuState, address: u64, bytes: u64, _: u64, _: u64) -> u64 {
     ram(state, address, bytes as usize, true).is_some().into()
+}
+
+/// What [`SlowPath::SettleFlags`] does.
+pub unsafe extern "C" fn settle_flags(state: *mut CpuState, _: u64, _: u64, _: u64, _: u64) -> u64 {
+    // SAFETY: called by a thunk, below compiled code, which has no other use of the state meanwhile.
+    unsafe { (*state).settle_flags() };
+    1
 }
 
 extern "C" fn vector_op(state: &mut CpuState, op: u64, immediate: u64) -> u64 {
