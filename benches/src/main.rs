@@ -1,48 +1,73 @@
-//! The same guest under Transvisor's engines and under QEMU, in one run: alternating, medians and spreads, ratios.
+//! The same guests and workloads under Transvisor, under QEMU and on the host, in one run: alternating, medians and
+//! spreads, ratios. See README.md beside this.
 //!
-//! `cargo run --release -p transvisor-benches -- boot` (QEMU: `apt-get install qemu-system-x86`). Only ratios from
-//! one run mean anything on a shared machine; user CPU time is steadier than wall time.
+//! Data flows one way: [`contestant`] (command lines) -> [`console`] (one runs) with [`usage`] (what it cost) ->
+//! [`boot`] or [`workloads`] (everyone runs, in turn) -> [`statistics`] -> [`table`].
 
+mod boot;
+mod console;
 mod contestant;
-mod race;
+mod native;
+mod scratch;
+mod statistics;
 mod table;
+mod usage;
+mod workloads;
 
-use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::Result;
-use clap::Parser;
-use contestant::Contestant;
+use anyhow::{Result, ensure};
+use clap::{Parser, Subcommand};
+use contestant::{Contestant, Peers};
+use guest_images::CacheDir;
+use scratch::Scratch;
+use table::Mean;
 
 /// Races Transvisor against its peers.
 #[derive(Parser, Debug)]
 #[command(name = "side-by-side")]
-enum Arguments {
-    /// Boot to the shell, then power off
-    Boot(BootArguments),
-}
-
-/// What to race, and how often.
-#[derive(clap::Args, Debug)]
-struct BootArguments {
-    /// Guest by name (see `transvisor list`)
-    #[arg(default_value = "debian")]
-    guest: String,
+struct Arguments {
+    #[command(subcommand)]
+    race: Race,
+    #[command(flatten)]
+    peers: Peers,
     /// Rounds; everyone runs once in each
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 3, global = true)]
     rounds: usize,
-    /// QEMU binaries to run against
-    #[arg(long, value_name = "PROGRAM", default_values_t = ["qemu-system-x86_64".to_owned()])]
-    qemu: Vec<String>,
-    /// Only the contestants whose name contains this
-    #[arg(long, value_name = "TEXT")]
-    only: Option<String>,
+    /// Only the contestants whose name contains this; may be repeated
+    #[arg(long, value_name = "TEXT", global = true)]
+    only: Vec<String>,
+    /// Only the workloads whose name contains this; may be repeated
+    #[arg(long, value_name = "TEXT", global = true)]
+    workload: Vec<String>,
     /// For programs
-    #[arg(long)]
+    #[arg(long, global = true)]
     json: bool,
+    /// Seconds after which a boot or a workload is taken to hang
+    #[arg(long, value_name = "SECONDS", default_value_t = 180, global = true)]
+    timeout: u64,
     /// Where fetched guests are kept
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", global = true)]
     cache_dir: Option<PathBuf>,
 }
+
+/// What is raced.
+#[derive(Subcommand, Clone, Copy, PartialEq, Eq, Debug)]
+enum Race {
+    /// Boot to the shell, then power off
+    Boot,
+    /// Twelve loops
+    Loops,
+    /// All of it
+    All,
+}
+
+/// The guest whose kernel everything runs on.
+const GUEST: &str = "debian";
+
+const COMPUTE: [&str; 7] =
+    ["sieve", "crc32", "scalar-double", "matrix-multiply", "fib", "pointer-chase", "quicksort"];
+const LOOP_MEANS: &[Mean] = &[("mean of all", |_| true), ("mean of compute", |name| COMPUTE.contains(&name))];
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
@@ -50,8 +75,7 @@ fn main() -> ExitCode {
     if arguments.get(1).is_some_and(|word| word == contestant::OURSELVES) {
         return transvisor::command::main(arguments[1..].to_vec());
     }
-    let Arguments::Boot(arguments) = Arguments::parse_from(arguments);
-    match boot(&arguments) {
+    match race(&Arguments::parse_from(arguments)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("side-by-side: {error:#}");
@@ -60,25 +84,72 @@ fn main() -> ExitCode {
     }
 }
 
-fn boot(arguments: &BootArguments) -> Result<()> {
+fn race(arguments: &Arguments) -> Result<()> {
+    ensure!(arguments.rounds > 0, "--rounds must be at least 1");
     let cache = match &arguments.cache_dir {
-        Some(path) => guest_images::CacheDir::new(path),
-        None => guest_images::CacheDir::from_environment()?,
+        Some(path) => CacheDir::new(path),
+        None => CacheDir::from_environment()?,
     };
-    let mut progress = transvisor::progress::TerminalProgress::new(false);
-    let guest = guest_images::fetch(&arguments.guest, &cache, &mut progress)?;
-    let mut contestants = Contestant::ours(&guest)?;
-    for qemu in &arguments.qemu {
-        contestants.push(Contestant::qemu(qemu, &guest)?);
+    let scratch = Scratch::new()?;
+    let mut report = serde_json::Map::new();
+    let wants = |race| arguments.race == race || arguments.race == Race::All;
+    if wants(Race::Boot) {
+        report.insert("boot".into(), boots(arguments, &cache, &scratch)?);
     }
-    if let Some(text) = &arguments.only {
-        contestants.retain(|contestant| contestant.name.contains(text));
+    if wants(Race::Loops) {
+        report.insert("loops".into(), loops(arguments, &cache)?);
     }
-    let results = race::run(&contestants, arguments.rounds)?;
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&results)?);
-    } else {
-        table::print(&results);
+        println!("{}", serde_json::to_string_pretty(&report)?);
     }
     Ok(())
+}
+
+fn progress() -> transvisor::progress::TerminalProgress {
+    transvisor::progress::TerminalProgress::new(false)
+}
+
+/// The contestants that `--only` names.
+fn chosen(arguments: &Arguments, contestants: Vec<Contestant>) -> Result<Vec<Contestant>> {
+    let wanted = |name: &str| arguments.only.iter().any(|text| name.contains(text.as_str()));
+    let names: Vec<_> = contestants.iter().map(|contestant| contestant.name.clone()).collect();
+    let chosen: Vec<_> = contestants
+        .into_iter()
+        .filter(|contestant| arguments.only.is_empty() || wanted(&contestant.name))
+        .collect();
+    ensure!(!chosen.is_empty(), "--only leaves nobody; there are: {}", names.join(", "));
+    Ok(chosen)
+}
+
+fn boots(arguments: &Arguments, cache: &CacheDir, scratch: &Scratch) -> Result<serde_json::Value> {
+    let guest = guest_images::fetch(GUEST, cache, &mut progress())?;
+    let mut results = Vec::new();
+    for mut group in boot::groups(&arguments.peers, &guest, scratch)? {
+        group.contestants = chosen(arguments, group.contestants)?;
+        let patience = Duration::from_secs(arguments.timeout);
+        let result = boot::run(&group, guest.memory, arguments.rounds, patience)?;
+        if !arguments.json {
+            table::boots(&result);
+        }
+        results.push(result);
+    }
+    Ok(serde_json::to_value(results)?)
+}
+
+fn loops(arguments: &Arguments, cache: &CacheDir) -> Result<serde_json::Value> {
+    let loops = guest_images::workloads::loops(GUEST, cache, &mut progress())?;
+    let native = Contestant::native(&loops.program, None);
+    let mut contestants = vec![native.clone()];
+    contestants.extend(arguments.peers.ours(&loops.guest, "auto")?);
+    contestants.extend(arguments.peers.qemus(&loops.guest, &loops.guest.kernel)?);
+    let rules = workloads::Rules {
+        rounds: arguments.rounds,
+        workloads: &arguments.workload,
+        patience: Duration::from_secs(arguments.timeout),
+    };
+    let results = workloads::run(&native, &chosen(arguments, contestants)?, &rules)?;
+    if !arguments.json {
+        table::workloads("loops", &results, LOOP_MEANS);
+    }
+    Ok(serde_json::to_value(results)?)
 }

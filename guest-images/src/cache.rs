@@ -3,6 +3,7 @@
 //! ```text
 //! CACHE/lock               held while a guest is looked up or fetched
 //! CACHE/guests/RECIPE/     vmlinuz, initramfs.cpio, manifest.json
+//! CACHE/workloads/NAME/    a program and an initramfs with it, made anew whenever they are asked for
 //! CACHE/work/              what is being fetched; anything found here belongs to a run that was killed
 //! ```
 
@@ -98,20 +99,29 @@ impl<'a> Lock<'a> {
         }
     }
 
-    /// Makes `entry`, a directory within `work`, the guest of `recipe`; an older one gives way.
-    pub(crate) fn install(&self, recipe: &Recipe, entry: &Path, work: &WorkDirectory) -> Result<(), Error> {
+    /// Where the guest of `recipe` goes.
+    pub(crate) fn guest(&self, recipe: &Recipe) -> PathBuf {
+        self.cache.entry(recipe)
+    }
+
+    /// Where the workloads of that name go.
+    pub(crate) fn workloads(&self, name: &str) -> PathBuf {
+        self.cache.path.join("workloads").join(name)
+    }
+
+    /// Makes `entry`, a directory within `work`, the directory `target` of the cache; an older one gives way.
+    pub(crate) fn install(&self, target: &Path, entry: &Path, work: &WorkDirectory) -> Result<(), Error> {
         files::sync_directory(entry)?;
-        let target = self.cache.entry(recipe);
-        let guests = self.cache.path.join("guests");
-        files::create_directory(&guests)?;
-        let failed = |error| Error::of_file(&target, error);
+        let parent = target.parent().unwrap_or(&self.cache.path);
+        files::create_directory(parent)?;
+        let failed = |error| Error::of_file(target, error);
         // A crash between the two renames leaves no entry: it is fetched again, and never found half-written.
-        match fs::rename(&target, work.path.join("old")) {
+        match fs::rename(target, work.path.join("old")) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
         }
-        fs::rename(entry, &target).map_err(failed)?;
-        files::sync_directory(&guests)
+        fs::rename(entry, target).map_err(failed)?;
+        files::sync_directory(parent)
     }
 }
 

@@ -59,6 +59,24 @@ pub enum Error {
         /// The host's reason.
         source: io::Error,
     },
+    /// The host has no C compiler.
+    #[error(
+        "cc can't be run ({source}): workloads are compiled on the host; install it with `apt-get install gcc libc6-dev`"
+    )]
+    NoCompiler {
+        /// The host's reason.
+        source: io::Error,
+    },
+    /// The compiler refused.
+    #[error(
+        "compiling the workload {program} failed (it needs gcc and libc6-dev). The compiler said:\n{message}"
+    )]
+    Compiler {
+        /// What was compiled.
+        program: String,
+        /// The compiler's own words.
+        message: String,
+    },
     /// The package lists could not be read.
     #[error(
         "apt could not reach its package sources; check the network (or the proxy that apt is to use). It said:\n{message}"

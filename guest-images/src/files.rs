@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
@@ -16,6 +17,11 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
         file.sync_all()
     };
     write().map_err(|error| Error::of_file(path, error))
+}
+
+/// Lets everyone execute a file.
+pub(crate) fn make_executable(path: &Path) -> Result<(), Error> {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(|error| Error::of_file(path, error))
 }
 
 /// Creates a directory and its parents.

@@ -24,7 +24,7 @@ const DIRECTORIES: [&str; 8] = ["bin", "dev", "etc", "proc", "root", "run", "sys
 const VERSION: u32 = 1;
 
 /// What kind of thing an entry is.
-enum Kind<'a> {
+pub(crate) enum Kind<'a> {
     Directory,
     File(&'a [u8]),
     Link(&'a str),
@@ -39,8 +39,7 @@ pub(crate) fn recipe_hash() -> String {
 
 /// The archive, around the given BusyBox.
 pub fn build(busybox: &[u8]) -> Vec<u8> {
-    let mut archive =
-        Archive { bytes: Cursor::new(Vec::with_capacity(busybox.len() + (256 << 10))), next: 1 };
+    let mut archive = Archive::after(Vec::with_capacity(busybox.len() + (256 << 10)));
     archive.add(".", 0o755, Kind::Directory);
     for directory in DIRECTORIES {
         archive.add(directory, if directory == "tmp" { 0o1777 } else { 0o755 }, Kind::Directory);
@@ -68,13 +67,21 @@ fn applets(busybox: &[u8]) -> BTreeSet<&'static str> {
     APPLETS.split_whitespace().filter(|applet| strings.contains(applet.as_bytes())).collect()
 }
 
-struct Archive {
+/// An archive being written.
+pub(crate) struct Archive {
     bytes: Cursor<Vec<u8>>,
     next: u32,
 }
 
 impl Archive {
-    fn add(&mut self, name: &str, permissions: u32, kind: Kind<'_>) {
+    /// One that follows others; what it has under the same names replaces what they have.
+    pub(crate) fn after(others: Vec<u8>) -> Self {
+        let mut bytes = Cursor::new(others);
+        bytes.set_position(bytes.get_ref().len() as u64);
+        Self { bytes, next: 1 }
+    }
+
+    pub(crate) fn add(&mut self, name: &str, permissions: u32, kind: Kind<'_>) {
         let mut builder = NewcBuilder::new(name).ino(self.next).mode(permissions);
         self.next += 1;
         let content: &[u8] = match kind {
@@ -102,7 +109,7 @@ impl Archive {
             .expect("a vector takes all that is written");
     }
 
-    fn finish(self) -> Vec<u8> {
+    pub(crate) fn finish(self) -> Vec<u8> {
         trailer(self.bytes).expect("a vector takes all that is written").into_inner()
     }
 }

@@ -4,7 +4,7 @@
 //!
 //! Data flows one way: [`recipe`] (a row of the table) -> [`apt`] (package lists and packages, in a private state
 //! directory) -> [`package`] (the few files wanted of a .deb) -> [`initramfs`] -> [`cache`] (renamed into place as
-//! a whole, with a [`manifest`]) -> [`Guest`].
+//! a whole, with a [`manifest`]) -> [`Guest`]. [`workloads`] puts programs to measure on top.
 
 pub mod apt;
 pub mod cache;
@@ -15,6 +15,7 @@ pub mod manifest;
 pub mod package;
 mod progress;
 pub mod recipe;
+pub mod workloads;
 
 use std::path::PathBuf;
 
@@ -122,7 +123,7 @@ fn build(
     files::write(&entry.join(INITRAMFS), &initramfs)?;
     let manifest = Manifest::new(recipe, &packages, &[(KERNEL, &kernel), (INITRAMFS, &initramfs)]);
     files::write(&entry.join(manifest::NAME), manifest.to_json().as_bytes())?;
-    lock.install(recipe, &entry, &work)?;
+    lock.install(&lock.guest(recipe), &entry, &work)?;
     progress.step(&Step::Stored { recipe, size: (kernel.len() + initramfs.len()) as u64 });
     Ok(())
 }
