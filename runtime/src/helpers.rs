@@ -83,6 +83,9 @@ fn slow_path(path: SlowPath) -> SlowPathFn {
         SlowPath::CompareExchangePair => compare_exchange_pair,
         SlowPath::ProbeWrite => probe_write,
         SlowPath::SettleFlags => settle_flags,
+        SlowPath::FillRead => fill::<false>,
+        SlowPath::FillWrite => fill::<true>,
+        SlowPath::PackFlags => pack_flags,
     }
 }
 
@@ -255,6 +258,24 @@ unsafe extern "C" fn settle_flags(state: *mut CpuState, _: u64, _: u64, _: u64, 
     // SAFETY: called by a thunk, below compiled code, which has no other use of the state meanwhile.
     unsafe { (*state).settle_flags() };
     1
+}
+
+unsafe extern "C" fn pack_flags(state: *mut CpuState, _: u64, _: u64, _: u64, _: u64) -> u64 {
+    // SAFETY: called by a thunk, below compiled code, which has no other use of the state meanwhile.
+    unsafe { (*state).pack_flags() };
+    1
+}
+
+unsafe extern "C" fn fill<const WRITE: bool>(
+    state: *mut CpuState,
+    address: u64,
+    bytes: u64,
+    alignment: u64,
+    _: u64,
+) -> u64 {
+    // SAFETY: called by a thunk, below compiled code.
+    let (state, mmu) = unsafe { vcpu(state) };
+    u64::from(address & alignment == 0 && mmu.try_fill(state, GuestVirt(address), bytes, WRITE))
 }
 
 unsafe extern "C" fn vector_op(state: *mut CpuState, operation: u64, immediate: u64) {

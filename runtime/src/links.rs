@@ -55,7 +55,7 @@ impl Links {
             return false;
         };
         let mut bytes = compiled.code.clone();
-        if compiled.link(&mut bytes, code, slots).is_err() {
+        if compiled.link(&mut bytes, code, slots, 0).is_err() {
             // Code memory is at most 1 GiB, so this can't be; not installing is right all the same.
             return false;
         }
@@ -178,6 +178,7 @@ mod tests {
             exits: exits.iter().map(|&(target, guarded)| DirectExit { target, guarded }).collect(),
             guest_instructions: 1,
             guest_bytes: 4,
+            counts: false,
             text: None,
         }
     }

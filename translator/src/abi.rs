@@ -7,7 +7,9 @@
 //! calls the block; what comes back is a [`Leave`].
 //!
 //! **Entry.** A block first polls `CpuState::exit_request`: if it is not 0, it stores its own rip and leaves with
-//! [`Leave::Poll`], having done nothing. Then it adds its number of guest instructions to `CpuState::instructions`.
+//! [`Leave::Poll`], having done nothing. Then it adds its number of guest instructions to `CpuState::instructions`. A
+//! block of the template translator may count its executions down in between, in a 32-bit word that the runtime
+//! provides; below zero it leaves with [`Leave::Hot`] in the same way.
 //!
 //! **Direct exits.** Guest state is written back (rip need not be: the slot knows it); then
 //! `lea rdi, [slot]; mov rax, [rdi + code]; jmp rax`. An unlinked slot's code is the runtime's stub, which returns
@@ -71,6 +73,8 @@ pub enum Leave {
     Step = 3,
     /// `exit_request` was not 0; rip is where to go on.
     Poll = 4,
+    /// The block's counter of executions has run out ([`crate::CodeBlock::counts`]); rip is its start, nothing is done.
+    Hot = 5,
 }
 
 /// One direct exit. Lives in code memory beside the block, readable at the address that compiled code uses; the
@@ -184,6 +188,13 @@ pub enum SlowPath {
     ProbeWrite,
     /// (): no access, and never abandoned: settles the lazy flags.
     SettleFlags,
+    /// (address, bytes, alignment mask): no access, but the inline lookup of a load will hit after it. Abandoned where it
+    /// would not: across pages, outside plain RAM, for an address that has bits of the mask.
+    FillRead,
+    /// The same for a store or an update.
+    FillWrite,
+    /// (): no access, and never abandoned: makes the flags lazy in the form [`x86::lazy_flags::Form::Packed`].
+    PackFlags,
 }
 
 impl SlowPath {
@@ -208,6 +219,9 @@ impl SlowPath {
         Self::CompareExchangePair,
         Self::ProbeWrite,
         Self::SettleFlags,
+        Self::FillRead,
+        Self::FillWrite,
+        Self::PackFlags,
     ];
 
     /// The most arguments that an access has.
@@ -223,7 +237,8 @@ impl SlowPath {
         match self {
             Self::Store8 | Self::Store16 | Self::Store32 | Self::Store64 | Self::ProbeWrite => 2,
             Self::Atomic | Self::CompareExchange => 4,
-            Self::SettleFlags => 0,
+            Self::FillRead | Self::FillWrite => 3,
+            Self::SettleFlags | Self::PackFlags => 0,
             _ => 1,
         }
     }

@@ -16,6 +16,9 @@ pub struct CodeBlock {
     pub guest_instructions: u16,
     /// Guest bytes that the block was made from, from `rip` on.
     pub guest_bytes: u16,
+    /// It counts its executions down in a 32-bit word ([`RelocationTarget::Counter`]) and leaves with
+    /// [`crate::abi::Leave::Hot`] once that is below zero.
+    pub counts: bool,
     /// CLIF and host assembly, if [`crate::Options::text`] asked for them.
     pub text: Option<Text>,
 }
@@ -65,6 +68,8 @@ pub enum RelocationKind {
 pub enum RelocationTarget {
     /// The chain slot of that number.
     Slot(u32),
+    /// The block's counter of executions, at an address that compiled code may write.
+    Counter,
 }
 
 /// Code and slots were placed further apart than a 32-bit displacement reaches.
@@ -82,12 +87,15 @@ impl CodeBlock {
     pub const ALIGNMENT: usize = 16;
 
     /// Fills in the relocations of `code`, a copy of [`CodeBlock::code`] that will run at address `base`; `slots` is the
-    /// address of the first [`crate::abi::ChainSlot`], as compiled code will see it.
-    pub fn link(&self, code: &mut [u8], base: u64, slots: u64) -> Result<(), OutOfReach> {
+    /// address of the first [`crate::abi::ChainSlot`], as compiled code will see it, `counter` that of the counter if the
+    /// block [counts](CodeBlock::counts).
+    pub fn link(&self, code: &mut [u8], base: u64, slots: u64, counter: u64) -> Result<(), OutOfReach> {
         for relocation in &self.relocations {
-            let RelocationTarget::Slot(slot) = relocation.target;
             let size = size_of::<crate::abi::ChainSlot>() as u64;
-            let target = slots.wrapping_add(u64::from(slot) * size);
+            let target = match relocation.target {
+                RelocationTarget::Slot(slot) => slots.wrapping_add(u64::from(slot) * size),
+                RelocationTarget::Counter => counter,
+            };
             let value = target.wrapping_add_signed(relocation.addend);
             let offset = relocation.offset as usize;
             let field = base.wrapping_add(u64::from(relocation.offset));

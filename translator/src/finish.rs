@@ -48,6 +48,7 @@ pub(crate) fn code_block(
         exits: lifted.exits,
         guest_instructions: lifted.guest_instructions,
         guest_bytes: lifted.guest_bytes,
+        counts: false,
         text,
     })
 }

@@ -8,6 +8,7 @@ mod code_block;
 mod finish;
 mod lift;
 mod settings;
+mod template;
 mod text;
 mod thunks;
 
@@ -22,6 +23,7 @@ use settings::HostFeatures;
 
 pub use code_block::{CodeBlock, DirectExit, OutOfReach, Relocation, RelocationKind, RelocationTarget, Text};
 pub use settings::{HostCode, Options, RegisterAllocator};
+pub use template::TemplateTranslator;
 pub use thunks::Thunks;
 
 /// Why there can be no translator on this host.

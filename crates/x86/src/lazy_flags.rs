@@ -25,7 +25,8 @@ pub enum Form {
     Increment = 6,
     /// DEC with the result `a`; CF is `c`, 0 or 1.
     Decrement = 7,
-    /// What LAHF and SETO AL leave in AX: bits 15..8 of `a` as LAHF has them, bit 0 is OF. The width does not count.
+    /// What LAHF and SETO AL leave in AX: bits 15..8 of `a` as LAHF has them, bit 0 is OF, bits 7..1 are clear. The width
+    /// does not count.
     Packed = 8,
 }
 
@@ -72,6 +73,15 @@ pub struct LazyFlags {
 impl LazyFlags {
     /// The words of [`Flags`] are the truth.
     pub const SETTLED: u64 = 0;
+
+    /// The kind of packed flags that are [`LazyFlags::packed`] here or by the template translator.
+    pub const PACKED: u64 = Form::Packed.kind(Width::Word);
+
+    /// Flags in the form of LAHF and SETO.
+    pub fn packed(flags: Flags) -> Self {
+        let bits = flags.to_bits();
+        Self { kind: Self::PACKED, a: (bits & 0xff) << 8 | bits >> 11 & 1, ..Self::default() }
+    }
 
     /// The flags, computed. `None` if they are settled.
     pub fn settle(&self) -> Option<Flags> {
@@ -169,6 +179,7 @@ mod tests {
             let bits = bits & crate::flags::STATUS;
             let ax = (bits & 0xff | 2) << 8 | bits >> 11;
             assert_eq!(settled(Form::Packed, Width::Word, ax, 0, 0), bits);
+            assert_eq!(LazyFlags::packed(Flags::from_bits(bits)).settle().unwrap().to_bits(), bits);
         }
     }
 }

@@ -233,6 +233,12 @@ impl CpuState {
         self.lazy_flags.kind = LazyFlags::SETTLED;
     }
 
+    /// Makes [`CpuState::lazy_flags`] the truth, in its form that compiled code can load with two instructions.
+    pub fn pack_flags(&mut self) {
+        self.settle_flags();
+        self.lazy_flags = LazyFlags::packed(self.flags);
+    }
+
     /// RFLAGS as PUSHF would show it, plus RF and VM.
     #[inline]
     pub fn rflags(&self) -> u64 {

@@ -66,6 +66,7 @@ impl Placed {
             2 => Leave::Indirect,
             3 => Leave::Step,
             4 => Leave::Poll,
+            5 => Leave::Hot,
             other => panic!("block returned {other}"),
         }
     }
@@ -139,12 +140,21 @@ pub fn function_table(thunks: &Thunks) -> FunctionTable {
 
 /// Puts a block into executable memory, and its slots, unlinked, into writable pages behind it.
 pub fn place(block: CodeBlock) -> Placed {
+    place_counting(block, 0)
+}
+
+/// The same for a block that counts its executions, down from `counter`.
+pub fn place_counting(block: CodeBlock, counter: i32) -> Placed {
     let slots = block.code.len().next_multiple_of(4096);
-    let length = slots + (block.exits.len() * size_of::<ChainSlot>()).max(1);
+    let counter_at = slots + block.exits.len() * size_of::<ChainSlot>();
+    let length = counter_at + 8;
     let mut memory = MmapMut::map_anon(length).expect("anonymous memory");
     let base = memory.as_ptr() as u64;
     memory[..block.code.len()].copy_from_slice(&block.code);
-    block.link(&mut memory[..block.code.len()], base, base + slots as u64).expect("within reach");
+    block
+        .link(&mut memory[..block.code.len()], base, base + slots as u64, base + counter_at as u64)
+        .expect("within reach");
+    memory[counter_at..counter_at + 4].copy_from_slice(&counter.to_le_bytes());
     for (n, exit) in block.exits.iter().enumerate() {
         let code = unlinked as *const () as u64;
         let slot = ChainSlot { code, addend: 0, target: exit.target, owner: 0 };
@@ -244,6 +254,9 @@ pub fn thunks() -> &'static Thunks {
             compare_exchange_pair,
             probe_write,
             settle_flags,
+            fill::<false>,
+            fill::<true>,
+            pack_flags,
         ];
         Thunks::new(&RuntimeFunctions { slow_paths, abandon }).expect("thunks")
     })
@@ -449,6 +462,36 @@ unsafe extern "C" fn compare_exchange_pair(
 
 unsafe extern "C" fn probe_write(state: *mut CpuState, address: u64, bytes: u64, _: u64, _: u64) -> u64 {
     ram(state, address, bytes as usize, true).is_some().into()
+}
+
+/// What [`SlowPath::FillRead`] and [`SlowPath::FillWrite`] do.
+unsafe extern "C" fn fill<const WRITE: bool>(
+    state: *mut CpuState,
+    address: u64,
+    bytes: u64,
+    alignment: u64,
+    _: u64,
+) -> u64 {
+    if address & alignment != 0 || address % 4096 + bytes > 4096 {
+        return 0;
+    }
+    let page = address & !0xfff;
+    let Some(place) = ram(state, page, 4096, WRITE) else { return 0 };
+    let addend = (place.as_ptr() as u64).wrapping_sub(page);
+    let write = if WRITE { page } else { memory::tlb::INVALID };
+    // SAFETY: the state is the caller's, and `Machine::new` made its TLB.
+    unsafe {
+        let entry = (*state).tlb.cast::<Entry>().add((page >> 12) as usize % ENTRIES);
+        *entry = Entry { read: page, write, execute: page, addend };
+    }
+    1
+}
+
+/// What [`SlowPath::PackFlags`] does.
+pub unsafe extern "C" fn pack_flags(state: *mut CpuState, _: u64, _: u64, _: u64, _: u64) -> u64 {
+    // SAFETY: called by a thunk, below compiled code, which has no other use of the state meanwhile.
+    unsafe { (*state).pack_flags() };
+    1
 }
 
 /// What [`SlowPath::SettleFlags`] does.

@@ -60,6 +60,16 @@ impl Mmu {
         true
     }
 
+    /// Makes the inline lookup of an access hit, whose `length` bytes are in one page; false if it can't.
+    pub fn try_fill(&mut self, state: &CpuState, address: GuestVirt, length: u64, write: bool) -> bool {
+        let access = if write { Access::Write } else { Access::Read };
+        if self.plain_page(state, address, access).is_none() {
+            return false;
+        }
+        let entry = self.entry(address.0);
+        Self::hits(if write { entry.write } else { entry.read }, address, length)
+    }
+
     fn try_load_with(
         &mut self,
         state: &CpuState,

@@ -1,0 +1,254 @@
+//! The bytes: what the translator adds around guest instructions, encoded by Cranelift's assembler (its instructions
+//! are types, so an encoding costs some 10 ns), and guest instructions over host registers, encoded by iced-x86, which
+//! takes any of them by its number. Only jumps, LAHF, SAHF and RET, which the former lacks, are written out.
+
+use core::mem::offset_of;
+
+use cranelift_assembler_x64::{
+    Amode, AmodeOffset, AmodeOffsetPlusKnownOffset, GprMem, NonRspGpr, Registers, Scale, inst,
+};
+use iced_x86::{Encoder, Instruction};
+use x86::CpuState;
+
+/// Number of a host register.
+pub(super) type Reg = u8;
+
+pub(super) const RAX: Reg = 0;
+pub(super) const RCX: Reg = 1;
+pub(super) const RDX: Reg = 2;
+pub(super) const RDI: Reg = 7;
+/// Holds the address of `CpuState`.
+pub(super) const STATE: Reg = 15;
+
+/// Host condition codes, as encoded.
+pub(super) mod condition {
+    pub const BELOW: u8 = 2;
+    pub const ABOVE_OR_EQUAL: u8 = 3;
+    pub const NOT_EQUAL: u8 = 5;
+    pub const SIGN: u8 = 8;
+}
+
+/// Registers as plain numbers.
+#[derive(Clone, Copy)]
+pub(super) struct Host;
+
+impl Registers for Host {
+    type ReadGpr = Reg;
+    type ReadWriteGpr = Reg;
+    type WriteGpr = Reg;
+    type ReadXmm = Reg;
+    type ReadWriteXmm = Reg;
+    type WriteXmm = Reg;
+}
+
+/// `base + (index << scale) + displacement`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Mem {
+    pub base: Reg,
+    pub index: Option<(Reg, u8)>,
+    pub displacement: i32,
+}
+
+impl Mem {
+    pub const fn new(base: Reg, displacement: i32) -> Self {
+        Self { base, index: None, displacement }
+    }
+
+    /// A field of `CpuState`.
+    pub const fn state(offset: usize) -> Self {
+        Self::new(STATE, offset as i32)
+    }
+
+    pub const fn indexed(base: Reg, index: Reg, displacement: i32) -> Self {
+        Self { base, index: Some((index, 0)), displacement }
+    }
+}
+
+impl From<Mem> for Amode<Reg> {
+    fn from(mem: Mem) -> Self {
+        let simm32 = AmodeOffset::new(mem.displacement);
+        match mem.index {
+            None => {
+                let simm32 = AmodeOffsetPlusKnownOffset { simm32, offset: None };
+                Self::ImmReg { base: mem.base, simm32, trap: None }
+            }
+            Some((index, scale)) => Self::ImmRegRegShift {
+                base: mem.base,
+                index: NonRspGpr::new(index),
+                scale: Scale::new(scale),
+                simm32,
+                trap: None,
+            },
+        }
+    }
+}
+
+/// A register or memory operand.
+pub(super) type Operand = GprMem<Reg, Reg>;
+
+impl From<Mem> for Operand {
+    fn from(mem: Mem) -> Self {
+        Self::Mem(mem.into())
+    }
+}
+
+/// A forward jump whose target is not known yet.
+#[derive(Clone, Copy)]
+#[must_use]
+pub(super) struct Jump(usize);
+
+/// Code being written.
+pub(super) struct Assembler {
+    pub code: Vec<u8>,
+    encoder: Encoder,
+}
+
+macro_rules! instructions {
+    ($($(#[$doc:meta])* $name:ident($($argument:ident: $type:ty),*) = $inst:ident($($value:expr),*);)*) => {
+        $($(#[$doc])* #[inline] pub fn $name(&mut self, $($argument: $type),*) {
+            inst::$inst::<Host>::new($($value),*).encode(&mut self.code);
+        })*
+    };
+}
+
+impl Assembler {
+    pub fn new() -> Self {
+        Self { code: Vec::with_capacity(4096), encoder: Encoder::new(64) }
+    }
+
+    instructions! {
+        mov(to: Reg, from: Reg) = movq_rm(to, from);
+        load(to: Reg, from: Mem) = movq_rm(to, Operand::from(from));
+        /// The low 32 bits, zero-extended.
+        load32(to: Reg, from: Mem) = movl_rm(to, Operand::from(from));
+        store(to: Mem, from: Reg) = movq_mr(Operand::from(to), from);
+        /// Stores a sign-extended immediate, 64 bits.
+        store_immediate(to: Mem, value: i32) = movq_mi_sxl(Operand::from(to), value);
+        lea(to: Reg, from: Mem) = leaq_rm(to, from);
+        /// The low 32 bits, zero-extended.
+        lea32(to: Reg, from: Mem) = leal_rm(to, from);
+        add_from(to: Reg, from: Mem) = addq_rm(to, Operand::from(from));
+        and_from(to: Reg, from: Mem) = andq_rm(to, Operand::from(from));
+        and_immediate(to: Reg, value: i32) = andq_mi_sxl(to, value);
+        xor(to: Reg, from: Reg) = xorq_rm(to, from);
+        compare(a: Reg, b: Mem) = cmpq_rm(a, Operand::from(b));
+        compare_registers(a: Reg, b: Reg) = cmpq_rm(a, b);
+        compare_registers32(a: Reg, b: Reg) = cmpl_rm(a, b);
+        compare_immediate(a: Mem, b: i32) = cmpq_mi(Operand::from(a), b);
+        compare_immediate_register(a: Reg, b: i8) = cmpq_mi_sxb(a, b);
+        compare_immediate32(a: Mem, b: i8) = cmpl_mi_sxb(Operand::from(a), b);
+        shift_right(to: Reg, by: u8) = shrq_mi(to, by);
+        shift_left(to: Reg, by: u8) = shlq_mi(to, by);
+        shift_right_signed(to: Reg, by: u8) = sarq_mi(to, by);
+        add_immediate(to: Mem, value: i32) = addq_mi_sxl(Operand::from(to), value);
+        add_immediate8(to: Reg, value: i8) = addb_mi(to, value as u8);
+        subtract_immediate(to: Mem, value: i32) = subq_mi_sxl(Operand::from(to), value);
+        subtract_immediate32(to: Mem, value: i8) = subl_mi_sxb(Operand::from(to), value);
+        set_overflow(to: Reg) = seto_m(to);
+        move_if_not_zero(to: Reg, from: Reg) = cmovneq_rm(to, from);
+        jump_to(to: Mem) = jmpq_m(Operand::from(to));
+        call(to: Mem) = callq_m(Operand::from(to));
+        push(from: Reg) = pushq_o(from);
+        pop(to: Reg) = popq_o(to);
+        load_xmm(to: Reg, from: Mem) = movups_a(to, Amode::from(from));
+        store_xmm(to: Mem, from: Reg) = movups_b(Amode::from(to), from);
+    }
+
+    /// Loads a constant; changes no flags.
+    pub fn constant(&mut self, to: Reg, value: u64) {
+        if let Ok(value) = u32::try_from(value) {
+            inst::movl_oi::<Host>::new(to, value).encode(&mut self.code);
+        } else if let Ok(value) = i32::try_from(value as i64) {
+            inst::movq_mi_sxl::<Host>::new(to, value).encode(&mut self.code);
+        } else {
+            inst::movabsq_oi::<Host>::new(to, value).encode(&mut self.code);
+        }
+    }
+
+    /// Stores a 64-bit constant, by way of `temporary` if it is no immediate.
+    pub fn store_constant(&mut self, to: Mem, value: u64, temporary: Reg) {
+        if let Ok(value) = i32::try_from(value as i64) {
+            self.store_immediate(to, value);
+        } else {
+            self.constant(temporary, value);
+            self.store(to, temporary);
+        }
+    }
+
+    /// Stores flags to AH.
+    pub fn lahf(&mut self) {
+        self.code.push(0x9f);
+    }
+
+    /// Loads flags but OF from AH.
+    pub fn sahf(&mut self) {
+        self.code.push(0x9e);
+    }
+
+    pub fn ret(&mut self) {
+        self.code.push(0xc3);
+    }
+
+    /// Jumps forward if a condition holds.
+    pub fn jump_if(&mut self, condition: u8) -> Jump {
+        self.code.extend([0x0f, 0x80 | condition, 0, 0, 0, 0]);
+        Jump(self.code.len())
+    }
+
+    /// Jumps forward.
+    pub fn jump(&mut self) -> Jump {
+        self.code.extend([0xe9, 0, 0, 0, 0]);
+        Jump(self.code.len())
+    }
+
+    /// Jumps back.
+    pub fn jump_back(&mut self, to: usize) {
+        let jump = self.jump();
+        self.bind_at(jump, to);
+    }
+
+    /// Makes a jump lead here.
+    pub fn bind(&mut self, jump: Jump) {
+        self.bind_at(jump, self.code.len());
+    }
+
+    fn bind_at(&mut self, jump: Jump, target: usize) {
+        let distance = target.wrapping_sub(jump.0) as i32;
+        self.patch32(jump.0 - 4, distance);
+    }
+
+    /// Overwrites 32 bits.
+    pub fn patch32(&mut self, at: usize, value: i32) {
+        self.code[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    }
+
+    /// `lea to, [rip + …]`; gives the place of the displacement.
+    pub fn lea_relative(&mut self, to: Reg) -> u32 {
+        self.code.extend([0x48 | (to >> 3) << 2, 0x8d, 0x05 | (to & 7) << 3, 0, 0, 0, 0]);
+        self.code.len() as u32 - 4
+    }
+
+    /// `mov to, …` of 64 bits to be filled in; gives their place.
+    pub fn constant_to_come(&mut self, to: Reg) -> u32 {
+        inst::movabsq_oi::<Host>::new(to, 0).encode(&mut self.code);
+        self.code.len() as u32 - 8
+    }
+
+    /// A guest instruction over host registers. `false`: there is no such encoding.
+    pub fn instruction(&mut self, instruction: &Instruction) -> bool {
+        self.encoder.set_buffer(core::mem::take(&mut self.code));
+        let encoded = self.encoder.encode(instruction, 0).is_ok();
+        self.code = self.encoder.take_buffer();
+        encoded
+    }
+}
+
+/// Offset in `CpuState` of a general register.
+pub(super) const fn gpr_offset(index: u8) -> usize {
+    offset_of!(CpuState, gpr) + index as usize * 8
+}
+
+/// Offset in `CpuState` of an XMM register.
+pub(super) const fn xmm_offset(index: u8) -> usize {
+    offset_of!(CpuState, xmm) + index as usize * 16
+}

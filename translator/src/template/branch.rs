@@ -1,0 +1,237 @@
+//! Entering and leaving a block: polls, direct and indirect exits; see [`crate::abi`]. Branches, CALL and RET.
+
+use core::mem::offset_of;
+
+use memory::tlb::{ENTRY_SHIFT, Entry, MAX_ENTRIES};
+use semantics::{Insn, Operand};
+use x86::{CpuState, GuestVirt, PAGE_MASK, PAGE_SHIFT, Width, state};
+
+use super::{
+    Declined, Flow, Template,
+    assembler::{Mem, RAX, RCX, RDI, Reg, condition, gpr_offset},
+    cold::{Cold, ColdKind},
+    stack::Pushed,
+};
+use crate::{
+    DirectExit, Relocation, RelocationKind, RelocationTarget,
+    abi::{ChainSlot, JUMP_CACHE_ENTRIES, JumpEntry, Leave},
+};
+
+const RSP: u8 = state::RSP as u8;
+const REQUEST: usize = offset_of!(CpuState, exit_request);
+const INSTRUCTIONS: usize = offset_of!(CpuState, instructions);
+const RIP: usize = offset_of!(CpuState, rip);
+const JUMP_CACHE: usize = offset_of!(CpuState, jump_cache);
+const INDEX_SHIFT: u8 = (PAGE_SHIFT - ENTRY_SHIFT) as u8;
+
+impl Template<'_> {
+    /// The poll, the count of executions if that is wanted, and the count of instructions.
+    pub(super) fn enter(&mut self, counts: bool) {
+        self.asm.compare_immediate32(Mem::state(REQUEST), 0);
+        self.leave_at_entry_if(condition::NOT_EQUAL, Leave::Poll);
+        if counts {
+            let offset = self.asm.constant_to_come(RAX);
+            let (kind, target) = (RelocationKind::Abs64, RelocationTarget::Counter);
+            self.relocations.push(Relocation { offset, kind, target, addend: 0 });
+            self.asm.subtract_immediate32(Mem::new(RAX, 0), 1);
+            self.leave_at_entry_if(condition::SIGN, Leave::Hot);
+        }
+        self.asm.add_immediate(Mem::state(INSTRUCTIONS), 0);
+        self.counted_at = self.asm.code.len() - 4;
+    }
+
+    fn leave_at_entry_if(&mut self, condition: u8, leave: Leave) {
+        let from = self.asm.jump_if(condition);
+        self.cold.push(Cold { from, resume: 0, index: 0, kind: ColdKind::AtEntry(leave) });
+    }
+
+    /// Has the interpreter do the instruction at `rip`, which is not counted.
+    pub(super) fn leave_step(&mut self, rip: u64) {
+        self.settle();
+        self.store_rip(rip);
+        self.leave(Leave::Step);
+    }
+
+    /// Ends the block; the next one is looked up under whatever the mode is by then.
+    pub(super) fn leave_anew(&mut self, rip: u64) {
+        self.settle();
+        self.store_rip(rip);
+        self.leave(Leave::Indirect);
+    }
+
+    /// Goes on at a constant target, through a chain slot.
+    pub(super) fn direct_exit(&mut self, target: u64) {
+        self.settle();
+        self.chain(target);
+    }
+
+    fn chain(&mut self, target: u64) {
+        let guarded = target & PAGE_MASK != self.page;
+        let slot = self.exits.len() as u32;
+        self.exits.push(DirectExit { target, guarded });
+        let offset = self.asm.lea_relative(RDI);
+        let (kind, target_slot) = (RelocationKind::Pc32, RelocationTarget::Slot(slot));
+        self.relocations.push(Relocation { offset, kind, target: target_slot, addend: -4 });
+        if guarded {
+            let most = ((MAX_ENTRIES - 1) << ENTRY_SHIFT) as u64;
+            self.asm.constant(RCX, target >> INDEX_SHIFT & most);
+            self.entry(RCX);
+            self.asm.load(RAX, Mem::new(RCX, offset_of!(Entry, addend) as i32));
+            self.asm.compare(RAX, Mem::new(RDI, offset_of!(ChainSlot, addend) as i32));
+            self.guard_fails_if(condition::NOT_EQUAL);
+            let execute = Mem::new(RCX, offset_of!(Entry, execute) as i32);
+            let page = target & PAGE_MASK;
+            if let Ok(page) = i32::try_from(page as i64) {
+                self.asm.compare_immediate(execute, page);
+            } else {
+                self.asm.constant(RAX, page);
+                self.asm.compare(RAX, execute);
+            }
+            self.guard_fails_if(condition::NOT_EQUAL);
+        }
+        self.asm.jump_to(Mem::new(RDI, offset_of!(ChainSlot, code) as i32));
+    }
+
+    fn guard_fails_if(&mut self, condition: u8) {
+        let from = self.asm.jump_if(condition);
+        self.cold.push(Cold { from, resume: 0, index: self.index, kind: ColdKind::Guard });
+    }
+
+    /// Goes on at a computed target, through the jump cache. The state is settled, but for RSP if that changes: `top`
+    /// is the register it is in.
+    fn indirect_exit(&mut self, target: Reg, top: Option<Reg>) {
+        let free = |register: &Reg| *register != target && Some(*register) != top;
+        let mut registers = [0u8, 1, 2, 6, 7].into_iter().filter(free);
+        let [entry, a, b] = core::array::from_fn(|_| registers.next().unwrap_or(RAX));
+        // `abi::jump_index`, scaled to the entry's size.
+        self.asm.mov(entry, target);
+        self.asm.mov(a, target);
+        self.asm.shift_right(entry, 2);
+        self.asm.shift_right(a, 14);
+        self.asm.xor(entry, a);
+        self.asm.and_immediate(entry, JUMP_CACHE_ENTRIES as i32 - 1);
+        self.asm.shift_left(entry, size_of::<JumpEntry>().trailing_zeros() as u8);
+        self.asm.add_from(entry, Mem::state(JUMP_CACHE));
+        let field = |offset: usize| Mem::new(entry, offset as i32);
+        self.asm.compare(target, field(offset_of!(JumpEntry, rip)));
+        let other_rip = self.asm.jump_if(condition::NOT_EQUAL);
+        self.asm.compare_immediate(field(offset_of!(JumpEntry, mode)), self.mode.0 as i32);
+        let other_mode = self.asm.jump_if(condition::NOT_EQUAL);
+        self.asm.mov(a, target);
+        self.asm.shift_right(a, INDEX_SHIFT);
+        self.entry(a);
+        self.asm.load(b, Mem::new(a, offset_of!(Entry, addend) as i32));
+        self.asm.compare(b, field(offset_of!(JumpEntry, addend)));
+        let elsewhere = self.asm.jump_if(condition::NOT_EQUAL);
+        self.asm.mov(b, target);
+        self.asm.and_immediate(b, PAGE_MASK as i32);
+        self.asm.compare(b, Mem::new(a, offset_of!(Entry, execute) as i32));
+        let forbidden = self.asm.jump_if(condition::NOT_EQUAL);
+        self.store_top(top);
+        self.asm.jump_to(field(offset_of!(JumpEntry, code)));
+
+        for miss in [other_rip, other_mode, elsewhere, forbidden] {
+            self.asm.bind(miss);
+        }
+        self.abandon_unless_canonical(target, a);
+        self.store_top(top);
+        self.asm.store(Mem::state(RIP), target);
+        self.leave(Leave::Indirect);
+    }
+
+    fn store_top(&mut self, top: Option<Reg>) {
+        if let Some(top) = top {
+            self.asm.store(Mem::state(gpr_offset(RSP)), top);
+        }
+    }
+
+    /// A transfer to an address that is not canonical raises #GP(0) at the transfer.
+    fn abandon_unless_canonical(&mut self, target: Reg, spare: Reg) {
+        self.asm.mov(spare, target);
+        self.asm.shift_left(spare, 16);
+        self.asm.shift_right_signed(spare, 16);
+        self.asm.compare_registers(spare, target);
+        self.abandon_if(condition::NOT_EQUAL);
+    }
+
+    /// Jcc.
+    pub(super) fn branch(&mut self, insn: &Insn, condition: u8) -> Result<Flow, Declined> {
+        let target = near_target(insn)?;
+        self.need_flags();
+        self.settle();
+        let taken = self.asm.jump_if(condition);
+        self.chain(insn.next_rip());
+        self.asm.bind(taken);
+        self.chain(target);
+        Ok(Flow::Ended)
+    }
+
+    /// JMP.
+    pub(super) fn jump(&mut self, insn: &Insn) -> Result<Flow, Declined> {
+        if insn.operand(0) == Operand::Near {
+            let target = near_target(insn)?;
+            self.direct_exit(target);
+        } else {
+            let target = self.indirect_target(insn)?;
+            self.settle();
+            self.lose_host_flags();
+            self.indirect_exit(target, None);
+        }
+        Ok(Flow::Ended)
+    }
+
+    /// CALL.
+    pub(super) fn call(&mut self, insn: &Insn) -> Result<Flow, Declined> {
+        if insn.width != Width::Qword {
+            return Err(Declined);
+        }
+        if insn.operand(0) == Operand::Near {
+            let target = near_target(insn)?;
+            self.push_value(Pushed::Constant(insn.next_rip()))?;
+            self.direct_exit(target);
+            return Ok(Flow::Ended);
+        }
+        let target = self.indirect_target(insn)?;
+        self.settle();
+        self.lose_host_flags();
+        // Before anything is pushed.
+        self.abandon_unless_canonical(target, self.registers.temporaries[0]);
+        let last = self.registers.temporaries[2];
+        if target != last {
+            // RSP may be the target, and is about to change.
+            self.asm.mov(last, target);
+        }
+        self.push_value(Pushed::Constant(insn.next_rip()))?;
+        self.settle();
+        self.indirect_exit(last, None);
+        Ok(Flow::Ended)
+    }
+
+    /// RET.
+    pub(super) fn ret(&mut self, insn: &Insn) -> Result<Flow, Declined> {
+        if insn.width != Width::Qword {
+            return Err(Declined);
+        }
+        let (target, top) = self.pop_target(insn)?;
+        self.indirect_exit(target, Some(top));
+        Ok(Flow::Ended)
+    }
+
+    /// The register with the target of an indirect transfer.
+    fn indirect_target(&mut self, insn: &Insn) -> Result<Reg, Declined> {
+        match insn.operand(0) {
+            Operand::Gpr(register) if register.width == Width::Qword => Ok(self.read(register.index)),
+            Operand::Memory if insn.memory_bytes == 8 => self.load_to_last_temporary(insn),
+            _ => Err(Declined),
+        }
+    }
+}
+
+/// A constant target that can be gone to.
+fn near_target(insn: &Insn) -> Result<u64, Declined> {
+    if insn.operand(0) == Operand::Near && GuestVirt(insn.immediate).is_canonical() {
+        Ok(insn.immediate)
+    } else {
+        Err(Declined)
+    }
+}

@@ -1,0 +1,112 @@
+//! Cold paths: noted where the block jumps to them, written behind it.
+
+use core::mem::offset_of;
+
+use x86::CpuState;
+
+use super::{
+    Template,
+    assembler::{Jump, Mem, RAX, RCX, RDI, Reg},
+    memory::Address,
+};
+use crate::abi::{FIRST_THUNK, Leave, SlowPath};
+
+const RIP: usize = offset_of!(CpuState, rip);
+const INSTRUCTIONS: usize = offset_of!(CpuState, instructions);
+const SCRATCH: usize = offset_of!(CpuState, scratch);
+
+/// A cold path.
+#[derive(Clone, Copy)]
+pub(super) struct Cold {
+    /// The jump that leads there.
+    pub from: Jump,
+    /// Where it goes on, if it does.
+    pub resume: usize,
+    /// The instruction that it belongs to.
+    pub index: usize,
+    pub kind: ColdKind,
+}
+
+/// What it does.
+#[derive(Clone, Copy)]
+pub(super) enum ColdKind {
+    /// Fills the TLB for an access and has it looked up again, or abandons the instruction.
+    Miss { address: Address, bytes: u8, alignment: u8, write: bool, temporaries: [Reg; 2] },
+    /// Leaves with a reason, at the block's start.
+    AtEntry(Leave),
+    /// Leaves by a guarded slot that is in RDI.
+    Guard,
+    /// Abandons the instruction.
+    Abandon,
+    /// Makes the state's flags packed.
+    PackFlags,
+}
+
+impl Template<'_> {
+    /// Writes all cold paths, and the number of instructions at the entry.
+    pub(super) fn finish(&mut self, counted: u16) {
+        self.asm.patch32(self.counted_at, counted.into());
+        for cold in core::mem::take(&mut self.cold) {
+            self.asm.bind(cold.from);
+            let rip = self.insns[cold.index].rip;
+            let uncounted = i32::from(counted) - cold.index as i32;
+            match cold.kind {
+                ColdKind::Miss { address, bytes, alignment, write, temporaries } => {
+                    let [first, second] = temporaries;
+                    self.linear(address, first);
+                    self.asm.store(Mem::state(SlowPath::argument(0)), first);
+                    self.asm.store_immediate(Mem::state(SlowPath::argument(1)), bytes.into());
+                    self.asm.store_immediate(Mem::state(SlowPath::argument(2)), alignment.into());
+                    self.asm.store_constant(Mem::state(RIP), rip, second);
+                    self.asm.store_immediate(Mem::state(SCRATCH + 8), uncounted);
+                    self.call_thunk(if write { SlowPath::FillWrite } else { SlowPath::FillRead }, second);
+                    self.asm.jump_back(cold.resume);
+                }
+                ColdKind::PackFlags => {
+                    // Which registers are free is not known here, and the thunk keeps them all.
+                    self.call_thunk_keeping_all(SlowPath::PackFlags);
+                    self.asm.jump_back(cold.resume);
+                }
+                ColdKind::AtEntry(leave) => {
+                    self.asm.store_constant(Mem::state(RIP), rip, RCX);
+                    self.leave(leave);
+                }
+                ColdKind::Guard => {
+                    self.asm.store(Mem::state(SCRATCH), RDI);
+                    self.leave(Leave::Guard);
+                }
+                ColdKind::Abandon => {
+                    self.asm.store_constant(Mem::state(RIP), rip, RCX);
+                    self.asm.subtract_immediate(Mem::state(INSTRUCTIONS), uncounted);
+                    self.leave(Leave::Step);
+                }
+            }
+        }
+    }
+
+    /// Returns to the runtime.
+    pub(super) fn leave(&mut self, how: Leave) {
+        self.asm.constant(RAX, how as u64);
+        self.asm.ret();
+    }
+
+    pub(super) fn store_rip(&mut self, rip: u64) {
+        self.asm.store_constant(Mem::state(RIP), rip, RCX);
+    }
+
+    /// Calls a thunk, by way of a register that it need not keep. Thunks keep all others.
+    fn call_thunk(&mut self, path: SlowPath, by: Reg) {
+        self.asm.load(by, Mem::state(offset_of!(CpuState, helpers)));
+        // The stack is 8 below a 16-byte boundary in a block.
+        self.asm.push(by);
+        self.asm.call(Mem::new(by, 8 * (FIRST_THUNK + path as usize) as i32));
+        self.asm.pop(by);
+    }
+
+    fn call_thunk_keeping_all(&mut self, path: SlowPath) {
+        self.asm.push(RAX);
+        self.asm.load(RAX, Mem::state(offset_of!(CpuState, helpers)));
+        self.asm.call(Mem::new(RAX, 8 * (FIRST_THUNK + path as usize) as i32));
+        self.asm.pop(RAX);
+    }
+}

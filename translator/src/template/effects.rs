@@ -1,0 +1,230 @@
+//! What guest instructions that are encoded again do to registers and flags: the list of those that can be, one row each.
+//!
+//! Instructions that need code of their own (stack, branches, division, bit scans) are not here but in the files
+//! named after them; what is in neither place is left to the interpreter.
+
+use iced_x86::Mnemonic;
+use semantics::{Insn, Operand};
+use x86::Width;
+
+/// What becomes of an operand.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Use {
+    Read,
+    Write,
+    Update,
+}
+
+impl Use {
+    pub fn reads(self) -> bool {
+        self != Self::Write
+    }
+
+    pub fn writes(self) -> bool {
+        self != Self::Read
+    }
+}
+
+/// What becomes of the status flags.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum FlagUse {
+    /// Nothing.
+    None,
+    /// They are read.
+    Read,
+    /// All of them are written (or undefined), whatever they were.
+    Set,
+    /// Some keep, or all do if a count is zero.
+    Merge,
+    /// Read and written.
+    Update,
+}
+
+impl FlagUse {
+    pub fn writes(self) -> bool {
+        matches!(self, Self::Set | Self::Merge | Self::Update)
+    }
+}
+
+/// A set of general registers.
+pub(super) type Set = u16;
+
+const RAX: Set = 1 << 0;
+const RDX: Set = 1 << 2;
+const RCX: Set = 1 << 1;
+const RBX: Set = 1 << 3;
+const RSP: Set = 1 << 4;
+const RBP: Set = 1 << 5;
+
+/// A row.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Effects {
+    /// By operand.
+    pub operands: [Use; 3],
+    /// Registers besides the operands that are read.
+    pub reads: Set,
+    /// Registers besides the operands that are written.
+    pub writes: Set,
+    pub flags: FlagUse,
+    /// A memory operand must be naturally aligned to be accessed here: the access is atomic.
+    pub aligned: bool,
+}
+
+pub(super) const fn row(first: Use, flags: FlagUse) -> Effects {
+    Effects { operands: [first, Use::Read, Use::Read], reads: 0, writes: 0, flags, aligned: false }
+}
+
+/// The row of an instruction, if it is one to encode again.
+pub(super) fn of(insn: &Insn) -> Option<Effects> {
+    use FlagUse as F;
+    use Mnemonic as M;
+    use Use::*;
+    let mut effects = match insn.mnemonic {
+        M::Mov | M::Movzx | M::Movsx | M::Movsxd => row(Write, F::None),
+        M::Add | M::Sub | M::And | M::Or | M::Xor | M::Neg => row(Update, F::Set),
+        M::Adc | M::Sbb => row(Update, F::Update),
+        M::Cmp | M::Test => row(Read, F::Set),
+        M::Inc | M::Dec => row(Update, F::Merge),
+        M::Not | M::Bswap => row(Update, F::None),
+        M::Shl | M::Sal | M::Shr | M::Sar => row(Update, shift_flags(insn, 1)),
+        M::Shld | M::Shrd => row(Update, shift_flags(insn, 2)),
+        M::Rol | M::Ror => row(Update, F::Merge),
+        M::Rcl | M::Rcr => row(Update, F::Update),
+        M::Bt => row(Read, F::Merge),
+        M::Bts | M::Btr | M::Btc => row(Update, F::Merge),
+        M::Popcnt => row(Write, F::Set),
+        M::Mul => multiplication(insn),
+        M::Imul if insn.operand_count == 1 => multiplication(insn),
+        M::Imul if insn.operand_count == 2 => row(Update, F::Set),
+        M::Imul => row(Write, F::Set),
+        M::Xchg => Effects { operands: [Update; 3], ..row(Update, F::None) },
+        M::Xadd => Effects { operands: [Update; 3], ..row(Update, F::Set) },
+        M::Cmpxchg => Effects { reads: RAX, writes: RAX, ..row(Update, F::Set) },
+        M::Cbw | M::Cwde | M::Cdqe => Effects { reads: RAX, writes: RAX, ..row(Read, F::None) },
+        M::Cwd | M::Cdq | M::Cqo => Effects { reads: RAX | RDX, writes: RDX, ..row(Read, F::None) },
+        M::Clc | M::Stc => row(Read, F::Merge),
+        M::Cmc => row(Read, F::Update),
+        M::Mfence => row(Read, F::None),
+        mnemonic if is_cmov(mnemonic) => row(Update, F::Read),
+        mnemonic if is_setcc(mnemonic) => row(Write, F::Read),
+        _ => return None,
+    };
+    if insn.operand(0) == Operand::Memory || insn.operand(1) == Operand::Memory {
+        effects.aligned = insn.lock || insn.mnemonic == M::Xchg;
+        // A bit offset in a register reaches beyond the operand.
+        let bit_string = matches!(insn.mnemonic, M::Bt | M::Bts | M::Btr | M::Btc);
+        if bit_string && matches!(insn.operand(1), Operand::Gpr(_)) {
+            return None;
+        }
+    }
+    let plain =
+        |n| matches!(insn.operand(n), Operand::None | Operand::Gpr(_) | Operand::Memory | Operand::Immediate);
+    (0..4).all(plain).then_some(effects)
+}
+
+fn multiplication(insn: &Insn) -> Effects {
+    let writes = if insn.operand_width(0) == Width::Byte { RAX } else { RAX | RDX };
+    // A 16-bit result leaves the rest of RDX.
+    let reads = if insn.operand_width(0) == Width::Word { RAX | RDX } else { RAX };
+    Effects { reads, writes, ..row(Use::Read, FlagUse::Set) }
+}
+
+/// A count of zero changes no flag.
+fn shift_flags(insn: &Insn, count: usize) -> FlagUse {
+    let mask = if insn.operand_width(0) == Width::Qword { 63 } else { 31 };
+    match insn.operand(count) {
+        Operand::Immediate if insn.immediate & mask != 0 => FlagUse::Set,
+        _ => FlagUse::Merge,
+    }
+}
+
+fn within(mnemonic: Mnemonic, list: &[Mnemonic]) -> bool {
+    list.contains(&mnemonic)
+}
+
+fn is_cmov(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    within(
+        mnemonic,
+        &[
+            Cmovo, Cmovno, Cmovb, Cmovae, Cmove, Cmovne, Cmovbe, Cmova, Cmovs, Cmovns, Cmovp, Cmovnp, Cmovl,
+            Cmovge, Cmovle, Cmovg,
+        ],
+    )
+}
+
+fn is_setcc(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    within(
+        mnemonic,
+        &[
+            Seto, Setno, Setb, Setae, Sete, Setne, Setbe, Seta, Sets, Setns, Setp, Setnp, Setl, Setge, Setle,
+            Setg,
+        ],
+    )
+}
+
+/// The condition number of a conditional branch.
+pub(super) fn branch_condition(mnemonic: Mnemonic) -> Option<u8> {
+    use Mnemonic::*;
+    let all = [Jo, Jno, Jb, Jae, Je, Jne, Jbe, Ja, Js, Jns, Jp, Jnp, Jl, Jge, Jle, Jg];
+    all.iter().position(|&branch| branch == mnemonic).map(|number| number as u8)
+}
+
+/// Instructions that do nothing here.
+pub(super) fn is_nop(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    within(
+        mnemonic,
+        &[
+            Nop,
+            Pause,
+            Reservednop,
+            Endbr64,
+            Endbr32,
+            Rdsspd,
+            Rdsspq,
+            Cldemote,
+            Prefetch,
+            Prefetchw,
+            Prefetchwt1,
+            Prefetchnta,
+            Prefetcht0,
+            Prefetcht1,
+            Prefetcht2,
+            Prefetchit0,
+            Prefetchit1,
+            Lfence,
+            Sfence,
+        ],
+    )
+}
+
+/// Every general register that an instruction may touch.
+pub(super) fn registers(insn: &Insn) -> Set {
+    let mut set = 0;
+    let mut add = |index: u8| {
+        if index < 16 {
+            set |= 1 << index;
+        }
+    };
+    for operand in insn.operands {
+        match operand {
+            Operand::Gpr(register) => add(register.index),
+            Operand::Memory => {
+                add(insn.memory.base);
+                add(insn.memory.index);
+            }
+            _ => {}
+        }
+    }
+    use Mnemonic as M;
+    set | match insn.mnemonic {
+        M::Mul | M::Imul | M::Div | M::Idiv | M::Cwd | M::Cdq | M::Cqo => RAX | RDX,
+        M::Cmpxchg | M::Cbw | M::Cwde | M::Cdqe => RAX,
+        M::Cmpxchg8b | M::Cmpxchg16b => RAX | RBX | RCX | RDX,
+        M::Push | M::Pop | M::Call | M::Ret => RSP,
+        M::Leave => RSP | RBP,
+        _ => 0,
+    }
+}

@@ -1,0 +1,157 @@
+//! Encoding guest instructions again, over host registers and host addresses.
+
+use iced_x86::{Code, Instruction, OpCodeOperandKind, OpKind, Register as Iced};
+use semantics::{Insn, Operand, Register};
+use x86::Width;
+
+use super::{
+    Declined, Template,
+    assembler::{Mem, Reg},
+    effects::{Effects, FlagUse, Use},
+    memory::Access,
+    registers::numbers,
+};
+
+impl Template<'_> {
+    /// The current instruction, as its row says.
+    pub(super) fn encode_again(&mut self, insn: &Insn, effects: Effects) -> Result<(), Declined> {
+        let mut memory = None;
+        for (n, operand) in insn.operands.into_iter().enumerate().take(3) {
+            let what = effects.operands[n];
+            match operand {
+                Operand::Gpr(register) if what.reads() || register.width < Width::Dword => {
+                    self.read(register.index);
+                }
+                Operand::Xmm(index) if what.reads() => {
+                    self.read_xmm(index);
+                }
+                Operand::Memory => memory = Some(what),
+                _ => {}
+            }
+        }
+        for guest in numbers(effects.reads) {
+            self.read(guest);
+        }
+        let memory = match memory {
+            Some(what) => Some(self.operand(insn, what, effects.aligned)?),
+            None => None,
+        };
+        match effects.flags {
+            FlagUse::Read | FlagUse::Update => self.need_flags(),
+            FlagUse::Merge if !self.flags_are_dead() => self.need_flags(),
+            _ => {}
+        }
+        self.encode(insn, memory, None)?;
+        for (n, operand) in insn.operands.into_iter().enumerate().take(3) {
+            match operand {
+                Operand::Gpr(register) if effects.operands[n].writes() => {
+                    self.write(register.index);
+                }
+                Operand::Xmm(index) if effects.operands[n].writes() => self.write_xmm(index),
+                _ => {}
+            }
+        }
+        for guest in numbers(effects.writes) {
+            self.write(guest);
+        }
+        if effects.flags.writes() {
+            self.flags_set();
+        }
+        Ok(())
+    }
+
+    /// The memory operand, looked up.
+    pub(super) fn operand(&mut self, insn: &Insn, what: Use, aligned: bool) -> Result<Mem, Declined> {
+        let bytes = match insn.memory_bytes {
+            bytes @ (1 | 2 | 4 | 8 | 16) => bytes as u8,
+            _ => return Err(Declined),
+        };
+        let address = self.address(insn);
+        self.lookup(address, Access { bytes, write: what.writes(), aligned })
+    }
+
+    /// Encodes the instruction with `memory` for its memory operand and `first`, if any, for its first operand.
+    pub(super) fn encode(
+        &mut self,
+        insn: &Insn,
+        memory: Option<Mem>,
+        first: Option<Reg>,
+    ) -> Result<(), Declined> {
+        let mut host = Instruction::default();
+        host.set_code(canonical(insn.code));
+        let op_code = host.op_code();
+        for n in 0..op_code.op_count() {
+            let operand = insn.operand(n as usize);
+            match operand {
+                _ if n == 0 && first.is_some() => {
+                    let width = insn.operand_width(0);
+                    host.set_op_register(0, gpr(first.unwrap_or_default(), width, false));
+                }
+                Operand::Gpr(Register { index, width, high }) => {
+                    host.set_op_register(n, gpr(self.registers.home(index), width, high));
+                }
+                Operand::Xmm(index) => host.set_op_register(n, Iced::XMM0 + u32::from(index)),
+                Operand::Memory => {
+                    let memory = memory.ok_or(Declined)?;
+                    host.set_op_kind(n, OpKind::Memory);
+                    host.set_memory_base(Iced::RAX + u32::from(memory.base));
+                    if let Some((index, scale)) = memory.index {
+                        host.set_memory_index(Iced::RAX + u32::from(index));
+                        host.set_memory_index_scale(1 << scale);
+                    }
+                    host.set_memory_displacement64(i64::from(memory.displacement) as u64);
+                    host.set_memory_displ_size(u32::from(memory.displacement != 0));
+                }
+                Operand::Immediate => {
+                    host.set_op_kind(n, immediate_kind(op_code.op_kind(n)).ok_or(Declined)?);
+                    host.set_immediate_u64(n, insn.immediate);
+                }
+                _ => return Err(Declined),
+            }
+        }
+        host.set_has_lock_prefix(insn.lock);
+        if self.asm.instruction(&host) { Ok(()) } else { Err(Declined) }
+    }
+}
+
+/// iced's name of a host register.
+fn gpr(register: Reg, width: Width, high: bool) -> Iced {
+    let number = u32::from(register);
+    match width {
+        Width::Qword => Iced::RAX + number,
+        Width::Dword => Iced::EAX + number,
+        Width::Word => Iced::AX + number,
+        Width::Byte if high => Iced::AH + number,
+        Width::Byte if number < 4 => Iced::AL + number,
+        Width::Byte => Iced::SPL + (number - 4),
+    }
+}
+
+/// Forms whose address is part of the encoding have others that do the same.
+fn canonical(code: Code) -> Code {
+    match code {
+        Code::Mov_AL_moffs8 => Code::Mov_r8_rm8,
+        Code::Mov_AX_moffs16 => Code::Mov_r16_rm16,
+        Code::Mov_EAX_moffs32 => Code::Mov_r32_rm32,
+        Code::Mov_RAX_moffs64 => Code::Mov_r64_rm64,
+        Code::Mov_moffs8_AL => Code::Mov_rm8_r8,
+        Code::Mov_moffs16_AX => Code::Mov_rm16_r16,
+        Code::Mov_moffs32_EAX => Code::Mov_rm32_r32,
+        Code::Mov_moffs64_RAX => Code::Mov_rm64_r64,
+        other => other,
+    }
+}
+
+fn immediate_kind(kind: OpCodeOperandKind) -> Option<OpKind> {
+    Some(match kind {
+        OpCodeOperandKind::imm8 | OpCodeOperandKind::imm8_const_1 => OpKind::Immediate8,
+        OpCodeOperandKind::imm8sex16 => OpKind::Immediate8to16,
+        OpCodeOperandKind::imm8sex32 => OpKind::Immediate8to32,
+        OpCodeOperandKind::imm8sex64 => OpKind::Immediate8to64,
+        OpCodeOperandKind::imm16 => OpKind::Immediate16,
+        OpCodeOperandKind::imm32 => OpKind::Immediate32,
+        OpCodeOperandKind::imm32sex64 => OpKind::Immediate32to64,
+        OpCodeOperandKind::imm64 => OpKind::Immediate64,
+        _ => return None,
+    })
+}

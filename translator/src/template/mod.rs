@@ -1,0 +1,265 @@
+//! The template translator: a guest block to host code in microseconds, for code that is warm but not yet worth Cranelift.
+//!
+//! Host and guest are of the same instruction set, so the translation of most instructions is themselves: encoded
+//! again over the registers that guest registers live in ([`registers`]) and over a host address where they touch memory
+//! ([`memory`]). [`effects`] lists them. Instructions that need more have a function in [`stack`], [`branch`] or [`special`].
+//! Whatever is left ends the block and goes to the interpreter ([`crate::abi::Leave::Step`]).
+//!
+//! One pass, no intermediate form: [`Template::block`] walks the instructions; cold paths are noted ([`cold`]) and
+//! written behind the block. Status flags stay in the host's until something would change them ([`flags`]).
+//!
+//! **State.** Before anything that may fault or leave, [`Template::settle`] stores what is newer in host registers than
+//! in `CpuState`. So at each such place the state is that of the instruction's start, and an instruction changes
+//! guest registers only after its last access.
+
+mod assembler;
+mod branch;
+mod cold;
+mod effects;
+mod flags;
+mod instruction;
+mod memory;
+mod registers;
+mod special;
+mod stack;
+mod vector;
+
+use iced_x86::Mnemonic;
+use semantics::{
+    Insn, Kind,
+    decode::{BlockEnd, GuestBlock},
+    table,
+};
+use x86::{Mode, PAGE_MASK};
+
+use crate::{CodeBlock, DirectExit, Relocation, TranslateError};
+use assembler::{Assembler, Mem, Reg, gpr_offset, xmm_offset};
+use cold::Cold;
+use flags::Flags;
+use registers::{Registers, numbers};
+
+/// An instruction that has no template, or that needs an encoding that there is not: it is left to the interpreter.
+#[derive(Clone, Copy, Debug)]
+struct Declined;
+
+/// What became of an instruction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Flow {
+    /// The next one follows.
+    Next,
+    /// Control has left the block.
+    Ended,
+}
+
+/// Translates guest blocks by templates.
+pub struct TemplateTranslator {
+    assembler: Assembler,
+    counts: bool,
+}
+
+impl Default for TemplateTranslator {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl TemplateTranslator {
+    /// A translator. It needs nothing of the host but what every guest is promised.
+    pub fn new() -> Self {
+        Self { assembler: Assembler::new(), counts: false }
+    }
+
+    /// A translator whose blocks count their executions down and leave with [`crate::abi::Leave::Hot`] when the count has
+    /// run out; see [`CodeBlock::counts`].
+    pub fn counting() -> Self {
+        Self { counts: true, ..Self::new() }
+    }
+
+    /// Translates a guest block, or its beginning.
+    pub fn translate(&mut self, block: &GuestBlock) -> Result<CodeBlock, TranslateError> {
+        if !block.mode.is_64bit() {
+            return Err(TranslateError::Mode("not 64-bit"));
+        }
+        if block.mode.checks_alignment() {
+            return Err(TranslateError::Mode("alignment checks"));
+        }
+        let mut template = Template::new(&mut self.assembler, block);
+        template.enter(self.counts);
+        let (guest_instructions, guest_bytes) = template.block(block)?;
+        template.finish(guest_instructions);
+        let Template { relocations, exits, .. } = template;
+        let code = self.assembler.code.clone();
+        Ok(CodeBlock {
+            rip: block.rip,
+            code,
+            relocations,
+            exits,
+            guest_instructions,
+            guest_bytes,
+            counts: self.counts,
+            text: None,
+        })
+    }
+}
+
+/// A block in the making.
+struct Template<'a> {
+    asm: &'a mut Assembler,
+    registers: Registers,
+    flags: Flags,
+    mode: Mode,
+    /// The linear page that the block lies in.
+    page: u64,
+    /// All instructions of the block; the current one.
+    insns: &'a [Insn],
+    index: usize,
+    /// Where the number of instructions to count is to be filled in.
+    counted_at: usize,
+    cold: Vec<Cold>,
+    relocations: Vec<Relocation>,
+    exits: Vec<DirectExit>,
+}
+
+/// What is put back when an instruction turns out to have no encoding.
+#[derive(Clone, Copy)]
+struct Mark {
+    code: usize,
+    cold: usize,
+    registers: Registers,
+    flags: Flags,
+}
+
+impl<'a> Template<'a> {
+    fn new(asm: &'a mut Assembler, block: &'a GuestBlock) -> Self {
+        asm.code.clear();
+        let (registers, _) = Registers::plan(&[]);
+        Self {
+            asm,
+            registers,
+            flags: Flags::default(),
+            mode: block.mode,
+            page: block.rip & PAGE_MASK,
+            insns: &block.insns,
+            index: 0,
+            counted_at: 0,
+            cold: Vec::with_capacity(16),
+            relocations: Vec::with_capacity(4),
+            exits: Vec::with_capacity(2),
+        }
+    }
+
+    /// Writes the block's instructions and its end; gives how many instructions and bytes.
+    fn block(&mut self, block: &'a GuestBlock) -> Result<(u16, u16), TranslateError> {
+        let mut stretch_end = 0;
+        let mut bytes = 0;
+        for (index, insn) in block.insns.iter().enumerate() {
+            self.index = index;
+            let is_callout = table::kind_of(insn) != Kind::Lifted;
+            if !is_callout && index == stretch_end {
+                self.settle();
+                let (registers, length) = Registers::plan(&block.insns[index..]);
+                self.registers = registers;
+                stretch_end = index + length;
+            }
+            let mark = self.mark();
+            let flow = if is_callout { Err(Declined) } else { self.instruction(insn) };
+            match flow {
+                Ok(Flow::Next) => bytes += u16::from(insn.length),
+                Ok(Flow::Ended) => return Ok((index as u16 + 1, bytes + u16::from(insn.length))),
+                Err(Declined) => {
+                    if index == 0 {
+                        return Err(TranslateError::FirstDeclined("it has no template"));
+                    }
+                    self.reset(mark);
+                    self.leave_step(insn.rip);
+                    return Ok((index as u16, bytes));
+                }
+            }
+        }
+        let Some(last) = block.insns.last() else {
+            return Err(TranslateError::FirstDeclined("there is none"));
+        };
+        if block.end == BlockEnd::Terminal {
+            // Not a transfer, so what it did may have changed the mode: have the next block looked up.
+            self.leave_anew(last.next_rip());
+        } else {
+            self.direct_exit(last.next_rip());
+        }
+        Ok((block.insns.len() as u16, bytes))
+    }
+
+    fn instruction(&mut self, insn: &Insn) -> Result<Flow, Declined> {
+        if let Some(condition) = effects::branch_condition(insn.mnemonic) {
+            return self.branch(insn, condition);
+        }
+        match insn.mnemonic {
+            mnemonic if effects::is_nop(mnemonic) => Ok(Flow::Next),
+            Mnemonic::Lea => self.lea(insn),
+            Mnemonic::Push => self.push(insn),
+            Mnemonic::Pop => self.pop(insn),
+            Mnemonic::Leave => self.leave_frame(insn),
+            Mnemonic::Call => self.call(insn),
+            Mnemonic::Ret => self.ret(insn),
+            Mnemonic::Jmp => self.jump(insn),
+            Mnemonic::Bsf | Mnemonic::Bsr => self.bit_scan(insn),
+            Mnemonic::Div | Mnemonic::Idiv => self.divide(insn),
+            _ => {
+                let row = if self.mode.sse_traps() { None } else { vector::of(insn) };
+                let effects = row.or_else(|| effects::of(insn)).ok_or(Declined)?;
+                self.encode_again(insn, effects)?;
+                Ok(Flow::Next)
+            }
+        }
+    }
+
+    fn mark(&self) -> Mark {
+        let (code, cold) = (self.asm.code.len(), self.cold.len());
+        Mark { code, cold, registers: self.registers, flags: self.flags }
+    }
+
+    fn reset(&mut self, mark: Mark) {
+        self.asm.code.truncate(mark.code);
+        self.cold.truncate(mark.cold);
+        (self.registers, self.flags) = (mark.registers, mark.flags);
+    }
+
+    /// Brings a guest register to its home; gives that.
+    fn read(&mut self, guest: u8) -> Reg {
+        let home = self.registers.home(guest);
+        if self.registers.loaded & 1 << guest == 0 {
+            self.asm.load(home, Mem::state(gpr_offset(guest)));
+            self.registers.loaded |= 1 << guest;
+        }
+        home
+    }
+
+    /// The home of a register that is about to be written as a whole.
+    fn write(&mut self, guest: u8) -> Reg {
+        self.registers.loaded |= 1 << guest;
+        self.registers.dirty |= 1 << guest;
+        self.registers.home(guest)
+    }
+
+    fn read_xmm(&mut self, index: u8) {
+        if self.registers.loaded_xmm & 1 << index == 0 {
+            self.asm.load_xmm(index, Mem::state(xmm_offset(index)));
+            self.registers.loaded_xmm |= 1 << index;
+        }
+    }
+
+    fn write_xmm(&mut self, index: u8) {
+        self.registers.loaded_xmm |= 1 << index;
+        self.registers.dirty_xmm |= 1 << index;
+    }
+
+    /// Makes `CpuState` the whole truth but for rip. Changes no host flags.
+    fn settle(&mut self) {
+        for guest in numbers(core::mem::take(&mut self.registers.dirty)) {
+            self.asm.store(Mem::state(gpr_offset(guest)), self.registers.home(guest));
+        }
+        for index in numbers(core::mem::take(&mut self.registers.dirty_xmm)) {
+            self.asm.store_xmm(Mem::state(xmm_offset(index)), index);
+        }
+        self.save_flags();
+    }
+}

@@ -1,0 +1,134 @@
+//! Instructions that are more than themselves: LEA, bit scans, divisions.
+
+use iced_x86::Mnemonic;
+use semantics::{Insn, MemoryOperand, Operand};
+use x86::Width;
+
+use super::{
+    Declined, Flow, Template,
+    assembler::{Mem, RAX, RDX, condition},
+    cold::{Cold, ColdKind},
+    effects::Use,
+};
+
+impl Template<'_> {
+    pub(super) fn lea(&mut self, insn: &Insn) -> Result<Flow, Declined> {
+        let Operand::Gpr(destination) = insn.operand(0) else { return Err(Declined) };
+        if destination.width < Width::Dword {
+            return Err(Declined);
+        }
+        let operand = &insn.memory;
+        let narrow = operand.width != Width::Qword || destination.width != Width::Qword;
+        let cut = if narrow { 0xffff_ffff } else { u64::MAX };
+        let has = |register: u8| register != MemoryOperand::NONE;
+        let base = has(operand.base).then(|| self.read(operand.base));
+        let index = has(operand.index).then(|| (self.read(operand.index), operand.scale));
+        let mem = match (base, index) {
+            (None, None) => {
+                let to = self.write(destination.index);
+                self.asm.constant(to, operand.displacement & cut);
+                return Ok(Flow::Next);
+            }
+            (Some(base), index) => Mem { base, index, displacement: operand.displacement as i32 },
+            (None, index) => {
+                let spare = self.registers.temporaries[0];
+                self.asm.constant(spare, operand.displacement & cut);
+                Mem { base: spare, index, displacement: 0 }
+            }
+        };
+        let to = self.write(destination.index);
+        if narrow {
+            self.asm.lea32(to, mem)
+        } else {
+            self.asm.lea(to, mem)
+        }
+        Ok(Flow::Next)
+    }
+
+    /// BSF, BSR: of zero, the whole destination keeps.
+    pub(super) fn bit_scan(&mut self, insn: &Insn) -> Result<Flow, Declined> {
+        let Operand::Gpr(destination) = insn.operand(0) else { return Err(Declined) };
+        if destination.width < Width::Dword {
+            return Err(Declined);
+        }
+        let to = self.read(destination.index);
+        let memory = match insn.operand(1) {
+            Operand::Memory => Some(self.operand(insn, Use::Read, false)?),
+            Operand::Gpr(source) => {
+                self.read(source.index);
+                None
+            }
+            _ => return Err(Declined),
+        };
+        let found = self.registers.temporaries[0];
+        self.encode(insn, memory, Some(found))?;
+        self.asm.move_if_not_zero(to, found);
+        self.write(destination.index);
+        self.flags_set();
+        Ok(Flow::Next)
+    }
+
+    /// DIV, IDIV of 32 and 64 bits. Quotients that might not fit are the interpreter's: of signed divisions all whose
+    /// dividend is wider than the divisor, or whose divisor is 0 or -1. Flags keep.
+    pub(super) fn divide(&mut self, insn: &Insn) -> Result<Flow, Declined> {
+        let width = insn.operand_width(0);
+        if width < Width::Dword {
+            return Err(Declined);
+        }
+        let wide = width == Width::Qword;
+        let (low, high) = (self.read(RAX), self.read(RDX));
+        let [spare, _, last] = self.registers.temporaries;
+        let divisor = match insn.operand(0) {
+            Operand::Gpr(register) => self.read(register.index),
+            _ => {
+                let operand = self.operand(insn, Use::Read, false)?;
+                if wide {
+                    self.asm.load(last, operand)
+                } else {
+                    self.asm.load32(last, operand)
+                }
+                last
+            }
+        };
+        self.settle();
+        self.lose_host_flags();
+        if insn.mnemonic == Mnemonic::Div {
+            if wide {
+                self.asm.compare_registers(high, divisor);
+            } else {
+                self.asm.compare_registers32(high, divisor);
+            }
+            self.abandon_if(condition::ABOVE_OR_EQUAL);
+        } else {
+            self.asm.mov(spare, low);
+            if wide {
+                self.asm.shift_right_signed(spare, 63);
+                self.asm.compare_registers(high, spare);
+            } else {
+                self.asm.shift_left(spare, 32);
+                self.asm.shift_right_signed(spare, 63);
+                self.asm.compare_registers32(high, spare);
+            }
+            self.abandon_if(condition::NOT_EQUAL);
+            let next = Mem::new(divisor, 1);
+            if wide {
+                self.asm.lea(spare, next)
+            } else {
+                self.asm.lea32(spare, next)
+            }
+            // Of -1 and 0: 0 and 1.
+            self.asm.compare_immediate_register(spare, 2);
+            self.abandon_if(condition::BELOW);
+        }
+        self.encode(insn, None, Some(divisor))?;
+        self.write(RAX);
+        self.write(RDX);
+        Ok(Flow::Next)
+    }
+
+    /// Leaves the current instruction to the interpreter if a condition holds. The state is settled.
+    pub(super) fn abandon_if(&mut self, condition: u8) {
+        let from = self.asm.jump_if(condition);
+        self.cold.push(Cold { from, resume: 0, index: self.index, kind: ColdKind::Abandon });
+    }
+}
