@@ -32,7 +32,10 @@ pub unsafe extern "C" fn enter(state: *mut CpuState, code: u64) -> u64 {
         "mov [r15 + {host_stack}], rsp",
         "xor edi, edi", // entered through no slot
         "call rsi",
-        "add rsp, 8",
+        "cmp dword ptr [r15 + {mxcsr_loaded}], 0",
+        "je 2f",
+        "call {unload_mxcsr}",
+        "2: add rsp, 8",
         "pop r15",
         "pop r14",
         "pop r13",
@@ -41,6 +44,8 @@ pub unsafe extern "C" fn enter(state: *mut CpuState, code: u64) -> u64 {
         "pop rbx",
         "ret",
         host_stack = const offset_of!(CpuState, host_stack),
+        mxcsr_loaded = const offset_of!(CpuState, mxcsr_loaded),
+        unload_mxcsr = sym translator::mxcsr::unload,
     )
 }
 
@@ -54,15 +59,10 @@ pub unsafe extern "C" fn abandon() -> ! {
     naked_asm!(
         "mov rax, [r15 + {undone}]",
         "sub [r15 + {instructions}], rax",
+        // Where `enter` called: its return address is still there, because blocks use its place for nothing else.
         "mov rsp, [r15 + {host_stack}]",
+        "sub rsp, 8",
         "mov eax, {step}",
-        "add rsp, 8",
-        "pop r15",
-        "pop r14",
-        "pop r13",
-        "pop r12",
-        "pop rbp",
-        "pop rbx",
         "ret",
         undone = const offset_of!(CpuState, scratch) + 8,
         instructions = const offset_of!(CpuState, instructions),

@@ -48,6 +48,9 @@ impl HelperTable {
             table[FIRST_RUNTIME_HELPER + helper as usize] = match helper {
                 RuntimeHelper::VectorOp => vector_op as *const u8,
                 RuntimeHelper::Divide => divide as *const u8,
+                RuntimeHelper::Bulk => bulk as *const u8,
+                RuntimeHelper::LoadMxcsr => translator::mxcsr::load as *const u8,
+                RuntimeHelper::StoreMxcsr => translator::mxcsr::store as *const u8,
             };
         }
         let mut slow_paths = [load::<1> as SlowPathFn; SlowPath::ALL.len()];
@@ -282,6 +285,8 @@ unsafe extern "C" fn vector_op(state: *mut CpuState, operation: u64, immediate: 
     // SAFETY: called by compiled code, which has no other use of the state meanwhile.
     let state = unsafe { &mut *state };
     let [_, a, b] = state.scratch_vector;
+    // Floating-point operations load MXCSR themselves, and leave the host's behind.
+    let loaded = translator::mxcsr::suspend(state);
     match VectorOp::ALL.get(operation as usize) {
         Some(operation) => {
             state.scratch_vector[0] = operation.function()(state, a, b, immediate as u8);
@@ -290,6 +295,18 @@ unsafe extern "C" fn vector_op(state: *mut CpuState, operation: u64, immediate: 
         None => {
             semantics::helper::raise(state, x86::Vector::InvalidOpcode);
         }
+    }
+    if loaded {
+        translator::mxcsr::resume(state);
+    }
+}
+
+unsafe extern "C" fn bulk(state: *mut CpuState, repetition: u64) {
+    // SAFETY: called by compiled code, which has no other use of the state meanwhile.
+    let (state, mmu) = unsafe { vcpu(state) };
+    // What the translator did not make is no repetition: then the instruction goes on element by element.
+    if let Some(repetition) = semantics::Repetition::from_bits(repetition) {
+        interpreter::bulk::run(state, mmu, repetition);
     }
 }
 

@@ -46,6 +46,13 @@
 //! Compiled code reads `CpuState::tlb`, `tlb_mask` and the pointers to tables once a block: nothing that a block calls may
 //! change them. (`Mmu` exchanges arrays only where it is given the state by `&mut`, and grows them there.)
 //!
+//! **MXCSR.** Compiled code that has floating-point instructions sees to it that `CpuState::mxcsr_loaded` is set, and
+//! the guest's MXCSR in the host's register; it stays there until compiled code has left, through slow paths and
+//! helpers, which must do no floating-point arithmetic of their own unless they load their own MXCSR and restore
+//! it ([`crate::mxcsr`]). Who entered calls [`crate::mxcsr::unload`] on every way back, an abandoned frame included, if the word is set: between
+//! runs of compiled code, `CpuState::mxcsr` is the truth and the word 0. Where exceptions are unmasked (the mode says
+//! it) nothing is loaded, and such instructions are helpers.
+//!
 //! **Declined instructions and callouts** end the block: state written back, rip stored, [`Leave::Step`].
 //!
 //! **Helpers** are called through `CpuState::helpers`, a table of [`TABLE_LENGTH`] function addresses: entries
@@ -135,11 +142,19 @@ pub enum RuntimeHelper {
     /// `extern "C" fn(state, high: u64, low: u64, divisor: u64, signed: u64) -> u64`: 128 by 64 bits. Returns 1 with
     /// the quotient in `scratch[0]` and the remainder in `scratch[2]`, or 0 where #DE is due.
     Divide,
+    /// `extern "C" fn(state, repetition: u64)`: many iterations of the [`semantics::Repetition`] of that word, as far as
+    /// is cheap; rSI, rDI and rCX are in CpuState before and after. Raises nothing.
+    Bulk,
+    /// [`crate::mxcsr::load`]. Of the `PreserveAll` convention, like thunks.
+    LoadMxcsr,
+    /// [`crate::mxcsr::store`], likewise.
+    StoreMxcsr,
 }
 
 impl RuntimeHelper {
     /// All, in numeric order.
-    pub const ALL: &'static [Self] = &[Self::VectorOp, Self::Divide];
+    pub const ALL: &'static [Self] =
+        &[Self::VectorOp, Self::Divide, Self::Bulk, Self::LoadMxcsr, Self::StoreMxcsr];
 }
 
 /// A memory access that the inline TLB lookup did not answer. The runtime has one function for each

@@ -17,6 +17,7 @@ pub(crate) fn code_block(
     lifted: Lifted,
     function: &Function,
     compiled: &CompiledCode,
+    code: Vec<u8>,
     text: Option<Text>,
 ) -> Result<CodeBlock, TranslateError> {
     let alignment = compiled.buffer.alignment as usize;
@@ -43,7 +44,7 @@ pub(crate) fn code_block(
     }
     Ok(CodeBlock {
         rip,
-        code: compiled.code_buffer().to_vec(),
+        code,
         relocations,
         exits: lifted.exits,
         guest_instructions: lifted.guest_instructions,

@@ -7,7 +7,9 @@ pub mod abi;
 mod code_block;
 mod finish;
 mod lift;
+pub mod mxcsr;
 mod settings;
+mod substitute;
 mod template;
 mod text;
 mod thunks;
@@ -66,6 +68,8 @@ pub enum TranslateError {
 pub struct Translator {
     options: Options,
     isa: OwnedTargetIsa,
+    /// The same without the mid-end.
+    plain_isa: OwnedTargetIsa,
     host: HostFeatures,
     context: Context,
     builder_context: FunctionBuilderContext,
@@ -76,9 +80,10 @@ impl Translator {
     /// A translator for this host.
     pub fn new(options: Options) -> Result<Self, Error> {
         let isa = settings::host_isa(&options)?;
+        let plain_isa = settings::host_isa(&Options { optimize: false, ..options })?;
         let host = HostFeatures::of(&*isa);
         let (context, builder_context) = (Context::new(), FunctionBuilderContext::new());
-        Ok(Self { options, isa, host, context, builder_context, control: ControlPlane::default() })
+        Ok(Self { options, isa, plain_isa, host, context, builder_context, control: ControlPlane::default() })
     }
 
     /// Translates a guest block.
@@ -104,16 +109,21 @@ impl Translator {
         })?;
         let clif = self.options.text.then(|| self.context.func.display().to_string());
 
+        // The mid-end takes a carrier for what it looks like.
+        let isa = if lifted.substituted.is_empty() { &self.isa } else { &self.plain_isa };
         let compiled = self
             .context
-            .compile(&*self.isa, &mut self.control)
+            .compile(&**isa, &mut self.control)
             .map_err(|error| TranslateError::Codegen(error.inner.to_string()))?;
 
-        let text = clif.map(|clif| Text { clif, assembly: text::assembly(compiled.code_buffer()) });
+        let mut code = compiled.code_buffer().to_vec();
+        substitute::apply(&mut code, compiled.buffer.get_srclocs_sorted(), &lifted.substituted)
+            .map_err(TranslateError::Codegen)?;
+        let text = clif.map(|clif| Text { clif, assembly: text::assembly(&code) });
         let Some(compiled) = self.context.compiled_code() else {
             return Err(TranslateError::Codegen("no code".to_owned()));
         };
-        finish::code_block(block.rip, lifted, &self.context.func, compiled, text)
+        finish::code_block(block.rip, lifted, &self.context.func, compiled, code, text)
     }
 
     fn lift(&mut self, block: &GuestBlock) -> Result<Lifted, TranslateError> {

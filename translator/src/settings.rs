@@ -95,8 +95,14 @@ pub(crate) fn host_isa(options: &Options) -> Result<OwnedTargetIsa, Error> {
     for (name, value) in set {
         flags.set(name, value).map_err(|error| Error::Setting { name, reason: error.to_string() })?;
     }
+    // 128-bit operations as the guest has them, in its own two-operand encoding: see `substitute`.
+    const VECTOR_EXTENSIONS: [&str; 7] =
+        ["has_avx", "has_avx2", "has_avx512bitalg", "has_avx512dq", "has_avx512f", "has_avx512vl", "has_fma"];
     let detect = options.host == HostCode::Detected;
     let mut builder = cranelift_native::builder_with_options(detect).map_err(Error::Host)?;
+    for name in VECTOR_EXTENSIONS {
+        builder.set(name, "false").map_err(|error| Error::Setting { name, reason: error.to_string() })?;
+    }
     if !detect {
         for name in BASELINE {
             builder.enable(name).map_err(|error| Error::Setting { name, reason: error.to_string() })?;

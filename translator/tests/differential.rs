@@ -19,12 +19,15 @@ use common::{
 use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind, Register, RflagsBits};
 use memory::{AtomicOp, CodePages, Mmu, Ram};
 use semantics::{
-    Insn,
+    Bulk, Insn, Repeat, Repetition,
     decode::{GuestBlock, decode_block},
 };
 use transvisor_translator::{
     CodeBlock, Options, RegisterAllocator, TemplateTranslator, Thunks, TranslateError, Translator,
-    abi::{JUMP_CACHE_ENTRIES, JumpEntry, Leave, RuntimeFunctions, SlowPath, SlowPathFn},
+    abi::{
+        FIRST_RUNTIME_HELPER, JUMP_CACHE_ENTRIES, JumpEntry, Leave, RuntimeFunctions, RuntimeHelper,
+        SlowPath, SlowPathFn,
+    },
 };
 use x86::{CpuState, GuestPhys, GuestVirt, LazyFlags, Mode, Width, flags, lazy_flags::Form};
 
@@ -44,7 +47,8 @@ impl Side {
         let ram = Ram::new(RAM_SIZE).unwrap();
         let code_pages = CodePages::new(&ram);
         let mut mmu = Box::new(Mmu::new(ram, code_pages));
-        let table = function_table(thunks());
+        let mut table = function_table(thunks());
+        table[FIRST_RUNTIME_HELPER + RuntimeHelper::Bulk as usize] = bulk as *const u8;
         let jumps = vec![JumpEntry { rip: u64::MAX, code: 0, addend: 0, mode: 0 }; JUMP_CACHE_ENTRIES];
         let mut state = state();
         state.helpers = table.as_ptr();
@@ -69,6 +73,13 @@ fn mmu<'a>(state: *mut CpuState) -> (&'a CpuState, &'a mut Mmu) {
     clobber();
     // SAFETY: `Side::new` made `engine` point to the side's Mmu, which nothing else refers to while code runs.
     unsafe { (&*state, &mut *(*state).engine.cast::<Mmu>()) }
+}
+
+unsafe extern "C" fn bulk(s: S, repetition: u64) {
+    let (_, mmu) = mmu(s);
+    // SAFETY: the state is the caller's, and nobody uses it meanwhile.
+    let state = unsafe { &mut *s };
+    interpreter::bulk::run(state, mmu, Repetition::from_bits(repetition).unwrap());
 }
 
 /// Gives a result to compiled code.
@@ -223,6 +234,15 @@ impl Harness {
     fn case(&mut self, seed: u64) {
         let random = &mut Random(seed);
         let (mut insns, mut bytes) = (Vec::<Insn>::new(), Vec::new());
+        let mxcsr = match random.below(4) {
+            0 => 0x1f80 & !(random.next() as u32 & 0x1f80) | random.next() as u32 & 0xe040,
+            1 => 0x1f80,
+            _ => 0x1f80 | random.next() as u32 & 0xe07f,
+        };
+        for side in [&mut self.compiled, &mut self.interpreted] {
+            side.state.mxcsr = mxcsr;
+            side.state.update_mode();
+        }
         let mode = self.compiled.state.mode;
         for _ in 0..1 + random.below(8) {
             let (insn, encoded) = instruction(random, CODE + bytes.len() as u64, mode);
@@ -247,16 +267,13 @@ impl Harness {
             (0..(DATA_SIZE + 0x2_0000) / 8).flat_map(|_| random.next().to_le_bytes()).collect();
         let mut start = (self.state)();
         registers(random, &mut start);
-        if random.once_in(4) {
-            start.mxcsr = 0x1f80 & !(random.next() as u32 & 0x1f80) | random.next() as u32 & 0xe040;
-        }
         start.segments[4].base = DATA + random.below(0x1000);
         start.segments[5].base = DATA + random.below(0x1000);
         for side in [&mut self.compiled, &mut self.interpreted] {
             side.set_data(&data);
             let state = &mut side.state;
             (state.gpr, state.xmm, state.x87) = (start.gpr, start.xmm, start.x87);
-            (state.flags, state.rflags, state.mxcsr) = (start.flags, start.rflags, start.mxcsr);
+            (state.flags, state.rflags, state.mxcsr) = (start.flags, start.rflags, mxcsr);
             state.segments = start.segments;
             (state.rip, state.instructions, state.pending_exception) = (CODE, 0, 0);
         }
@@ -301,6 +318,15 @@ impl Harness {
             // What raises #XM has set its flags in MXCSR already, and will again.
             self.compiled.state.mxcsr = self.interpreted.state.mxcsr;
         }
+        let counts = [&self.compiled, &self.interpreted].map(|side| side.state.gpr[1]);
+        if leave == Leave::Step
+            && counts[0] != counts[1]
+            && let Some(repetition) = repetition(&block.insns, self.compiled.state.rip)
+        {
+            // It may have done a part of its work before it was abandoned.
+            let Side { state, mmu, .. } = &mut self.interpreted;
+            interpreter::bulk::run(state, mmu, repetition);
+        }
         for side in [&mut self.compiled, &mut self.interpreted] {
             let rflags = side.state.rflags() & !undefined;
             side.state.set_rflags(rflags);
@@ -324,6 +350,20 @@ impl Harness {
         }
         assert!(self.compiled.data() == self.interpreted.data(), "{}: memory differs", describe());
     }
+}
+
+/// What the instruction at an address repeats, if it does.
+fn repetition(insns: &[Insn], rip: u64) -> Option<Repetition> {
+    use iced_x86::Mnemonic::*;
+    let insn = insns.iter().find(|insn| insn.rip == rip && insn.repeat != Repeat::None)?;
+    let kind = match insn.mnemonic {
+        Movsb | Movsw | Movsd | Movsq => Bulk::Movs,
+        Stosb | Stosw | Stosd | Stosq => Bulk::Stos,
+        Cmpsb | Cmpsw | Cmpsd | Cmpsq => Bulk::Cmps,
+        Scasb | Scasw | Scasd | Scasq => Bulk::Scas,
+        _ => return None,
+    };
+    Some(Repetition::of(kind, insn))
 }
 
 fn setting(name: &str) -> Option<u64> {

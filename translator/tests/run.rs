@@ -275,3 +275,33 @@ fn flags_that_one_instruction_sets_are_left_lazy() {
         assert_eq!(machine.state.flags.to_bits(), bits, "{bytes:x?}");
     }
 }
+
+#[test]
+fn floating_point_flags_outlive_their_values() {
+    const PRECISION: u32 = 1 << 5;
+    // divsd xmm0, xmm1; xorps xmm0, xmm0
+    let placed = place(translate(&[0xf2, 0x0f, 0x5e, 0xc1, 0x0f, 0x57, 0xc0]));
+    // cvtsd2si rax, xmm0; mov rax, rbx
+    let converted = place(translate(&[0xf2, 0x48, 0x0f, 0x2d, 0xc0, 0x48, 0x89, 0xd8]));
+    for placed in [placed, converted] {
+        let mut machine = Machine::new();
+        (machine.state.xmm[0], machine.state.xmm[1]) = (0.5_f64.to_bits().into(), 3.0_f64.to_bits().into());
+        assert_eq!(machine.run(&placed), Leave::Unlinked);
+        assert_eq!(machine.state.mxcsr, 0x1f80 | PRECISION);
+        assert_eq!(machine.state.mxcsr_loaded, 0);
+    }
+}
+
+#[test]
+fn the_host_gets_its_own_mxcsr_back() {
+    // addsd xmm0, xmm1; mov rax, [rbx], which is no RAM: the frame is abandoned
+    let placed = place(translate(&[0xf2, 0x0f, 0x58, 0xc1, 0x48, 0x8b, 0x03]));
+    let mut machine = Machine::new();
+    machine.state.mxcsr = 0xff80;
+    assert_eq!(machine.run(&placed), Leave::Step);
+    let mut host = 0_u32;
+    // SAFETY: stores MXCSR into a local.
+    unsafe { core::arch::asm!("stmxcsr dword ptr [{}]", in(reg) &raw mut host, options(nostack)) };
+    assert_eq!(host & !0x3f, 0x1f80);
+    assert_eq!((machine.state.mxcsr, machine.state.mxcsr_loaded), (0xff80, 0));
+}

@@ -5,11 +5,11 @@
 
 use core::arch::asm;
 
-use memory::{Stop, host};
-use semantics::{Bulk, Insn, Repeat};
-use x86::{GuestVirt, PAGE_SIZE, SegmentRegister, Width, flags};
+use memory::{Mmu, host};
+use semantics::{Bulk as Kind, Repetition};
+use x86::{CpuState, GuestVirt, PAGE_SIZE, SegmentRegister, Width, flags};
 
-use crate::{Interpreter, segmentation};
+use crate::segmentation;
 
 const RAX: usize = 0;
 const RCX: usize = 1;
@@ -22,31 +22,24 @@ const MAX_CHUNKS: usize = 16;
 /// Below this many elements the single step is as good.
 const MIN_COUNT: u64 = 4;
 
+/// One of them, on the state it is about.
+struct Bulk<'a> {
+    state: &'a mut CpuState,
+    mmu: &'a mut Mmu,
+    repetition: Repetition,
+}
+
 /// Does what it can of a repetition; see [`semantics::Machine::bulk`].
-pub(crate) fn run(machine: &mut Interpreter<'_>, kind: Bulk, insn: &Insn) -> Result<(), Stop> {
-    let down = machine.state.rflags & flags::DF != 0;
-    if down || kind == Bulk::Lods || machine.mmu.mmio.is_replaying() {
-        return Ok(());
+pub fn run(state: &mut CpuState, mmu: &mut Mmu, repetition: Repetition) {
+    if state.rflags & flags::DF != 0 || repetition.kind == Kind::Lods {
+        return;
     }
+    let mut bulk = Bulk { state, mmu, repetition };
     for _ in 0..MAX_CHUNKS {
-        if register(machine, insn, RCX) < MIN_COUNT || !chunk(machine, kind, insn) {
+        if bulk.register(RCX) < MIN_COUNT || bulk.chunk() != Some(Chunk::Whole) {
             break;
         }
     }
-    Ok(())
-}
-
-/// A register at the address width.
-fn register(machine: &Interpreter<'_>, insn: &Insn, index: usize) -> u64 {
-    insn.address_width.truncate(machine.state.gpr[index])
-}
-
-fn add_to_register(machine: &mut Interpreter<'_>, insn: &Insn, index: usize, value: u64) {
-    let width = insn.address_width;
-    let old = machine.state.gpr[index];
-    let new = width.truncate(old.wrapping_add(value));
-    let kept = if width == Width::Word { old & !0xffff } else { 0 };
-    machine.state.gpr[index] = kept | new;
 }
 
 /// One end of the work: where it is and how many bytes from there are within one page and one run of offsets.
@@ -56,84 +49,97 @@ struct Place {
     room: u64,
 }
 
-fn place(machine: &Interpreter<'_>, insn: &Insn, index: usize, write: bool) -> Option<Place> {
-    let segment = if index == RDI { SegmentRegister::Es } else { insn.memory.segment };
-    let offset = register(machine, insn, index);
-    let linear = segmentation::linear(machine.state, segment, offset, 1, write).ok()?;
-    let in_page = PAGE_SIZE - GuestVirt(linear).page_offset();
-    let in_offsets = insn.address_width.mask() - offset;
-    Some(Place { offset, linear, room: in_page.min(in_offsets) })
+/// How a piece of work ended.
+#[derive(PartialEq, Eq)]
+enum Chunk {
+    /// Done.
+    Whole,
+    /// Before the element that ends a comparison.
+    Stopped,
 }
 
-/// The host's pointer to `length` bytes, if they are plain RAM within the segment.
-fn host_pointer(
-    machine: &mut Interpreter<'_>,
-    insn: &Insn,
-    index: usize,
-    place: &Place,
-    length: u64,
-    write: bool,
-) -> Option<*mut u8> {
-    let segment = if index == RDI { SegmentRegister::Es } else { insn.memory.segment };
-    segmentation::linear(machine.state, segment, place.offset, length as u16, write).ok()?;
-    machine.mmu.direct(machine.state, GuestVirt(place.linear), length, write).ok()?
-}
-
-/// Works through one piece within pages. False if there is nothing (more) to do this way.
-fn chunk(machine: &mut Interpreter<'_>, kind: Bulk, insn: &Insn) -> bool {
-    chunk_of(machine, kind, insn).is_some_and(|more| more)
-}
-
-fn chunk_of(machine: &mut Interpreter<'_>, kind: Bulk, insn: &Insn) -> Option<bool> {
-    let size = insn.width.bytes();
-    let writes = matches!(kind, Bulk::Movs | Bulk::Stos);
-    let compares = !writes;
-    let reads_source = matches!(kind, Bulk::Movs | Bulk::Cmps);
-
-    let to = place(machine, insn, RDI, writes)?;
-    let from = if reads_source { Some(place(machine, insn, RSI, false)?) } else { None };
-    let room = from.as_ref().map_or(to.room, |from| from.room.min(to.room));
-    // The element that ends a comparison is the definition's.
-    let wanted = register(machine, insn, RCX) - u64::from(compares);
-    let count = wanted.min(room / size);
-    if count == 0 {
-        return None;
+impl Bulk<'_> {
+    /// A register at the address width.
+    fn register(&self, index: usize) -> u64 {
+        self.repetition.address_width.truncate(self.state.gpr[index])
     }
-    let length = count * size;
-    let source = match &from {
-        Some(from) => Some(host_pointer(machine, insn, RSI, from, length, false)?),
-        None => None,
-    };
-    let destination = host_pointer(machine, insn, RDI, &to, length, writes)?;
-    let alignment_matters =
-        machine.state.mode.checks_alignment() && (to.linear | from.map_or(0, |f| f.linear)) & (size - 1) != 0;
-    if alignment_matters {
-        return None;
+
+    fn add_to_register(&mut self, index: usize, value: u64) {
+        let width = self.repetition.address_width;
+        let old = self.state.gpr[index];
+        let new = width.truncate(old.wrapping_add(value));
+        let kept = if width == Width::Word { old & !0xffff } else { 0 };
+        self.state.gpr[index] = kept | new;
     }
-    let accumulator = machine.state.gpr[RAX];
-    let stops_on_equal = insn.repeat == Repeat::NotEqual;
-    // SAFETY: `direct` vouches for `length` bytes of guest RAM behind both pointers, writable where written.
-    let done = unsafe {
-        match (kind, source) {
-            (Bulk::Movs, Some(source)) => {
-                copy(source, destination, count, insn.width);
-                count
-            }
-            (Bulk::Stos, _) => {
-                fill(destination, count, insn.width, accumulator);
-                count
-            }
-            (Bulk::Cmps, Some(source)) => compare(source, destination, count, insn.width, stops_on_equal),
-            _ => scan(destination, count, insn.width, accumulator, stops_on_equal),
+
+    fn segment(&self, index: usize) -> SegmentRegister {
+        if index == RDI { SegmentRegister::Es } else { self.repetition.segment }
+    }
+
+    fn place(&self, index: usize, write: bool) -> Option<Place> {
+        let offset = self.register(index);
+        let linear = segmentation::linear(self.state, self.segment(index), offset, 1, write).ok()?;
+        let in_page = PAGE_SIZE - GuestVirt(linear).page_offset();
+        let in_offsets = self.repetition.address_width.mask() - offset;
+        Some(Place { offset, linear, room: in_page.min(in_offsets) })
+    }
+
+    /// The host's pointer to `length` bytes, if they are plain RAM within the segment.
+    fn host_pointer(&mut self, index: usize, place: &Place, length: u64, write: bool) -> Option<*mut u8> {
+        segmentation::linear(self.state, self.segment(index), place.offset, length as u16, write).ok()?;
+        self.mmu.direct(self.state, GuestVirt(place.linear), length, write).ok()?
+    }
+
+    /// Works through one piece within pages. `None` if there is nothing to do this way.
+    fn chunk(&mut self) -> Option<Chunk> {
+        let Repetition { kind, width, stops_on_equal, .. } = self.repetition;
+        let size = width.bytes();
+        let writes = !kind.compares();
+
+        let to = self.place(RDI, writes)?;
+        let from = if kind.reads_source() { Some(self.place(RSI, false)?) } else { None };
+        let room = from.as_ref().map_or(to.room, |from| from.room.min(to.room));
+        // The element that ends a comparison is the definition's.
+        let wanted = self.register(RCX) - u64::from(kind.compares());
+        let count = wanted.min(room / size);
+        if count == 0 {
+            return None;
         }
-    };
-    let length = done * size;
-    add_to_register(machine, insn, RDI, length);
-    if reads_source {
-        add_to_register(machine, insn, RSI, length);
+        let length = count * size;
+        let source = match &from {
+            Some(from) => Some(self.host_pointer(RSI, from, length, false)?),
+            None => None,
+        };
+        let destination = self.host_pointer(RDI, &to, length, writes)?;
+        let alignment_matters = self.state.mode.checks_alignment()
+            && (to.linear | from.map_or(0, |f| f.linear)) & (size - 1) != 0;
+        if alignment_matters {
+            return None;
+        }
+        let accumulator = self.state.gpr[RAX];
+        // SAFETY: `direct` vouches for `length` bytes of guest RAM behind both pointers, writable where written.
+        let done = unsafe {
+            match (kind, source) {
+                (Kind::Movs, Some(source)) => {
+                    copy(source, destination, count, width);
+                    count
+                }
+                (Kind::Stos, _) => {
+                    fill(destination, count, width, accumulator);
+                    count
+                }
+                (Kind::Cmps, Some(source)) => compare(source, destination, count, width, stops_on_equal),
+                _ => scan(destination, count, width, accumulator, stops_on_equal),
+            }
+        };
+        let length = done * size;
+        self.add_to_register(RDI, length);
+        if kind.reads_source() {
+            self.add_to_register(RSI, length);
+        }
+        self.add_to_register(RCX, done.wrapping_neg());
+        Some(if done == count { Chunk::Whole } else { Chunk::Stopped })
     }
-    add_to_register(machine, insn, RCX, done.wrapping_neg());
-    Some(done == count)
 }
 
 /// Copies elements upwards, one after the other, as overlapping operands need it.

@@ -5,7 +5,7 @@
 //! What the monitor does (callouts) is not here: the caller is told which instruction it is.
 
 mod block;
-mod bulk;
+pub mod bulk;
 mod integer;
 mod machine;
 mod segmentation;

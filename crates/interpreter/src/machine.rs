@@ -2,7 +2,7 @@
 
 use memory::{AtomicOp, Mmu, Stop};
 use semantics::{
-    Bulk, ConditionCode, Flag, Insn, Machine, Register, Transfer,
+    ConditionCode, Flag, Machine, Register, Repetition, Transfer,
     helper::{Helper, VectorOp},
     table::Family,
 };
@@ -475,8 +475,11 @@ impl Machine for Interpreter<'_> {
         Exception::UD.into()
     }
 
-    fn bulk(&mut self, kind: Bulk, insn: &Insn) -> Result<(), Stop> {
-        bulk::run(self, kind, insn)
+    fn bulk(&mut self, repetition: Repetition) -> Result<(), Stop> {
+        if !self.mmu.mmio.is_replaying() {
+            bulk::run(self.state, self.mmu, repetition);
+        }
+        Ok(())
     }
 
     #[inline]
@@ -491,6 +494,18 @@ impl Machine for Interpreter<'_> {
         let value = op.function()(self.state, a, b, immediate);
         self.take_pending()?;
         Ok(value)
+    }
+
+    #[inline]
+    fn mxcsr(&mut self) -> u64 {
+        self.state.mxcsr.into()
+    }
+
+    #[inline]
+    fn set_mxcsr(&mut self, value: u64) -> Result<(), Stop> {
+        self.state.mxcsr = value as u32;
+        self.state.update_mode();
+        Ok(())
     }
 
     #[inline(always)]

@@ -42,10 +42,12 @@ mod flag_control;
 mod logical;
 mod lower;
 mod misc;
+mod repetition;
 mod shift;
 mod stack;
 mod string;
 
 pub use insn::{Insn, MemoryOperand, Operand, Register, Repeat};
-pub use machine::{Bulk, ConditionCode, Flag, Machine, Transfer};
+pub use machine::{ConditionCode, Flag, Machine, Transfer};
+pub use repetition::{Bulk, Repetition};
 pub use table::{Kind, execute};

@@ -7,8 +7,9 @@ use memory::AtomicOp;
 use x86::{Exception, Mode, SegmentRegister, Width};
 
 use crate::{
-    Insn, Register,
+    Register, Repetition,
     helper::{Helper, VectorOp},
+    vector,
 };
 
 /// The status flags.
@@ -62,17 +63,6 @@ pub enum Transfer {
     Jump,
     Call,
     Return,
-}
-
-/// What a string instruction with REP does, for [`Machine::bulk`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs, reason = "the names are the instructions'")]
-pub enum Bulk {
-    Movs,
-    Stos,
-    Lods,
-    Cmps,
-    Scas,
 }
 
 /// Something that executes or emits an instruction.
@@ -130,6 +120,11 @@ pub trait Machine: Sized {
     fn probe_write(&mut self, address: Self::Int, bytes: u16) -> Result<(), Self::Stop>;
     /// Loads 16 bytes; `aligned`: #GP(0) unless on a 16-byte boundary.
     fn load_vector(&mut self, address: Self::Int, aligned: bool) -> Result<Self::Vector, Self::Stop>;
+    /// Loads `width` bits (32 or 64) into the low element of a vector that is zero elsewhere.
+    fn load_low(&mut self, width: Width, address: Self::Int) -> Result<Self::Vector, Self::Stop> {
+        let value = self.load(width, address)?;
+        Ok(vector::low(self, width, value))
+    }
     /// Stores 16 bytes.
     fn store_vector(
         &mut self,
@@ -309,7 +304,7 @@ pub trait Machine: Sized {
     /// count. RSI, RDI, RCX are updated. Does nothing where there is no such path; the definition then does one
     /// element and repeats itself. For CMPS and SCAS it goes no further than up to the element that ends the
     /// repetition (by its result or as the last one), which the definition then does, with its flags.
-    fn bulk(&mut self, kind: Bulk, insn: &Insn) -> Result<(), Self::Stop>;
+    fn bulk(&mut self, repetition: Repetition) -> Result<(), Self::Stop>;
 
     // Helpers: functions in plain Rust that both engines call; see `helper`.
 
@@ -329,6 +324,29 @@ pub trait Machine: Sized {
         b: Self::Vector,
         immediate: u8,
     ) -> Result<Self::Vector, Self::Stop>;
+    /// As [`Machine::vector_op`], with an operand that the operation finds in [`vector::EXTRA_OPERAND`].
+    fn vector_op_with(
+        &mut self,
+        op: VectorOp,
+        a: Self::Vector,
+        b: Self::Vector,
+        extra: Self::Vector,
+        immediate: u8,
+    ) -> Result<Self::Vector, Self::Stop> {
+        let (low, high) = (self.lane(Width::Qword, extra, 0), self.lane(Width::Qword, extra, 1));
+        vector::set_extra_operand(self, low, high);
+        self.vector_op(op, a, b, immediate)
+    }
+    /// COMISS and relatives: ZF, PF and CF from the operation, the other status flags cleared.
+    fn compare_floats(&mut self, op: VectorOp, a: Self::Vector, b: Self::Vector) -> Result<(), Self::Stop> {
+        let result = self.vector_op(op, a, b, 0)?;
+        vector::set_compared_flags(self, result);
+        Ok(())
+    }
+    /// Reads MXCSR.
+    fn mxcsr(&mut self) -> Self::Int;
+    /// Writes MXCSR; the value is valid.
+    fn set_mxcsr(&mut self, value: Self::Int) -> Result<(), Self::Stop>;
 
     // Vectors.
 

@@ -2,9 +2,7 @@
 //!
 //! Moves are made of loads, stores and lanes only, so that every engine sees them through.
 
-use core::mem::offset_of;
-
-use x86::{CpuState, Exception, Width, fpu};
+use x86::{Exception, Width, fpu};
 
 use crate::{Insn, Machine, Operand, mmx, operand, vector};
 
@@ -35,6 +33,12 @@ pub fn move_unaligned<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
 /// Moves `width` bits between general, MMX and XMM registers and memory; vector registers are zero-extended into.
 fn move_low<M: Machine>(m: &mut M, i: &Insn, width: Width) -> Result<(), M::Stop> {
     vector::begin(m, i)?;
+    if let (Operand::Xmm(destination), Operand::Memory) = (i.operand(0), i.operand(1)) {
+        let address = operand::address(m, i, width.bytes() as u16, false)?;
+        let value = m.load_low(width, address)?;
+        m.set_xmm(destination, value);
+        return Ok(());
+    }
     let value = match i.operand(1) {
         Operand::Gpr(register) => m.gpr(register),
         Operand::Xmm(index) => {
@@ -324,14 +328,13 @@ pub fn set_mxcsr<M: Machine>(m: &mut M, value: M::Int) -> Result<(), M::Stop> {
     let valid = m.equal(Width::Dword, reserved, zero);
     let invalid = m.bool_not(valid);
     m.raise_if(invalid, Exception::GP0)?;
-    m.set_state(offset_of!(CpuState, mxcsr), Width::Dword, value);
-    Ok(())
+    m.set_mxcsr(value)
 }
 
 /// STMXCSR.
 pub fn stmxcsr<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     vector::check_sse(m)?;
-    let value = m.state(offset_of!(CpuState, mxcsr), Width::Dword);
+    let value = m.mxcsr();
     let address = operand::address(m, i, 4, true)?;
     m.store(Width::Dword, address, value)
 }

@@ -118,7 +118,7 @@ fn save_x87<M: Machine>(m: &mut M, base: M::Int, pointers: Pointers) -> Result<(
 
 /// Bytes 24..32.
 fn save_mxcsr<M: Machine>(m: &mut M, base: M::Int) -> Result<(), M::Stop> {
-    let mxcsr = m.state(offset_of!(CpuState, mxcsr), Width::Dword);
+    let mxcsr = m.mxcsr();
     store(m, Width::Dword, base, image::MXCSR, mxcsr)?;
     let mask = m.constant(Width::Dword, u64::from(fpu::MXCSR_MASK));
     store(m, Width::Dword, base, image::MXCSR + 4, mask)

@@ -5,7 +5,7 @@
 
 use x86::{SegmentRegister, Width};
 
-use crate::{Bulk, Flag, Insn, Machine, Register, Repeat, helper::VectorOp, sse_data, vector};
+use crate::{Bulk, Flag, Insn, Machine, Register, Repeat, Repetition, helper::VectorOp, sse_data, vector};
 
 const RAX: u8 = 0;
 const RCX: u8 = 1;
@@ -82,7 +82,7 @@ fn repeat<M: Machine>(
     if i.repeat == Repeat::None {
         return element(m);
     }
-    m.bulk(kind, i)?;
+    m.bulk(Repetition::of(kind, i))?;
     let width = i.address_width;
     let counter = Register::new(RCX, width);
     let zero = m.constant(width, 0);
@@ -100,7 +100,7 @@ fn repeat<M: Machine>(
     let count = m.gpr(counter);
     let done = m.equal(width, count, zero);
     let mut again = m.bool_not(done);
-    if matches!(kind, Bulk::Cmps | Bulk::Scas) {
+    if kind.compares() {
         let flag = m.flag(Flag::Zero);
         let holds = if i.repeat == Repeat::Equal { flag } else { m.bool_not(flag) };
         again = m.bool_and(again, holds);

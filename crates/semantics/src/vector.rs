@@ -93,6 +93,9 @@ pub fn read<M: Machine>(m: &mut M, i: &Insn, n: usize, aligned: bool) -> Result<
                 return Err(m.decline("memory operand is not a vector"));
             };
             let address = operand::address(m, i, i.memory_bytes, false)?;
+            if let Width::Dword | Width::Qword = width {
+                return m.load_low(width, address);
+            }
             let value = m.load(width, address)?;
             Ok(low(m, width, value))
         }
@@ -231,18 +234,31 @@ pub fn to_integer<M: Machine>(m: &mut M, i: &Insn, op: VectorOp) -> Result<(), M
     Ok(())
 }
 
-/// PTEST, COMISS, …: the low half of the result holds CF, PF and ZF at their places in RFLAGS; the others are cleared.
+/// PTEST: the low half of the result holds CF, PF and ZF at their places in RFLAGS; the others are cleared.
 pub fn to_flags<M: Machine>(m: &mut M, i: &Insn, op: VectorOp) -> Result<(), M::Stop> {
     check_sse(m)?;
     let a = read(m, i, 0, true)?;
     let b = read(m, i, 1, true)?;
     let result = m.vector_op(op, a, b, 0)?;
+    set_compared_flags(m, result);
+    Ok(())
+}
+
+/// COMISS, COMISD, UCOMISS, UCOMISD.
+pub fn compare_floats<M: Machine>(m: &mut M, i: &Insn, op: VectorOp) -> Result<(), M::Stop> {
+    check_sse(m)?;
+    let a = read(m, i, 0, true)?;
+    let b = read(m, i, 1, true)?;
+    m.compare_floats(op, a, b)
+}
+
+/// Sets the flags as the result of such an operation says.
+pub fn set_compared_flags<M: Machine>(m: &mut M, result: M::Vector) {
     let bits = m.lane(Width::Byte, result, 0);
     let carry = m.bit(Width::Byte, bits, 0);
     let parity = m.bit(Width::Byte, bits, 2);
     let zero = m.bit(Width::Byte, bits, 6);
     set_flags(m, &[(Flag::Carry, carry), (Flag::Parity, parity), (Flag::Zero, zero)]);
-    Ok(())
 }
 
 /// Clears all six status flags but those given.
@@ -267,15 +283,13 @@ pub fn blend_variable<M: Machine>(m: &mut M, i: &Insn, op: VectorOp) -> Result<(
     write_register(m, i.operand(0), result)
 }
 
-/// As [`binary`], with the low half of XMM0 as [`EXTRA_OPERAND`] (SHA256RNDS2).
+/// As [`binary`], with XMM0 as extra operand (SHA256RNDS2).
 pub fn with_xmm0<M: Machine>(m: &mut M, i: &Insn, op: VectorOp) -> Result<(), M::Stop> {
     check_sse(m)?;
     let a = read(m, i, 0, true)?;
     let b = read(m, i, 1, true)?;
     let xmm0 = m.xmm(0);
-    let (low, high) = (m.lane(Width::Qword, xmm0, 0), m.lane(Width::Qword, xmm0, 1));
-    set_extra_operand(m, low, high);
-    let result = m.vector_op(op, a, b, i.immediate as u8)?;
+    let result = m.vector_op_with(op, a, b, xmm0, i.immediate as u8)?;
     write_register(m, i.operand(0), result)
 }
 

@@ -4,6 +4,8 @@
 pub const MXCSR_RESET: u32 = 0x1f80;
 /// Bits of MXCSR that may be set (no DAZ-less processors here): FXSAVE's MXCSR_MASK.
 pub const MXCSR_MASK: u32 = 0xffff;
+/// The exception masks of MXCSR.
+pub const MXCSR_MASKS: u32 = 0x1f80;
 /// x87 control word after FNINIT.
 pub const FCW_INIT: u16 = 0x037f;
 

@@ -1,6 +1,6 @@
 //! The part of processor state that decides what a piece of code means, besides its bytes.
 
-use crate::{CpuState, control, flags, segment::attribute};
+use crate::{CpuState, control, flags, fpu, segment::attribute};
 
 /// Mode bits: part of a block's key. Two blocks with the same bytes and the same mode translate alike.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -23,6 +23,8 @@ impl Mode {
     /// Alignment checks are armed (CPL 3, CR0.AM, RFLAGS.AC).
     const ALIGNMENT: u32 = 1 << 10;
     const LONG: u32 = 1 << 11;
+    /// Some SSE floating-point exception is not masked (MXCSR).
+    const FLOAT_TRAPS: u32 = 1 << 12;
 
     /// Bits of the code that runs: 16, 32 or 64.
     pub const fn code_bits(self) -> u32 {
@@ -86,6 +88,11 @@ impl Mode {
         self.0 & Self::SSE_TRAPS != 0
     }
 
+    /// SSE floating-point instructions may raise #XM: not all of their exceptions are masked.
+    pub const fn float_traps(self) -> bool {
+        self.0 & Self::FLOAT_TRAPS != 0
+    }
+
     /// Misaligned data accesses raise #AC.
     pub const fn checks_alignment(self) -> bool {
         self.0 & Self::ALIGNMENT != 0
@@ -128,6 +135,9 @@ impl Mode {
         }
         if state.cpl == 3 && state.cr0 & cr0::AM != 0 && state.rflags & flags::AC != 0 {
             bits |= Self::ALIGNMENT;
+        }
+        if state.mxcsr & fpu::MXCSR_MASKS != fpu::MXCSR_MASKS {
+            bits |= Self::FLOAT_TRAPS;
         }
         Self(bits)
     }

@@ -100,8 +100,10 @@ pub struct CpuState {
     pub xmm: [u128; 16],
     /// x87 and MMX.
     pub x87: fpu::X87,
-    /// SSE control and status.
+    /// SSE control and status. While `mxcsr_loaded`, its flags are newer in the host's register.
     pub mxcsr: u32,
+    /// Not zero: compiled code is running and has put the guest's MXCSR into the host's.
+    pub mxcsr_loaded: u32,
     /// An exception raised by a helper: vector + 1, or 0.
     pub pending_exception: u32,
 
@@ -172,6 +174,7 @@ impl CpuState {
             xmm: [0; 16],
             x87: fpu::X87::new(),
             mxcsr: fpu::MXCSR_RESET,
+            mxcsr_loaded: 0,
             pending_exception: 0,
             segments,
             ldtr: Segment { attributes: 0x82, limit: 0xffff, ..Segment::default() },
@@ -211,8 +214,8 @@ impl CpuState {
         state
     }
 
-    /// Recomputes [`CpuState::mode`]; whoever changes CR0, CR4, EFER, CPL, a segment register, RFLAGS.VM or
-    /// RFLAGS.AC calls it before the next instruction.
+    /// Recomputes [`CpuState::mode`]; whoever changes CR0, CR4, EFER, CPL, a segment register, RFLAGS.VM,
+    /// RFLAGS.AC or MXCSR's masks calls it before the next instruction.
     pub fn update_mode(&mut self) {
         self.mode = Mode::of(self);
     }

@@ -20,7 +20,10 @@ use cranelift_frontend::FunctionBuilder;
 use x86::Width;
 
 use super::Lifter;
-use crate::{abi::SlowPath, thunks};
+use crate::{
+    abi::{FIRST_RUNTIME_HELPER, RuntimeHelper, SlowPath},
+    thunks,
+};
 
 /// Memory flags for each kind of memory.
 #[derive(Clone, Copy)]
@@ -198,6 +201,14 @@ impl Lifter<'_> {
             self.state_store(argument, SlowPath::argument(n));
         }
         let function = self.table_entry(crate::abi::FIRST_THUNK + path as usize);
+        let Self { b, signatures, .. } = self;
+        let signature = *signatures.thunk.get_or_insert_with(|| b.import_signature(thunks::signature()));
+        b.ins().call_indirect(signature, function, &[]);
+    }
+
+    /// Calls a function of the runtime that takes and gives nothing and changes no register but its purpose.
+    pub(super) fn call_preserving(&mut self, helper: RuntimeHelper) {
+        let function = self.table_entry(FIRST_RUNTIME_HELPER + helper as usize);
         let Self { b, signatures, .. } = self;
         let signature = *signatures.thunk.get_or_insert_with(|| b.import_signature(thunks::signature()));
         b.ins().call_indirect(signature, function, &[]);

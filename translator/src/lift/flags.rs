@@ -116,7 +116,7 @@ impl Lifter<'_> {
 
     /// A condition code, 8 bits.
     pub(super) fn read_condition(&mut self, code: ConditionCode) -> Value {
-        if let Some(value) = self.fused(code) {
+        if let Some(value) = self.fused(code).or_else(|| self.float_condition(code)) {
             return value;
         }
         use ConditionCode as C;

@@ -6,7 +6,7 @@ use cranelift_codegen::ir::{AtomicRmwOp, InstBuilder, Value, condcodes::IntCC, t
 use iced_x86::Mnemonic;
 use memory::AtomicOp;
 use semantics::{
-    Bulk, ConditionCode, Flag, Insn, Machine, Register, Transfer,
+    ConditionCode, Flag, Machine, Register, Repetition, Transfer,
     helper::{Helper, VectorOp},
 };
 use x86::{CpuState, Exception, Mode, Segment, SegmentRegister, Width, flags, fpu::X87, segment::attribute};
@@ -129,6 +129,10 @@ impl Machine for Lifter<'_> {
 
     fn load_vector(&mut self, address: Value, aligned: bool) -> Result<Value, Ended> {
         Ok(self.load_guest_vector(address, aligned))
+    }
+
+    fn load_low(&mut self, width: Width, address: Value) -> Result<Value, Ended> {
+        Ok(self.load_guest_low(width, address))
     }
 
     fn store_vector(&mut self, address: Value, value: Value, aligned: bool) -> Result<(), Ended> {
@@ -460,8 +464,9 @@ impl Machine for Lifter<'_> {
         self.abandon()
     }
 
-    fn bulk(&mut self, _: Bulk, _: &Insn) -> Result<(), Ended> {
-        Err(self.decline("repeated string instruction"))
+    fn bulk(&mut self, repetition: Repetition) -> Result<(), Ended> {
+        self.call_bulk(repetition);
+        Ok(())
     }
 
     fn call(&mut self, helper: Helper, immediate: u64, a: Value, b: Value) -> Result<Value, Ended> {
@@ -475,6 +480,22 @@ impl Machine for Lifter<'_> {
 
     fn vector_op(&mut self, op: VectorOp, a: Value, b: Value, immediate: u8) -> Result<Value, Ended> {
         self.vector_operation(op, a, b, immediate)
+    }
+
+    fn compare_floats(&mut self, op: VectorOp, a: Value, b: Value) -> Result<(), Ended> {
+        if self.compare_scalars(op, a, b).is_none() {
+            let result = self.vector_operation(op, a, b, 0)?;
+            semantics::vector::set_compared_flags(self, result);
+        }
+        Ok(())
+    }
+
+    fn mxcsr(&mut self) -> Value {
+        self.read_mxcsr()
+    }
+
+    fn set_mxcsr(&mut self, value: Value) -> Result<(), Ended> {
+        self.write_mxcsr(value)
     }
 
     fn xmm(&mut self, index: u8) -> Value {

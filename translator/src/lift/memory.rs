@@ -160,6 +160,7 @@ impl Lifter<'_> {
 
     /// Stores to guest memory.
     pub(super) fn store_guest(&mut self, width: Width, address: Value, value: Value) {
+        let low = self.low_element(value);
         let known = self.update.filter(|u| u.address == address && u.width == width);
         let (host, cold) = match known {
             Some(update) => {
@@ -172,11 +173,14 @@ impl Lifter<'_> {
             }
             None => self.lookup(address, width.bytes() as u16, Access::Write, false),
         };
-        self.b.ins().store(self.fields.guest, value, host, 0);
+        self.b.ins().store(self.fields.guest, low.unwrap_or(value), host, 0);
         let met = self.b.create_block();
         self.b.ins().jump(met, &[]);
         self.b.switch_to_block(cold);
-        let wide = self.extend(value);
+        let wide = match low {
+            Some(low) => low,
+            None => self.extend(value),
+        };
         self.call_slow(path(SlowPath::Store8, width), &[address, wide]);
         self.b.ins().jump(met, &[]);
         self.b.switch_to_block(met);
@@ -192,6 +196,21 @@ impl Lifter<'_> {
             l.call_slow(SlowPath::LoadVector, &[address]);
             l.state_load(types::I8X16, SCRATCH_VECTOR)
         })
+    }
+
+    /// Loads 32 or 64 bits into the low element of a vector that is zero elsewhere.
+    pub(super) fn load_guest_low(&mut self, width: Width, address: Value) -> Value {
+        let (scalar, vector) =
+            if width == Width::Dword { (types::F32, types::F32X4) } else { (types::F64, types::F64X2) };
+        let (host, cold) = self.lookup(address, width.bytes() as u16, Access::Read, false);
+        let fast = self.b.ins().load(scalar, self.fields.guest, host, 0);
+        let fast = self.b.ins().scalar_to_vector(vector, fast);
+        let value = self.meet(vector, fast, |l| {
+            l.slow(cold, path(SlowPath::Load8, width), &[address]);
+            let slow = l.state_load(scalar, SCRATCH);
+            l.b.ins().scalar_to_vector(vector, slow)
+        });
+        self.cast(types::I8X16, value)
     }
 
     /// Stores 16 bytes.
@@ -213,6 +232,9 @@ impl Lifter<'_> {
         if aligned {
             let misaligned = self.b.ins().band_imm_u(address, 15);
             self.abandon_if(misaligned);
+            if let Some(rest) = self.b.current_block() {
+                self.b.set_cold_block(rest);
+            }
         }
     }
 

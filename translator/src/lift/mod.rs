@@ -15,7 +15,9 @@ mod integer;
 mod lazy;
 mod machine;
 mod memory;
+mod native;
 mod registers;
+mod string;
 mod vector;
 mod vector_inline;
 
@@ -28,7 +30,7 @@ use semantics::{
 };
 use x86::{Mode, PAGE_MASK};
 
-use crate::{DirectExit, TranslateError, settings::HostFeatures};
+use crate::{DirectExit, TranslateError, settings::HostFeatures, substitute::HostInstruction};
 use emit::{Fields, Signatures};
 pub(crate) use exits::SLOT_NAMESPACE;
 use registers::RegisterFile;
@@ -43,6 +45,8 @@ pub(crate) struct Lifted {
     pub exits: Vec<DirectExit>,
     pub guest_instructions: u16,
     pub guest_bytes: u16,
+    /// Host instructions to be put in place of their carriers.
+    pub substituted: Vec<HostInstruction>,
 }
 
 /// Emits CLIF for one guest block at a time.
@@ -73,9 +77,19 @@ pub(crate) struct Lifter<'f> {
     update: Option<memory::Update>,
     /// Values of the current instruction whose zero extension to 64 bits is known.
     extended: Vec<(Value, Value)>,
+    /// The current instruction has stored everything for a helper.
+    flushed: bool,
     /// Vectors that the current instruction put together.
     halves: Vec<vector::Halves>,
     exits: Vec<DirectExit>,
+    /// Host instructions that their carriers are to be exchanged for: see [`crate::substitute`].
+    substituted: Vec<HostInstruction>,
+    /// Values of those whose flags in MXCSR matter.
+    floats: Vec<Value>,
+    /// The guest's MXCSR is in the host's register here and in all that follows.
+    mxcsr_loaded: bool,
+    /// What the last comparison of floats compared.
+    compared: Option<native::ComparedFloats>,
 }
 
 /// The instruction being lifted.
@@ -116,8 +130,13 @@ impl<'f> Lifter<'f> {
             depth: 0,
             update: None,
             extended: Vec::new(),
+            flushed: false,
             halves: Vec::new(),
             exits: Vec::new(),
+            substituted: Vec::new(),
+            floats: Vec::new(),
+            mxcsr_loaded: false,
+            compared: None,
         }
     }
 
@@ -131,6 +150,7 @@ impl<'f> Lifter<'f> {
         self.page = block.rip & PAGE_MASK;
         self.counted = liftable as u16;
         self.file = RegisterFile::default();
+        (self.mxcsr_loaded, self.compared) = (false, None);
         self.enter(block.rip);
 
         let mut bytes = 0;
@@ -163,6 +183,7 @@ impl<'f> Lifter<'f> {
 
     /// Ends the function.
     pub fn finish(mut self, config: cranelift_codegen::isa::TargetFrontendConfig) {
+        self.keep_floats();
         self.b.seal_all_blocks();
         self.b.finalize(config);
     }
@@ -171,6 +192,7 @@ impl<'f> Lifter<'f> {
         self.insn = Current { mnemonic: insn.mnemonic, rip: insn.rip, next_rip: insn.next_rip(), index };
         self.b.set_srcloc(SourceLoc::new(u32::from(index)));
         self.start = self.file;
+        self.flushed = false;
         self.update = None;
         self.extended.clear();
         self.halves.clear();
@@ -178,6 +200,8 @@ impl<'f> Lifter<'f> {
     }
 
     fn lifted(&mut self, guest_instructions: u16, guest_bytes: u16) -> Lifted {
-        Lifted { exits: core::mem::take(&mut self.exits), guest_instructions, guest_bytes }
+        let exits = core::mem::take(&mut self.exits);
+        let substituted = core::mem::take(&mut self.substituted);
+        Lifted { exits, guest_instructions, guest_bytes, substituted }
     }
 }

@@ -124,6 +124,25 @@ impl Lifter<'_> {
         low
     }
 
+    /// Has `CpuState` hold a register, for a function that is about to be called.
+    pub(super) fn store_gpr(&mut self, index: usize) {
+        if self.file.dirty.gpr & 1 << index != 0 {
+            let full = self.gpr_full(index);
+            self.state_store(full, gpr_offset(index));
+        }
+    }
+
+    /// Takes a register from `CpuState`, where a function has changed it, now and for a restart of the instruction.
+    pub(super) fn reload_gpr(&mut self, index: usize) {
+        let full = self.state_load(types::I64, gpr_offset(index));
+        let gpr = Gpr { full: Some(full), low: None };
+        for file in [&mut self.file, &mut self.start] {
+            file.gpr[index] = gpr;
+            file.dirty.gpr &= !(1 << index);
+        }
+        self.file.written.gpr |= 1 << index;
+    }
+
     /// Reads an XMM register, as I8X16.
     pub(super) fn read_xmm(&mut self, index: u8) -> Value {
         let index = usize::from(index & 15);
@@ -147,7 +166,12 @@ impl Lifter<'_> {
     /// path.
     pub(super) fn write_back(&mut self, file: &RegisterFile) {
         self.write_back_registers(file);
-        self.write_back_flags(file);
+        if self.flushed {
+            // What goes on after the cold path counts on the words.
+            self.write_back_flag_words(file);
+        } else {
+            self.write_back_flags(file);
+        }
     }
 
     fn write_back_registers(&mut self, file: &RegisterFile) {
@@ -172,6 +196,7 @@ impl Lifter<'_> {
         let file = self.file;
         self.write_back_registers(&file);
         self.write_back_flag_words(&file);
+        self.flushed = true;
         self.file = RegisterFile { written: Set::ALL, settled: true, ..RegisterFile::default() };
     }
 

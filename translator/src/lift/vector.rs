@@ -1,9 +1,12 @@
 //! Vectors: their shapes, halves and lanes, and operations that the runtime computes.
 //!
 //! Values are I8X16 between operations; each operation casts to the shape that it needs, which costs nothing. An
-//! operation that [`super::vector_inline`] does not emit is called, through `CpuState::scratch_vector`.
+//! operation that neither [`super::vector_inline`] nor [`super::native`] emits is called, through
+//! `CpuState::scratch_vector`.
 
-use cranelift_codegen::ir::{Endianness, InstBuilder, MemFlagsData, Type, Value, types};
+use cranelift_codegen::ir::{
+    Endianness, InstBuilder, InstructionData, MemFlagsData, Opcode, Type, Value, types,
+};
 use semantics::helper::VectorOp;
 use x86::{CpuState, Width};
 
@@ -68,8 +71,32 @@ impl Lifter<'_> {
         }
     }
 
+    /// If a value is the low element of a vector: the same as a float, which is in the vector's register already.
+    pub(super) fn low_element(&mut self, value: Value) -> Option<Value> {
+        let (scalar, shape) = match self.b.func.dfg.value_type(value) {
+            types::I64 => (types::F64, types::F64X2),
+            types::I32 => (types::F32, types::F32X4),
+            _ => return None,
+        };
+        let inst = self.b.func.dfg.value_def(value).inst()?;
+        let InstructionData::BinaryImm8 { opcode: Opcode::Extractlane, arg, imm: 0 } =
+            self.b.func.dfg.insts[inst]
+        else {
+            return None;
+        };
+        let vector = self.cast(shape, arg);
+        let low = self.b.ins().extractlane(vector, 0);
+        debug_assert_eq!(self.b.func.dfg.value_type(low), scalar);
+        Some(low)
+    }
+
     pub(super) fn replace_lane(&mut self, width: Width, vector: Value, index: u8, value: Value) -> Value {
-        let shaped = self.cast(lanes(width), vector);
+        let (shape, value) = match self.low_element(value) {
+            Some(low) if width == Width::Qword => (types::F64X2, low),
+            Some(low) if width == Width::Dword => (types::F32X4, low),
+            _ => (lanes(width), value),
+        };
+        let shaped = self.cast(shape, vector);
         let replaced = self.b.ins().insertlane(shaped, value, index);
         self.cast(types::I8X16, replaced)
     }
@@ -82,7 +109,11 @@ impl Lifter<'_> {
         b: Value,
         immediate: u8,
     ) -> Result<Value, Ended> {
-        match self.inline_vector(op, a, b, immediate) {
+        let value = match self.inline_vector(op, a, b, immediate) {
+            Some(value) => Some(value),
+            None => self.native_vector(op, a, b, immediate),
+        };
+        match value {
             Some(value) => Ok(self.cast(types::I8X16, value)),
             None => self.called_vector(op, a, b, immediate),
         }

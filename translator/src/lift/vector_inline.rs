@@ -49,7 +49,6 @@ impl Lifter<'_> {
             Op::Paddd | Op::Psubd | Op::Pmulld => Dword,
             Op::Paddq | Op::Psubq => Qword,
             Op::Pand | Op::Pandn | Op::Por | Op::Pxor => Byte,
-            Op::Pmaddwd => return self.multiply_add(a, b),
             _ => return None,
         };
         self.shaped(element, a, b, |l, a, b| {
@@ -68,16 +67,6 @@ impl Lifter<'_> {
                 Op::Por => ins.bor(a, b),
                 _ => ins.bxor(a, b),
             }
-        })
-    }
-
-    /// PMADDWD.
-    fn multiply_add(&mut self, a: Value, b: Value) -> Option<Value> {
-        self.shaped(Word, a, b, |l, a, b| {
-            let (a_low, b_low) = (l.b.ins().swiden_low(a), l.b.ins().swiden_low(b));
-            let (a_high, b_high) = (l.b.ins().swiden_high(a), l.b.ins().swiden_high(b));
-            let (low, high) = (l.b.ins().imul(a_low, b_low), l.b.ins().imul(a_high, b_high));
-            l.b.ins().iadd_pairwise(low, high)
         })
     }
 
@@ -104,7 +93,7 @@ impl Lifter<'_> {
         })
     }
 
-    /// Shifts whose count is an immediate; others are called. Counts are not masked: what is shifted out is gone.
+    /// Shifts whose count is an immediate; others are the host's instructions. Counts are not masked: what is shifted out is gone.
     fn shift(&mut self, op: Op, a: Value, b: Value, immediate: u8) -> Option<Value> {
         let (element, shift) = match op {
             Op::Psllw => (Word, Shift::Left),

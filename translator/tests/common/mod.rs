@@ -15,6 +15,7 @@ use transvisor_translator::{
         ChainSlot, FIRST_HELPER, FIRST_RUNTIME_HELPER, FIRST_THUNK, JUMP_CACHE_ENTRIES, JumpEntry, Leave,
         RuntimeFunctions, RuntimeHelper, SlowPath, SlowPathFn, TABLE_LENGTH,
     },
+    mxcsr,
 };
 use x86::{CpuState, Segment, SegmentRegister, control, segment::attribute};
 
@@ -134,6 +135,9 @@ pub fn function_table(thunks: &Thunks) -> FunctionTable {
     }
     table[FIRST_RUNTIME_HELPER + RuntimeHelper::VectorOp as usize] = vector_op as *const u8;
     table[FIRST_RUNTIME_HELPER + RuntimeHelper::Divide as usize] = divide as *const u8;
+    table[FIRST_RUNTIME_HELPER + RuntimeHelper::Bulk as usize] = no_bulk as *const u8;
+    table[FIRST_RUNTIME_HELPER + RuntimeHelper::LoadMxcsr as usize] = mxcsr::load as *const u8;
+    table[FIRST_RUNTIME_HELPER + RuntimeHelper::StoreMxcsr as usize] = mxcsr::store as *const u8;
     table[FIRST_THUNK..][..SlowPath::ALL.len()].copy_from_slice(thunks.addresses());
     table
 }
@@ -277,7 +281,10 @@ unsafe extern "C" fn enter(code: *const u8, state: *mut CpuState) -> u64 {
         "mov rax, rdi",
         "xor edi, edi",
         "call rax",
-        "add rsp, 8",
+        "cmp dword ptr [r15 + {mxcsr_loaded}], 0",
+        "je 2f",
+        "call {unload_mxcsr}",
+        "2: add rsp, 8",
         "pop r15",
         "pop r14",
         "pop r13",
@@ -286,6 +293,8 @@ unsafe extern "C" fn enter(code: *const u8, state: *mut CpuState) -> u64 {
         "pop rbx",
         "ret",
         host_stack = const offset_of!(CpuState, host_stack),
+        mxcsr_loaded = const offset_of!(CpuState, mxcsr_loaded),
+        unload_mxcsr = sym mxcsr::unload,
     )
 }
 
@@ -295,14 +304,8 @@ pub unsafe extern "C" fn abandon() -> ! {
         "mov rax, [r15 + {scratch} + 8]",
         "sub [r15 + {instructions}], rax",
         "mov rsp, [r15 + {host_stack}]",
+        "sub rsp, 8",
         "mov eax, 3",
-        "add rsp, 8",
-        "pop r15",
-        "pop r14",
-        "pop r13",
-        "pop r12",
-        "pop rbp",
-        "pop rbx",
         "ret",
         scratch = const offset_of!(CpuState, scratch),
         instructions = const offset_of!(CpuState, instructions),
@@ -504,9 +507,16 @@ pub unsafe extern "C" fn settle_flags(state: *mut CpuState, _: u64, _: u64, _: u
 extern "C" fn vector_op(state: &mut CpuState, op: u64, immediate: u64) -> u64 {
     let op = VectorOp::ALL[op as usize];
     let [_, a, b] = state.scratch_vector;
+    let loaded = mxcsr::suspend(state);
     state.scratch_vector[0] = op.function()(state, a, b, immediate as u8);
+    if loaded {
+        mxcsr::resume(state);
+    }
     0
 }
+
+/// Repetitions may go element by element.
+extern "C" fn no_bulk(_: &mut CpuState, _: u64) {}
 
 extern "C" fn divide(state: &mut CpuState, high: u64, low: u64, divisor: u64, signed: u64) -> u64 {
     let dividend = u128::from(high) << 64 | u128::from(low);
