@@ -19,7 +19,7 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 use contestant::{Contestant, Peers};
-use guest_images::CacheDir;
+use guest_images::{CacheDir, Guest};
 use scratch::Scratch;
 use table::Mean;
 
@@ -58,16 +58,21 @@ enum Race {
     Boot,
     /// Twelve loops
     Loops,
+    /// Debian's programs: gzip, xz, sha256sum, openssl, python3, gcc, sqlite3
+    Programs,
     /// All of it
     All,
 }
 
-/// The guest whose kernel everything runs on.
+/// The guest that boots and whose kernel the loops run on, and the one with the programs.
 const GUEST: &str = "debian";
+const GUEST_WITH_PROGRAMS: &str = "debian-programs";
 
 const COMPUTE: [&str; 7] =
     ["sieve", "crc32", "scalar-double", "matrix-multiply", "fib", "pointer-chase", "quicksort"];
 const LOOP_MEANS: &[Mean] = &[("mean of all", |_| true), ("mean of compute", |name| COMPUTE.contains(&name))];
+
+const PROGRAM_MEANS: &[Mean] = &[("mean of all", |_| true)];
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
@@ -98,6 +103,9 @@ fn race(arguments: &Arguments) -> Result<()> {
     }
     if wants(Race::Loops) {
         report.insert("loops".into(), loops(arguments, &cache)?);
+    }
+    if wants(Race::Programs) {
+        report.insert("programs".into(), programs(arguments, &cache, &scratch)?);
     }
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
@@ -139,9 +147,26 @@ fn boots(arguments: &Arguments, cache: &CacheDir, scratch: &Scratch) -> Result<s
 fn loops(arguments: &Arguments, cache: &CacheDir) -> Result<serde_json::Value> {
     let loops = guest_images::workloads::loops(GUEST, cache, &mut progress())?;
     let native = Contestant::native(&loops.program, None);
+    workloads(arguments, "loops", LOOP_MEANS, &loops.guest, native)
+}
+
+fn programs(arguments: &Arguments, cache: &CacheDir, scratch: &Scratch) -> Result<serde_json::Value> {
+    let programs = guest_images::workloads::programs(GUEST_WITH_PROGRAMS, cache, &mut progress())?;
+    let root = scratch.path("root");
+    let native = Contestant::native(&programs.unpack(&root)?, Some(&root));
+    workloads(arguments, "programs", PROGRAM_MEANS, &programs.guest, native)
+}
+
+fn workloads(
+    arguments: &Arguments,
+    title: &str,
+    means: &[Mean],
+    guest: &Guest,
+    native: Contestant,
+) -> Result<serde_json::Value> {
     let mut contestants = vec![native.clone()];
-    contestants.extend(arguments.peers.ours(&loops.guest, "auto")?);
-    contestants.extend(arguments.peers.qemus(&loops.guest, &loops.guest.kernel)?);
+    contestants.extend(arguments.peers.ours(guest, "auto")?);
+    contestants.extend(arguments.peers.qemus(guest, &guest.kernel)?);
     let rules = workloads::Rules {
         rounds: arguments.rounds,
         workloads: &arguments.workload,
@@ -149,7 +174,7 @@ fn loops(arguments: &Arguments, cache: &CacheDir) -> Result<serde_json::Value> {
     };
     let results = workloads::run(&native, &chosen(arguments, contestants)?, &rules)?;
     if !arguments.json {
-        table::workloads("loops", &results, LOOP_MEANS);
+        table::workloads(title, &results, means);
     }
     Ok(serde_json::to_value(results)?)
 }

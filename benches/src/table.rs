@@ -140,10 +140,13 @@ fn columns(standing: &Standing) -> Vec<Column<'_>> {
 
 /// Every column on every line, then the geometric means.
 fn ratios(title: &str, results: &Results, means: &[Mean]) {
+    let groups: Vec<_> = results.standings.iter().map(columns).filter(|group| !group.is_empty()).collect();
+    if groups.is_empty() {
+        return;
+    }
     println!(
         "{title}: QEMU/ is how many times as fast as the best QEMU on the line, /native how many times as slow as native"
     );
-    let groups: Vec<_> = results.standings.iter().map(columns).filter(|group| !group.is_empty()).collect();
     print!("{:<20}", "");
     for group in &groups {
         print!(" | {:<1$}", group[0].standing.name, (group.len() * 12 - 1).max(22));

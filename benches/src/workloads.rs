@@ -165,7 +165,7 @@ fn one(console: &mut Console, family: Family, name: &str) -> Result<Sample> {
         bail!("{name}: it ended before it was done; its console ends with:\n{}", console.tail());
     };
     let words: Vec<&str> = report.split_whitespace().collect();
-    let ["done", workload, result, own_cpu, _] = words[..] else {
+    let ["done", workload, own_cpu, _] = words[..] else {
         bail!("{name}: its console says \"@{report}\" and ends with:\n{}", console.tail());
     };
     ensure!(workload == name, "{name} was to run, and {workload} did");
@@ -174,5 +174,8 @@ fn one(console: &mut Console, family: Family, name: &str) -> Result<Sample> {
         Family::Native => own_cpu.parse::<f64>().context("its CPU time")? / 1e6,
         Family::Ours | Family::Qemu => (usage::cpu_time(process)? - cpu).as_secs_f64(),
     };
+    let result = console.line_with("@result ")?;
+    let result = result.as_deref().and_then(|line| line.split_whitespace().nth(1));
+    let result = result.with_context(|| format!("{name}: it reports no result"))?;
     Ok(Sample { workload: workload.to_owned(), result: result.to_owned(), cpu, wall })
 }

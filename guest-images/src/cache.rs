@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! CACHE/lock               held while a guest is looked up or fetched
-//! CACHE/guests/RECIPE/     vmlinuz, initramfs.cpio, manifest.json
+//! CACHE/guests/RECIPE/     vmlinuz, initramfs.cpio, manifest.json, verified.json
 //! CACHE/workloads/NAME/    a program and an initramfs with it, made anew whenever they are asked for
 //! CACHE/work/              what is being fetched; anything found here belongs to a run that was killed
 //! ```
@@ -82,8 +82,8 @@ impl<'a> Lock<'a> {
         Ok(Self { cache, _file: file })
     }
 
-    /// An empty directory in the cache, so that what is made in it can be renamed into place.
-    pub(crate) fn work_directory(&self) -> Result<WorkDirectory, Error> {
+    /// An empty directory in the cache on a disk with `needed` bytes, so that what is made in it can be renamed into place.
+    pub(crate) fn work_directory(&self, needed: u64) -> Result<WorkDirectory, Error> {
         let path = self.cache.path.join("work");
         remove(&path).map_err(|error| Error::of_file(&path, error))?;
         files::create_directory(&path)?;
@@ -91,7 +91,7 @@ impl<'a> Lock<'a> {
         let path = path.canonicalize().map_err(|error| Error::of_file(&path, error))?;
         let work = WorkDirectory { path };
         match available(&work.path) {
-            Some(free) if free < NEEDED => Err(Error::DiskFull {
+            Some(free) if free < needed => Err(Error::DiskFull {
                 path: self.cache.path.clone(),
                 reason: format!("{} MB are free", free / 1_000_000),
             }),
@@ -127,7 +127,9 @@ impl<'a> Lock<'a> {
 
 /// Space that fetching takes at its height: about 100 MB of package lists (more with more sources), up to 80 MB of
 /// packages, and what is made of them.
-const NEEDED: u64 = 200_000_000;
+pub(crate) const NEEDED: u64 = 200_000_000;
+/// The same with packages and all that they depend on.
+pub(crate) const NEEDED_WITH_PACKAGES: u64 = 500_000_000;
 
 /// Free bytes on the disk that holds `path`, where the host can say.
 pub(crate) fn available(path: &Path) -> Option<u64> {

@@ -30,7 +30,7 @@ pub enum Error {
     },
     /// No room.
     #[error(
-        "cache directory {}: the disk is full ({reason}); a recipe needs about 200 MB while it is fetched. Make room, \
+        "cache directory {}: the disk is full ({reason}); a recipe needs 200 to 500 MB while it is fetched. Make room, \
          or choose another disk with --cache-dir or TRANSVISOR_CACHE",
         path.display()
     )]

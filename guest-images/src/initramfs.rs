@@ -11,13 +11,18 @@ use std::io::{Cursor, Write};
 use cpio::NewcBuilder;
 use cpio::newc::{ModeFileType, trailer};
 
-use crate::files;
+use crate::tree::{self, Tree};
+use crate::{Recipe, files};
 
 const INIT: &str = include_str!("../guest/init");
 const PASSWD: &str = include_str!("../guest/passwd");
 const GROUP: &str = include_str!("../guest/group");
 /// Names under which BusyBox is to be found, as far as the BusyBox at hand knows them.
 const APPLETS: &str = include_str!("../guest/applets");
+
+/// The search path of /init, and what it becomes where there are packages.
+const PATH: &str = "export PATH=/bin ";
+const PATH_WITH_PACKAGES: &str = "export PATH=/usr/bin:/bin ";
 
 const DIRECTORIES: [&str; 8] = ["bin", "dev", "etc", "proc", "root", "run", "sys", "tmp"];
 /// Changes when this file writes something else for the same input.
@@ -32,13 +37,31 @@ pub(crate) enum Kind<'a> {
     Device(u32, u32),
 }
 
-/// SHA-256 of all that decides what [`build`] makes, except the BusyBox.
-pub(crate) fn recipe_hash() -> String {
-    files::sha256([INIT, PASSWD, GROUP, APPLETS, &VERSION.to_string()].join("\0").as_bytes())
+/// SHA-256 of all that decides what is made, except what is in the packages.
+pub(crate) fn recipe_hash(recipe: &Recipe) -> String {
+    let version = VERSION.to_string();
+    let mut parts = vec![INIT, PASSWD, GROUP, APPLETS, &version];
+    let tree = tree::VERSION.to_string();
+    if !recipe.packages.is_empty() {
+        parts.extend([&tree, PATH_WITH_PACKAGES]);
+        parts.extend(recipe.packages);
+    }
+    files::sha256(parts.join("\0").as_bytes())
 }
 
-/// The archive, around the given BusyBox.
+/// The archive around the given BusyBox alone.
 pub fn build(busybox: &[u8]) -> Vec<u8> {
+    start(busybox, INIT).finish()
+}
+
+/// The archive around the given BusyBox with the files of packages, whose programs come first in the shell.
+pub(crate) fn build_with(busybox: &[u8], packages: &Tree) -> Vec<u8> {
+    let mut archive = start(busybox, &INIT.replacen(PATH, PATH_WITH_PACKAGES, 1));
+    packages.write(&mut archive);
+    archive.finish()
+}
+
+fn start(busybox: &[u8], init: &str) -> Archive {
     let mut archive = Archive::after(Vec::with_capacity(busybox.len() + (256 << 10)));
     archive.add(".", 0o755, Kind::Directory);
     for directory in DIRECTORIES {
@@ -47,14 +70,14 @@ pub fn build(busybox: &[u8]) -> Vec<u8> {
     // The kernel opens it for /init before anything is mounted.
     archive.add("dev/console", 0o600, Kind::Device(5, 1));
     archive.add("dev/null", 0o666, Kind::Device(1, 3));
-    archive.add("init", 0o755, Kind::File(INIT.as_bytes()));
+    archive.add("init", 0o755, Kind::File(init.as_bytes()));
     archive.add("etc/passwd", 0o644, Kind::File(PASSWD.as_bytes()));
     archive.add("etc/group", 0o644, Kind::File(GROUP.as_bytes()));
     archive.add("bin/busybox", 0o755, Kind::File(busybox));
     for applet in applets(busybox) {
         archive.add(&format!("bin/{applet}"), 0o777, Kind::Link("busybox"));
     }
-    archive.finish()
+    archive
 }
 
 /// Those of [`APPLETS`] that this BusyBox has: its table of names is NUL-separated text in its data.
@@ -156,6 +179,14 @@ mod tests {
         for command in ["mount", "hostname", "setsid", "cttyhack", "sh", "poweroff"] {
             assert!(INIT.contains(command) && APPLETS.split_whitespace().any(|applet| applet == command));
         }
+    }
+
+    #[test]
+    fn init_finds_the_programs_of_packages() {
+        assert_eq!(INIT.matches(PATH).count(), 1);
+        let entries = unpack(&build_with(b"busybox", &Tree::default()));
+        assert!(String::from_utf8_lossy(&entries["init"].2).contains(PATH_WITH_PACKAGES));
+        assert_eq!(entries["lib64"], (0o120_777, 0, b"usr/lib64".to_vec()));
     }
 
     #[test]

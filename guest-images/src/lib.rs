@@ -3,7 +3,7 @@
 //! and cached.
 //!
 //! Data flows one way: [`recipe`] (a row of the table) -> [`apt`] (package lists and packages, in a private state
-//! directory) -> [`package`] (the few files wanted of a .deb) -> [`initramfs`] -> [`cache`] (renamed into place as
+//! directory) -> [`package`] (the few files wanted of a .deb, or a whole `tree`) -> [`initramfs`] -> [`cache`] (renamed into place as
 //! a whole, with a [`manifest`]) -> [`Guest`]. [`workloads`] puts programs to measure on top.
 
 pub mod apt;
@@ -15,6 +15,9 @@ pub mod manifest;
 pub mod package;
 mod progress;
 pub mod recipe;
+mod tree;
+mod unpack;
+mod verified;
 pub mod workloads;
 
 use std::path::PathBuf;
@@ -26,6 +29,7 @@ pub use error::Error;
 use manifest::Manifest;
 pub use progress::{Progress, Silent, Step};
 pub use recipe::{RECIPES, Recipe};
+use tree::Tree;
 
 /// File names within a cache entry.
 const KERNEL: &str = "vmlinuz";
@@ -103,19 +107,32 @@ fn build(
     apt: &Apt,
     progress: &mut dyn Progress,
 ) -> Result<(), Error> {
-    let work = lock.work_directory()?;
+    let work = lock.work_directory(if recipe.packages.is_empty() {
+        cache::NEEDED
+    } else {
+        cache::NEEDED_WITH_PACKAGES
+    })?;
     let mut session = apt.session(&work.subdirectory("apt")?)?;
     session.update(progress)?;
     let kernel = session.resolve_kernel(recipe)?;
-    let busybox = session.resolve(recipe.busybox_package, recipe)?;
-    let packages = [kernel, busybox];
+    let mut packages = vec![kernel, session.resolve(recipe.busybox_package, recipe)?];
+    packages.extend(session.resolve_with_dependencies(recipe.packages, recipe)?);
     let files = session.download(&packages, &work.subdirectory("packages")?, progress)?;
 
     progress.step(&Step::Unpacking { package: packages[0].name.clone() });
     let kernel = package::extract(&files[0], "boot/vmlinuz-", &packages[0].name)?;
     progress.step(&Step::Unpacking { package: packages[1].name.clone() });
     let busybox = package::extract(&files[1], "bin/busybox", &packages[1].name)?;
-    let initramfs = initramfs::build(&busybox);
+    let initramfs = if recipe.packages.is_empty() {
+        initramfs::build(&busybox)
+    } else {
+        let mut tree = Tree::default();
+        progress.step(&Step::UnpackingAll { packages: packages.len() - 2 });
+        for (package, file) in packages.iter().zip(&files).skip(2) {
+            tree.unpack(file, &package.name)?;
+        }
+        initramfs::build_with(&busybox, &tree)
+    };
     progress.step(&Step::Built { initramfs: initramfs.len() as u64 });
 
     let entry = work.subdirectory("entry")?;

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::apt::Package;
+use crate::verified::Verified;
 use crate::{Recipe, files, initramfs};
 
 /// Its file name in the entry.
@@ -56,7 +57,7 @@ impl Manifest {
         Self {
             format: FORMAT,
             recipe: recipe.name.to_owned(),
-            initramfs_recipe: initramfs::recipe_hash(),
+            initramfs_recipe: initramfs::recipe_hash(recipe),
             packages: packages.iter().map(package).collect(),
             files: contents.iter().map(file).collect(),
         }
@@ -81,15 +82,16 @@ impl Manifest {
         let manifest: Self = serde_json::from_slice(&text).map_err(|error| format!("{NAME}: {error}"))?;
         if manifest.format != FORMAT
             || manifest.recipe != recipe.name
-            || manifest.initramfs_recipe != initramfs::recipe_hash()
+            || manifest.initramfs_recipe != initramfs::recipe_hash(recipe)
         {
             return Err("it was made by another version of Transvisor".into());
         }
+        let mut verified = Verified::read(path);
         for name in [crate::KERNEL, crate::INITRAMFS] {
             let record = manifest.files.iter().find(|file| file.name == name);
             let record = record.ok_or_else(|| format!("{NAME}: it does not have {name}"))?;
             let (size, sha256) =
-                files::measure(&path.join(name)).map_err(|error| format!("{name}: {error}"))?;
+                verified.measure(path, name, &record.sha256).map_err(|error| format!("{name}: {error}"))?;
             if size != record.size {
                 return Err(format!("{name}: {size} bytes instead of {}", record.size));
             }
@@ -97,6 +99,7 @@ impl Manifest {
                 return Err(format!("{name}: its SHA-256 has changed"));
             }
         }
+        verified.write(path);
         Ok(Some(manifest))
     }
 }

@@ -37,7 +37,9 @@ pub enum Step {
     UpdatingLists,
     Downloading { packages: Vec<(String, String)>, size: u64 },
     Verified { package: String, size: u64, sha256: String },
+    VerifiedAll { packages: usize, size: u64 },
     Unpacking { package: String },
+    UnpackingAll { packages: usize },
     Built { initramfs: u64 },
     Stored { recipe: &'static Recipe, size: u64 },
 }
@@ -57,14 +59,25 @@ impl fmt::Display for Step {
             }
             Self::UpdatingLists => write!(f, "reading the package lists of this host's apt sources"),
             Self::Downloading { packages, size } => {
+                if packages.len() > 4 {
+                    return write!(f, "downloading {} packages ({})", packages.len(), megabytes(*size));
+                }
                 let names: Vec<_> =
                     packages.iter().map(|(name, version)| format!("{name} {version}")).collect();
                 write!(f, "downloading {} ({})", names.join(", "), megabytes(*size))
+            }
+            Self::VerifiedAll { packages, size } => {
+                write!(
+                    f,
+                    "{packages} packages: {}, each of the size and SHA-256 in the package list",
+                    megabytes(*size)
+                )
             }
             Self::Verified { package, size, sha256 } => {
                 let start = sha256.get(..12).unwrap_or(sha256);
                 write!(f, "{package}: {} and SHA-256 {start}… as in the package list", megabytes(*size))
             }
+            Self::UnpackingAll { packages } => write!(f, "unpacking {packages} packages"),
             Self::Unpacking { package } => write!(f, "unpacking {package}"),
             Self::Built { initramfs } => write!(f, "built an initramfs of {}", megabytes(*initramfs)),
             Self::Stored { recipe, size } => {

@@ -15,6 +15,8 @@ pub struct Recipe {
     pub kernel_package_prefix: &'static str,
     /// The package with a static BusyBox as bin/busybox.
     pub busybox_package: &'static str,
+    /// Packages to be there as if installed, with all that they depend on; they are found before the BusyBox.
+    pub packages: &'static [&'static str],
     /// Kernel command line.
     pub cmdline: &'static str,
     /// Bytes of guest memory.
@@ -30,13 +32,24 @@ pub struct Recipe {
 const CMDLINE: &str = "console=ttyS0 panic=-1 tsc=reliable no_timer_check nowatchdog 8250.nr_uarts=1";
 
 /// All recipes.
-pub const RECIPES: [Recipe; 2] = [
+pub const RECIPES: [Recipe; 3] = [
     Recipe {
         name: "debian",
         summary: "Debian's kernel for clouds and a BusyBox shell",
         kernel_meta_package: "linux-image-cloud-amd64",
         kernel_package_prefix: "linux-image-",
         busybox_package: "busybox-static",
+        packages: &[],
+        cmdline: CMDLINE,
+        memory: 512 << 20,
+    },
+    Recipe {
+        name: "debian-programs",
+        summary: "The same, with coreutils, gzip, xz, openssl, python3, gcc and sqlite3",
+        kernel_meta_package: "linux-image-cloud-amd64",
+        kernel_package_prefix: "linux-image-",
+        busybox_package: "busybox-static",
+        packages: &["coreutils", "gzip", "xz-utils", "openssl", "python3", "gcc", "libc6-dev", "sqlite3"],
         cmdline: CMDLINE,
         memory: 512 << 20,
     },
@@ -46,6 +59,7 @@ pub const RECIPES: [Recipe; 2] = [
         kernel_meta_package: "linux-image-amd64",
         kernel_package_prefix: "linux-image-",
         busybox_package: "busybox-static",
+        packages: &[],
         cmdline: CMDLINE,
         memory: 512 << 20,
     },

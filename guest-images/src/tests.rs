@@ -59,6 +59,7 @@ fn deb(format: &str, path: &str, content: &[u8]) -> Vec<u8> {
     let mut header = tar::Header::new_gnu();
     header.set_entry_type(tar::EntryType::Directory);
     header.set_size(0);
+    header.set_mode(0o755);
     tree.append_data(&mut header, "./boot/", std::io::empty()).unwrap();
     let mut header = tar::Header::new_gnu();
     header.set_size(content.len() as u64);
@@ -81,6 +82,7 @@ struct Host {
     scratch: Scratch,
     apt: Apt,
     cache: CacheDir,
+    recipe: &'static str,
 }
 
 impl Host {
@@ -96,13 +98,16 @@ impl Host {
         let write = |name: &str, bytes: &[u8]| fs::write(scratch.path(name), bytes).unwrap();
         write("linux-image-cloud-amd64.record", meta.as_bytes());
         write(&format!("{KERNEL_PACKAGE}.record"), record(KERNEL_PACKAGE, &kernel).as_bytes());
+        let hello = deb("", "./lib/hello.so", b"hello");
+        write("hello.record", record("hello", &hello).as_bytes());
+        write("hello_1%3a2-3_amd64.deb", &hello);
         write("busybox-static.record", record("busybox-static", &busybox).as_bytes());
         write(&format!("{KERNEL_PACKAGE}_1%3a2-3_amd64.deb"), &kernel);
         write("busybox-static_1%3a2-3_amd64.deb", &busybox);
 
         let apt = Apt::at(&scratch.0, Duration::from_millis(500));
         let cache = CacheDir::new(scratch.path("cache"));
-        let host = Self { scratch, apt, cache };
+        let host = Self { scratch, apt, cache, recipe: "debian" };
         let directory = host.scratch.0.display().to_string();
         host.script("apt-cache", &format!("for last; do :; done; cat {directory}/$last.record"));
         host.on_download(&format!("cp {directory}/*.deb ."));
@@ -121,7 +126,7 @@ impl Host {
         self.script(
             "apt-get",
             &format!(
-                "case \"$*\" in\n*update) echo update >> {log}; echo 'Get:1 http://x';;\n*download*) {body};;\nesac"
+                "case \"$*\" in\n*update) echo update >> {log}; echo 'Get:1 http://x';;\n*download*) {body};;\n*simulate*) echo 'Inst hello (1:2-3 x [amd64])';;\nesac"
             ),
         );
     }
@@ -132,7 +137,7 @@ impl Host {
 
     fn obtain(&self, refresh: bool) -> (Result<Guest, Error>, Vec<String>) {
         let mut steps = Steps(Vec::new());
-        let recipe = Recipe::find("debian").unwrap();
+        let recipe = Recipe::find(self.recipe).unwrap();
         let result = obtain(recipe, &self.cache, &self.apt, &mut steps, refresh);
         (result, steps.0)
     }
@@ -172,6 +177,22 @@ fn a_guest_is_fetched_once() {
     let (again, steps) = host.fetch();
     assert_eq!(again.unwrap(), guest);
     assert_eq!(steps, [format!("debian: {KERNEL_PACKAGE} from the cache")]);
+}
+
+#[test]
+fn packages_are_unpacked_with_what_they_depend_on() {
+    let host = Host { recipe: "debian-programs", ..Host::new() };
+    let guest = host.fetch().0.unwrap();
+    let root = host.scratch.path("root");
+    unpack::unpack(&fs::read(&guest.initramfs).unwrap(), &root).unwrap();
+    assert_eq!(fs::read(root.join("usr/lib/hello.so")).unwrap(), b"hello");
+    // Through the link that the merged /usr needs.
+    assert_eq!(fs::read(root.join("lib/hello.so")).unwrap(), b"hello");
+    assert_eq!(fs::read(root.join("bin/sh")).unwrap(), BUSYBOX);
+    assert_eq!(fs::metadata(root.join("init")).unwrap().permissions().mode() & 0o777, 0o755);
+    assert!(!root.join("dev/console").exists());
+    let (_, steps) = host.fetch();
+    assert_eq!(steps, [format!("debian-programs: {KERNEL_PACKAGE} from the cache")]);
 }
 
 #[test]
@@ -293,7 +314,7 @@ fn caches_that_cannot_be() {
 #[test]
 fn unknown_recipes_name_the_known_ones() {
     let error = fetch("debain", &CacheDir::new("/nowhere"), &mut Silent).unwrap_err();
-    assert!(error.to_string().contains("debian, debian-full"), "{error}");
+    assert!(error.to_string().contains("debian, debian-programs, debian-full"), "{error}");
 }
 
 #[test]

@@ -10,7 +10,8 @@ use std::process::Command;
 
 use crate::cache::{Lock, WorkDirectory};
 use crate::initramfs::{Archive, Kind};
-use crate::{CacheDir, Error, Guest, Progress, Step, fetch, files};
+use crate::unpack;
+use crate::{CacheDir, Error, Guest, Progress, Step, cache, fetch, files};
 
 /// Where a guest has them.
 const FOLDER: &str = "workloads";
@@ -61,6 +62,38 @@ pub struct Workloads {
     pub program: PathBuf,
 }
 
+const PROGRAMS: &[(&str, &str)] = sources!["runner.h", "runner.c", "programs/main.c"];
+
+/// What the programs work on.
+const PROGRAM_FILES: &[(&str, &str)] = &[
+    ("plan", include_str!("../workloads/programs/plan")),
+    ("benchmark.py", include_str!("../workloads/programs/benchmark.py")),
+    ("benchmark.sql", include_str!("../workloads/programs/benchmark.sql")),
+    ("subject.c", include_str!("../workloads/programs/subject.c")),
+];
+
+/// Programs of Debian, in the guest of `recipe`, which must have their packages. On the host they need the guest's files:
+/// see [`Workloads::unpack`].
+pub fn programs(recipe: &str, cache: &CacheDir, progress: &mut dyn Progress) -> Result<Workloads, Error> {
+    let guest = fetch(recipe, cache, progress)?;
+    let lock = Lock::take(cache, progress)?;
+    let work = lock.work_directory(cache::NEEDED_WITH_PACKAGES)?;
+    let program = compile("programs", PROGRAMS, &work)?;
+    assemble("programs", &program, PROGRAM_FILES, guest, &lock, &work, progress)
+}
+
+impl Workloads {
+    /// Writes the guest's files below `directory`, devices apart, so that it can be a root directory on the host.
+    /// Returns the program's path there.
+    pub fn unpack(&self, directory: &Path) -> Result<PathBuf, Error> {
+        let path = &self.guest.initramfs;
+        let bytes = fs::read(path).map_err(|error| Error::of_file(path, error))?;
+        unpack::unpack(&bytes, directory)?;
+        let name = self.program.file_name().unwrap_or_default();
+        Ok(Path::new("/").join(FOLDER).join(name))
+    }
+}
+
 /// The twelve loops, in the guest of `recipe`.
 pub fn loops(recipe: &str, cache: &CacheDir, progress: &mut dyn Progress) -> Result<Workloads, Error> {
     loops_on(fetch(recipe, cache, progress)?, cache, progress)
@@ -68,7 +101,7 @@ pub fn loops(recipe: &str, cache: &CacheDir, progress: &mut dyn Progress) -> Res
 
 fn loops_on(guest: Guest, cache: &CacheDir, progress: &mut dyn Progress) -> Result<Workloads, Error> {
     let lock = Lock::take(cache, progress)?;
-    let work = lock.work_directory()?;
+    let work = lock.work_directory(cache::NEEDED)?;
     let program = compile("loops", LOOPS, &work)?;
     assemble("loops", &program, &[], guest, &lock, &work, progress)
 }
@@ -77,7 +110,7 @@ fn loops_on(guest: Guest, cache: &CacheDir, progress: &mut dyn Progress) -> Resu
 fn assemble(
     name: &str,
     program: &[u8],
-    others: &[(&str, &[u8])],
+    others: &[(&str, &str)],
     mut guest: Guest,
     lock: &Lock<'_>,
     work: &WorkDirectory,
@@ -90,7 +123,7 @@ fn assemble(
     archive.add(FOLDER, 0o755, Kind::Directory);
     archive.add(&format!("{FOLDER}/{name}"), 0o755, Kind::File(program));
     for (name, content) in others {
-        archive.add(&format!("{FOLDER}/{name}"), 0o644, Kind::File(content));
+        archive.add(&format!("{FOLDER}/{name}"), 0o644, Kind::File(content.as_bytes()));
     }
     let initramfs = archive.finish();
     progress.step(&Step::Built { initramfs: initramfs.len() as u64 });
@@ -163,7 +196,7 @@ mod tests {
         let said = converse(&loops.program, "skip\nskip\nskip\nskip\ngo\n".repeat(3).as_str());
         assert_eq!(said.lines().filter(|line| line.starts_with("@ready ")).count(), 12, "{said}");
         // Fibonacci's 36th number.
-        assert!(said.contains("@done fib 0000000000e3d1b0 "), "{said}");
+        assert!(said.contains("@result fib 0000000000e3d1b0\n"), "{said}");
         assert!(said.ends_with("@end\n"), "{said}");
         fs::remove_dir_all(folder).unwrap();
     }
@@ -173,7 +206,7 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("transvisor-compiler-{}", std::process::id()));
         let cache = CacheDir::new(&folder);
         let lock = Lock::take(&cache, &mut Silent).unwrap();
-        let work = lock.work_directory().unwrap();
+        let work = lock.work_directory(0).unwrap();
         match compile("loops", &[("loops.c", "int main(void) { return nonsense; }")], &work) {
             Err(Error::Compiler { program, message }) => {
                 assert!(program == "loops" && message.contains("nonsense"), "{message}")

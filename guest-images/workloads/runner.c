@@ -71,10 +71,15 @@ int runner_wants(const char *name)
     return 1;
 }
 
-void runner_done(const char *name, uint64_t result)
+void runner_done(const char *name)
 {
     unsigned long long cpu = cpu_time() - cpu_begun, wall = wall_time() - wall_begun;
-    printf("@done %s %016llx %llu %llu\n", name, (unsigned long long)result, cpu, wall);
+    printf("@done %s %llu %llu\n", name, cpu, wall);
+}
+
+void runner_result(const char *name, uint64_t result)
+{
+    printf("@result %s %016llx\n", name, (unsigned long long)result);
 }
 
 static _Noreturn void leave(int status)

@@ -4,7 +4,8 @@
  *   program                                    harness
  *   @ready NAME                          ->
  *                                        <-    go | skip
- *   @done NAME RESULT CPU WALL           ->    (only after go; RESULT is hexadecimal, the times are microseconds)
+ *   @done NAME CPU WALL                  ->    (only after go; the times are microseconds)
+ *   @result NAME RESULT                  ->    (hexadecimal; computing it is no part of the workload)
  *   ...
  *   @end                                 ->
  *
@@ -22,8 +23,11 @@ void runner_start(void);
 /* Offers `name`; returns whether it is wanted, and starts the clocks if so. */
 int runner_wants(const char *name);
 
-/* Stops the clocks and reports the result of the workload that was wanted last. */
-void runner_done(const char *name, uint64_t result);
+/* Stops the clocks of the workload that was wanted last. */
+void runner_done(const char *name);
+
+/* Reports its result. */
+void runner_result(const char *name, uint64_t result);
 
 /* Says that there are no more. The machine's first process powers it off; any other exits. */
 _Noreturn void runner_end(void);

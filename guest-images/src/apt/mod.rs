@@ -132,27 +132,12 @@ impl Session<'_> {
 
     /// The newest version of package `name` that the sources have.
     pub fn resolve(&self, name: &str, recipe: &Recipe) -> Result<Package, Error> {
-        let record = self.show(name, recipe)?;
-        let field = |field: &'static str| {
-            record_field(&record, field).ok_or(Error::Metadata { package: name.to_owned(), field })
-        };
-        let sha256 = field("SHA256")?.to_ascii_lowercase();
-        if sha256.len() != 64 || !sha256.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Err(Error::Metadata { package: name.to_owned(), field: "SHA256" });
-        }
-        Ok(Package {
-            name: name.to_owned(),
-            version: field("Version")?.to_owned(),
-            size: field("Size")?
-                .parse()
-                .map_err(|_| Error::Metadata { package: name.to_owned(), field: "Size" })?,
-            sha256,
-        })
+        package(name, &self.show(&[name], recipe)?)
     }
 
     /// The kernel package that the recipe's meta package depends on.
     pub fn resolve_kernel(&self, recipe: &Recipe) -> Result<Package, Error> {
-        let record = self.show(recipe.kernel_meta_package, recipe)?;
+        let record = self.show(&[recipe.kernel_meta_package], recipe)?;
         let depends = record_field(&record, "Depends").unwrap_or_default();
         let kernel = dependencies(depends).find(|name| name.starts_with(recipe.kernel_package_prefix));
         let kernel = kernel.ok_or_else(|| Error::NoKernelDependency {
@@ -163,17 +148,50 @@ impl Session<'_> {
         self.resolve(kernel, recipe)
     }
 
-    /// apt's record of a package (deb822).
-    fn show(&self, name: &str, recipe: &Recipe) -> Result<String, Error> {
+    /// The packages called `names` with all that they depend on, in an order in which they could be installed.
+    pub fn resolve_with_dependencies(&self, names: &[&str], recipe: &Recipe) -> Result<Vec<Package>, Error> {
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut command = self.command(&self.apt.get);
+        command.args(["--simulate", "--no-install-recommends", "install"]).args(names);
+        let program = self.apt.get.display().to_string();
+        let output = command.output().map_err(|source| Error::NoApt { program, source })?;
+        if !output.status.success() {
+            let complaint = if self.complaint.is_empty() {
+                String::from_utf8_lossy(&output.stderr).into_owned()
+            } else {
+                return Err(Error::Network { message: indented(&self.complaint) });
+            };
+            return Err(Error::Apt {
+                command: format!("apt-get --simulate install {}", names.join(" ")),
+                status: output.status.to_string(),
+                message: indented(&complaint),
+            });
+        }
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let names: Vec<&str> = installed(&said).collect();
+        let records = self.show(&names, recipe)?;
+        // They come in the order of the names, each ended by an empty line.
+        let mut records = records.split("\n\n").map(str::trim).filter(|record| !record.is_empty());
+        let next = |name: &&str| {
+            let record = records.find(|record| record_field(record, "Package") == Some(*name));
+            package(name, record.unwrap_or_default())
+        };
+        names.iter().map(next).collect()
+    }
+
+    /// apt's records of packages (deb822).
+    fn show(&self, names: &[&str], recipe: &Recipe) -> Result<String, Error> {
         let mut command = self.command(&self.apt.cache);
-        command.args(["show", "--no-all-versions", name]);
+        command.args(["show", "--no-all-versions"]).args(names);
         let program = self.apt.cache.display().to_string();
         let output = command.output().map_err(|source| Error::NoApt { program, source })?;
         if output.status.success() && !output.stdout.is_empty() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
         Err(match self.complaint.is_empty() {
-            true => Error::NoPackage { package: name.to_owned(), recipe: recipe.name },
+            true => Error::NoPackage { package: names.join(", "), recipe: recipe.name },
             false => Error::Network { message: indented(&self.complaint) },
         })
     }
@@ -201,7 +219,17 @@ impl Session<'_> {
         let finished = run::run(&mut command, directory, self.apt.stall, &mut tell)?;
         self.check_download(&finished)?;
         progress.bytes(total, total);
-        packages.iter().map(|package| verify(package, directory, progress)).collect()
+        let files = packages.iter().map(|package| verify(package, directory)).collect::<Result<_, _>>()?;
+        match packages {
+            [.., _, _, _, _, _] => {
+                progress.step(&Step::VerifiedAll { packages: packages.len(), size: total })
+            }
+            few => few.iter().for_each(|package| {
+                let Package { name, size, sha256, .. } = package.clone();
+                progress.step(&Step::Verified { package: name, size, sha256 });
+            }),
+        }
+        Ok(files)
     }
 
     fn check_download(&self, finished: &Finished) -> Result<(), Error> {
@@ -224,7 +252,7 @@ impl Session<'_> {
 }
 
 /// Finds the package's file and compares it with what the package list says.
-fn verify(package: &Package, directory: &Path, progress: &mut dyn Progress) -> Result<PathBuf, Error> {
+fn verify(package: &Package, directory: &Path) -> Result<PathBuf, Error> {
     let failed = |error| Error::of_file(directory, error);
     let start = format!("{}_", package.name);
     let mut found = None;
@@ -251,7 +279,6 @@ fn verify(package: &Package, directory: &Path, progress: &mut dyn Progress) -> R
     if sha256 != package.sha256 {
         return mismatch("SHA-256", sha256, package.sha256.clone());
     }
-    progress.step(&Step::Verified { package: package.name.clone(), size, sha256 });
     Ok(path)
 }
 
@@ -271,6 +298,22 @@ fn indented(message: &str) -> String {
     lines.join("\n")
 }
 
+/// What a record says about its package.
+fn package(name: &str, record: &str) -> Result<Package, Error> {
+    let unusable = |field| Error::Metadata { package: name.to_owned(), field };
+    let field = |field: &'static str| record_field(record, field).ok_or_else(|| unusable(field));
+    let sha256 = field("SHA256")?.to_ascii_lowercase();
+    if sha256.len() != 64 || !sha256.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(unusable("SHA256"));
+    }
+    Ok(Package {
+        name: name.to_owned(),
+        version: field("Version")?.to_owned(),
+        size: field("Size")?.parse().map_err(|_| unusable("Size"))?,
+        sha256,
+    })
+}
+
 /// A field of a deb822 record; continuation lines are left out, which no field used here has.
 fn record_field<'a>(record: &'a str, field: &str) -> Option<&'a str> {
     let paragraph = record.lines().take_while(|line| !line.is_empty());
@@ -278,6 +321,11 @@ fn record_field<'a>(record: &'a str, field: &str) -> Option<&'a str> {
         .filter_map(|line| line.split_once(':'))
         .find(|(name, _)| name.eq_ignore_ascii_case(field))
         .map(|(_, value)| value.trim())
+}
+
+/// Names in lines "Inst NAME (VERSION …)" of a simulated installation.
+fn installed(said: &str) -> impl Iterator<Item = &str> {
+    said.lines().filter_map(|line| line.strip_prefix("Inst ")?.split([' ', ':']).next())
 }
 
 /// Names of all packages in a Depends field (Debian policy 7.1), alternatives included.
@@ -306,6 +354,13 @@ mod tests {
         let depends = "kmod, linux-image-6.1.0-56-cloud-amd64 (= 6.1.192-2), a:any | b(>= 1) [amd64]";
         let names: Vec<_> = dependencies(depends).collect();
         assert_eq!(names, ["kmod", "linux-image-6.1.0-56-cloud-amd64", "a", "b"]);
+    }
+
+    #[test]
+    fn a_simulated_installation_names_packages() {
+        let said =
+            "Reading package lists...\nInst a (1:2 Debian:12 [amd64]) []\nInst b:amd64 (3)\nConf a (1:2)\n";
+        assert_eq!(installed(said).collect::<Vec<_>>(), ["a", "b"]);
     }
 
     #[test]

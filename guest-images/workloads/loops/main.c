@@ -28,7 +28,10 @@ int main(void)
 {
     runner_start();
     for (size_t i = 0; i < sizeof LOOPS / sizeof LOOPS[0]; i++)
-        if (runner_wants(LOOPS[i].name))
-            runner_done(LOOPS[i].name, LOOPS[i].run(LOOPS[i].count));
+        if (runner_wants(LOOPS[i].name)) {
+            uint64_t result = LOOPS[i].run(LOOPS[i].count);
+            runner_done(LOOPS[i].name);
+            runner_result(LOOPS[i].name, result);
+        }
     runner_end();
 }
