@@ -305,3 +305,53 @@ fn the_host_gets_its_own_mxcsr_back() {
     assert_eq!(host & !0x3f, 0x1f80);
     assert_eq!((machine.state.mxcsr, machine.state.mxcsr_loaded), (0xff80, 0));
 }
+
+/// An entry that one access looked up serves others near it, but only in its page.
+#[test]
+fn accesses_with_one_base_are_looked_up_by_page() {
+    // mov rax, [rbx]; mov rcx, [rbx + 8]; mov rdx, [rbx - 16]; mov rsi, [rbx - 4]; mov [rbx + 20], rbp
+    let bytes = [
+        &[0x48, 0x8b, 0x03][..],
+        &[0x48, 0x8b, 0x4b, 0x08],
+        &[0x48, 0x8b, 0x53, 0xf0],
+        &[0x48, 0x8b, 0x73, 0xfc],
+        &[0x48, 0x89, 0x6b, 0x14],
+    ];
+    let placed = place(translate(&bytes.concat()));
+    let (first, second) = (RAM_START + 0x3000, RAM_START + 0x4000);
+    for base in second - 48..second + 48 {
+        let mut machine = Machine::new();
+        for (n, word) in machine.ram.bytes.chunks_exact_mut(4).enumerate() {
+            word.copy_from_slice(&(n as u32).wrapping_mul(0x9e37_79b9).to_le_bytes());
+        }
+        machine.fill();
+        machine.exchange(first, second);
+        // Where the bytes of an access are: the slow path, which is for those that cross, knows nothing of the exchange.
+        let place_of = |address: u64| {
+            let crosses = (address ^ address + 7) & !0xfff != 0;
+            let exchanged = if address & !0xfff == first { address + 0x1000 } else { address - 0x1000 };
+            (if crosses { address } else { exchanged } - RAM_START) as usize
+        };
+        let [rax, rcx, rdx, rsi] = [0, 8, -16, -4].map(|distance| {
+            let at = place_of(base.wrapping_add_signed(distance));
+            u64::from_le_bytes(machine.ram.bytes[at..at + 8].try_into().unwrap())
+        });
+        (machine.state.gpr[3], machine.state.gpr[5]) = (base, 0x1122_3344_5566_7788);
+        assert_eq!(machine.run(&placed), Leave::Unlinked);
+        let gpr = &machine.state.gpr;
+        assert_eq!([gpr[0], gpr[1], gpr[2], gpr[6]], [rax, rcx, rdx, rsi], "{base:#x}");
+        let at = place_of(base + 20);
+        assert_eq!(machine.ram.bytes[at..at + 8], 0x1122_3344_5566_7788_u64.to_le_bytes(), "{base:#x}");
+    }
+}
+
+#[test]
+fn a_page_that_can_be_read_is_not_written_for_it() {
+    // mov rax, [rbx]; mov [rbx + 8], rax
+    let placed = place(translate(&[0x48, 0x8b, 0x03, 0x48, 0x89, 0x43, 0x08]));
+    let mut machine = Machine::new();
+    machine.fill();
+    machine.state.gpr[3] = READ_ONLY;
+    assert_eq!(machine.run(&placed), Leave::Step);
+    assert_eq!(machine.state.instructions, 1);
+}

@@ -71,7 +71,11 @@ impl Lifter<'_> {
     }
 
     pub(super) fn write_flag(&mut self, flag: Flag, value: Value) {
-        self.set_source(number(flag), Source::Truth(value));
+        let source = match self.constant_of(value) {
+            Some(constant) => Source::Known(constant & 1 != 0),
+            None => Source::Truth(value),
+        };
+        self.set_source(number(flag), source);
     }
 
     pub(super) fn write_result_flags(&mut self, result: Value) {

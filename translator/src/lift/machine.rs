@@ -182,8 +182,8 @@ impl Machine for Lifter<'_> {
         self.b.ins().fence();
     }
 
-    fn add(&mut self, _: Width, a: Value, b: Value) -> Value {
-        self.b.ins().iadd(a, b)
+    fn add(&mut self, width: Width, a: Value, b: Value) -> Value {
+        if width == Width::Qword { self.sum(a, b) } else { self.b.ins().iadd(a, b) }
     }
 
     fn sub(&mut self, width: Width, a: Value, b: Value) -> Value {
@@ -232,8 +232,8 @@ impl Machine for Lifter<'_> {
         self.quotient(width, signed, high, low, divisor)
     }
 
-    fn shift_left(&mut self, _: Width, a: Value, count: Value) -> Value {
-        self.b.ins().ishl(a, count)
+    fn shift_left(&mut self, width: Width, a: Value, count: Value) -> Value {
+        if width == Width::Qword { self.shifted(a, count) } else { self.b.ins().ishl(a, count) }
     }
 
     fn shift_right(&mut self, _: Width, a: Value, count: Value) -> Value {

@@ -3,10 +3,15 @@
 //! One comparison serves for permission, page and crossing: the tag is compared with the page of the access's *last*
 //! byte, in the entry of its *first* byte's page. If the two pages differ, so do their entries (arrays have more than
 //! one), and the entry can't hold the other's tag.
+//!
+//! Accesses near one that was looked up (the same base, or the same base and scaled index, and another displacement)
+//! are compared with the entry that it found, before the array is asked again.
 
 use core::mem::offset_of;
 
-use cranelift_codegen::ir::{Block, InstBuilder, Type, Value, condcodes::IntCC, types};
+use cranelift_codegen::ir::{
+    Block, InstBuilder, InstructionData, Opcode, Type, Value, condcodes::IntCC, types,
+};
 use memory::tlb::{ENTRY_SHIFT, Entry};
 use x86::{CpuState, PAGE_MASK, PAGE_SHIFT, Width};
 
@@ -41,8 +46,47 @@ pub(super) struct Update {
     host: Value,
 }
 
+/// The entry that an access looked up: a valid translation of the page in its tag, whether the access hit or not.
+/// Translations stay valid while compiled code runs, so it serves other accesses near it.
+#[derive(Clone, Copy)]
+pub(super) struct Found {
+    access: Access,
+    /// Of the access's first byte.
+    address: Address,
+    tag: Value,
+    addend: Value,
+}
+
+/// A base and a constant distance from it.
+#[derive(Clone, Copy)]
+struct Address {
+    /// `None`: 0.
+    base: Option<Value>,
+    distance: i64,
+}
+
+/// How far from the access that looked it up an entry serves. Less than the smallest array's entries cover, so that the
+/// page of the first access is the only one there that the entry can be about.
+const NEAR: i64 = 2048;
+
+impl Found {
+    /// From the first byte of what was looked up to that of another access, if it is near.
+    fn distance_to(self, place: Address) -> Option<i64> {
+        let distance = place.distance.wrapping_sub(self.address.distance);
+        let near = (-NEAR..=NEAR).contains(&distance);
+        (near && place.base == self.address.base).then_some(distance)
+    }
+
+    /// The byte, from its first one, that is in the entry's page only if all of an access are: the last one if it begins behind
+    /// the byte that was looked up, the first one if it ends before that.
+    fn probe(self, place: Address, bytes: i64) -> Option<i64> {
+        let distance = self.distance_to(place)?;
+        if distance >= 0 { Some(bytes - 1) } else { (distance + bytes <= 1).then_some(0) }
+    }
+}
+
 impl Lifter<'_> {
-    /// The offset of an address' entry in an endless TLB array.
+    /// The offset of an address'' entry in an endless TLB array.
     pub(super) fn tlb_index(&mut self, address: Value) -> Value {
         if let Some(address) = self.constant_of(address) {
             return self.word(address >> (PAGE_SHIFT - ENTRY_SHIFT));
@@ -67,6 +111,91 @@ impl Lifter<'_> {
     /// Looks an access up; branches to a new cold block on a miss, and goes on in a new block with the host address.
     /// `aligned`: an address that is no multiple of `bytes` misses.
     fn lookup(&mut self, address: Value, bytes: u16, access: Access, aligned: bool) -> (Value, Block) {
+        let aligned = aligned || self.mode.checks_alignment() && bytes <= 8;
+        let place = self.address_of(address);
+        let known = self.file.found.into_iter().flatten().find_map(|found| {
+            let reads_writable = access == Access::Read && found.access == Access::Write;
+            let serves = found.access == access || reads_writable;
+            let probe = if aligned { Some(0) } else { found.probe(place, i64::from(bytes)) };
+            let near = found.distance_to(place).is_some();
+            probe.filter(|_| serves && near).map(|probe| (found, probe))
+        });
+        match known {
+            Some((found, probe)) => self.near_lookup(address, bytes, access, aligned, found, probe),
+            None => {
+                let cold = self.b.create_block();
+                self.b.set_cold_block(cold);
+                let (host, tag, addend) = self.far_lookup(address, bytes, access, aligned, cold);
+                self.file.found = [Some(Found { access, address: place, tag, addend }), self.file.found[0]];
+                (host, cold)
+            }
+        }
+    }
+
+    /// Base and distance of an address.
+    fn address_of(&self, address: Value) -> Address {
+        if let Some(constant) = self.constant_of(address) {
+            return Address { base: None, distance: constant as i64 };
+        }
+        let (mut base, mut distance) = (address, 0_i64);
+        while let Some(inst) = self.b.func.dfg.value_def(base).inst()
+            && let InstructionData::Binary { opcode: Opcode::Iadd, args: [inner, by] } =
+                self.b.func.dfg.insts[inst]
+            && let Some(by) = self.constant_of(by)
+        {
+            base = inner;
+            distance = distance.wrapping_add(by as i64);
+        }
+        Address { base: Some(base), distance }
+    }
+
+    /// Looks an access up in an entry that was found before; in the array, off the straight path, if that is of another page.
+    /// `probe`: from the access's first byte to the one whose page decides.
+    fn near_lookup(
+        &mut self,
+        address: Value,
+        bytes: u16,
+        access: Access,
+        aligned: bool,
+        found: Found,
+        probe: i64,
+    ) -> (Value, Block) {
+        let probed = if probe == 0 { address } else { self.displaced(address, probe) };
+        let mask = if aligned { PAGE_MASK | u64::from(bytes - 1) } else { PAGE_MASK };
+        let page = self.b.ins().band_imm_s(probed, mask as i64);
+        let misses = self.b.ins().icmp(IntCC::NotEqual, page, found.tag);
+        let again = self.b.create_block();
+        let same = self.b.create_block();
+        let hit = self.b.create_block();
+        let cold = self.b.create_block();
+        self.b.set_cold_block(again);
+        self.b.set_cold_block(cold);
+        let host = self.b.append_block_param(hit, types::I64);
+        self.b.ins().brif(misses, again, &[], same, &[]);
+
+        self.b.switch_to_block(again);
+        let (far, _, _) = self.far_lookup(address, bytes, access, aligned, cold);
+        if let Some(block) = self.b.current_block() {
+            self.b.set_cold_block(block);
+        }
+        self.b.ins().jump(hit, &[far.into()]);
+
+        self.b.switch_to_block(same);
+        let near = self.b.ins().iadd(address, found.addend);
+        self.b.ins().jump(hit, &[near.into()]);
+        self.b.switch_to_block(hit);
+        (host, cold)
+    }
+
+    /// Looks an access up in the TLB array. Gives the host address, and tag and addend of the entry.
+    fn far_lookup(
+        &mut self,
+        address: Value,
+        bytes: u16,
+        access: Access,
+        aligned: bool,
+        cold: Block,
+    ) -> (Value, Value, Value) {
         if self.tlb.is_none() && self.depth == 0 {
             // Here it dominates all that follows.
             self.tlb = Some(self.load_tlb());
@@ -74,7 +203,7 @@ impl Lifter<'_> {
         let index = self.tlb_index(address);
         let entry = self.tlb_entry(index);
         let tag = self.table_load(entry, access.tag());
-        let aligned = aligned || self.mode.checks_alignment() && bytes <= 8;
+        let addend = self.table_load(entry, offset_of!(Entry, addend));
         let page = if aligned {
             self.b.ins().band_imm_s(address, (PAGE_MASK | u64::from(bytes - 1)) as i64)
         } else if bytes == 1 {
@@ -84,14 +213,11 @@ impl Lifter<'_> {
             self.b.ins().band_imm_s(last, PAGE_MASK as i64)
         };
         let misses = self.b.ins().icmp(IntCC::NotEqual, page, tag);
-        let cold = self.b.create_block();
         let hit = self.b.create_block();
-        self.b.set_cold_block(cold);
         self.b.ins().brif(misses, cold, &[], hit, &[]);
         self.b.switch_to_block(hit);
-        let addend = self.table_load(entry, offset_of!(Entry, addend));
         let host = self.b.ins().iadd(address, addend);
-        (host, cold)
+        (host, tag, addend)
     }
 
     /// Goes to the cold block and does the access the slow way; what the thunk needs is in `CpuState` then.

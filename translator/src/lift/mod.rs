@@ -18,6 +18,7 @@ mod memory;
 mod native;
 mod registers;
 mod string;
+mod sums;
 mod vector;
 mod vector_inline;
 
@@ -86,8 +87,8 @@ pub(crate) struct Lifter<'f> {
     substituted: Vec<HostInstruction>,
     /// Values of those whose flags in MXCSR matter.
     floats: Vec<Value>,
-    /// The guest's MXCSR is in the host's register here and in all that follows.
-    mxcsr_loaded: bool,
+    /// What addresses in the current guest block consist of.
+    terms: Vec<(sums::Term, Value)>,
     /// What the last comparison of floats compared.
     compared: Option<native::ComparedFloats>,
 }
@@ -135,7 +136,7 @@ impl<'f> Lifter<'f> {
             exits: Vec::new(),
             substituted: Vec::new(),
             floats: Vec::new(),
-            mxcsr_loaded: false,
+            terms: Vec::new(),
             compared: None,
         }
     }
@@ -150,7 +151,6 @@ impl<'f> Lifter<'f> {
         self.page = block.rip & PAGE_MASK;
         self.counted = liftable as u16;
         self.file = RegisterFile::default();
-        (self.mxcsr_loaded, self.compared) = (false, None);
         self.enter(block.rip);
 
         let mut bytes = 0;
@@ -193,6 +193,9 @@ impl<'f> Lifter<'f> {
         self.b.set_srcloc(SourceLoc::new(u32::from(index)));
         self.start = self.file;
         self.flushed = false;
+        if index == 0 {
+            self.terms.clear();
+        }
         self.update = None;
         self.extended.clear();
         self.halves.clear();

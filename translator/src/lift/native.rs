@@ -104,7 +104,7 @@ impl Lifter<'_> {
 
     /// Sees to it that the guest's MXCSR is in the host's register.
     fn load_mxcsr(&mut self) {
-        if self.mxcsr_loaded {
+        if self.file.mxcsr_loaded {
             return;
         }
         let loaded = self.state_load(types::I32, offset_of!(CpuState, mxcsr_loaded));
@@ -116,7 +116,7 @@ impl Lifter<'_> {
         self.call_preserving(RuntimeHelper::LoadMxcsr);
         self.b.ins().jump(go, &[]);
         self.b.switch_to_block(go);
-        self.mxcsr_loaded = self.depth == 0;
+        self.file.mxcsr_loaded = true;
     }
 
     /// The value of MXCSR.

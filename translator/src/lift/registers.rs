@@ -9,6 +9,7 @@ use x86::{CpuState, Width};
 use super::{
     Lifter,
     flags::{FLAGS, Source},
+    memory::Found,
 };
 
 /// A general register. Without values it is in `CpuState`.
@@ -48,6 +49,10 @@ pub(super) struct RegisterFile {
     pub dirty: Set,
     /// Written since the innermost `when` began.
     pub written: Set,
+    /// The guest's MXCSR is in the host's register.
+    pub mxcsr_loaded: bool,
+    /// Pages that accesses have looked up, the latest first.
+    pub found: [Option<Found>; 2],
     /// The flags in `CpuState` that are not dirty here are not lazy.
     pub settled: bool,
 }
@@ -197,7 +202,13 @@ impl Lifter<'_> {
         self.write_back_registers(&file);
         self.write_back_flag_words(&file);
         self.flushed = true;
-        self.file = RegisterFile { written: Set::ALL, settled: true, ..RegisterFile::default() };
+        self.file = RegisterFile {
+            written: Set::ALL,
+            settled: true,
+            mxcsr_loaded: file.mxcsr_loaded,
+            found: file.found,
+            ..RegisterFile::default()
+        };
     }
 
     /// Begins an arm that is run only if a condition holds, at the (still empty) current block. Returns what is known
