@@ -328,7 +328,7 @@ fn accesses_with_one_base_are_looked_up_by_page() {
         machine.exchange(first, second);
         // Where the bytes of an access are: the slow path, which is for those that cross, knows nothing of the exchange.
         let place_of = |address: u64| {
-            let crosses = (address ^ address + 7) & !0xfff != 0;
+            let crosses = (address ^ (address + 7)) & !0xfff != 0;
             let exchanged = if address & !0xfff == first { address + 0x1000 } else { address - 0x1000 };
             (if crosses { address } else { exchanged } - RAM_START) as usize
         };
