@@ -106,6 +106,11 @@ impl Block {
         (executions >= self.ask_at.load(Ordering::Relaxed)).then_some(executions)
     }
 
+    /// Executions by the interpreter so far.
+    pub(crate) fn executions(&self) -> u32 {
+        self.executions.load(Ordering::Relaxed)
+    }
+
     /// The policy is not to be asked before that many executions.
     pub fn ask_at(&self, executions: u32) {
         self.ask_at.store(executions, Ordering::Relaxed);
@@ -130,6 +135,7 @@ impl Block {
 
     pub(crate) fn cool_down(&self) {
         self.executions.store(0, Ordering::Relaxed);
+        self.ask_at.store(0, Ordering::Relaxed);
     }
 
     pub(crate) fn die(&self) {

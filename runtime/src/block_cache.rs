@@ -186,14 +186,22 @@ impl CodeCache {
         self.lock().pages.get(&page).map_or(0, |record| record.invalidations)
     }
 
-    /// Puts a block's code into code memory. False if that is full: [`CodeCache::evict`] and try again.
-    pub fn install(&self, block: &Arc<Block>, code: &CodeBlock) -> bool {
+    /// Puts the code of a region, entered at the first of its blocks, into code memory. False if that is full:
+    /// [`CodeCache::evict`] and try again.
+    pub fn install(&self, members: &[Arc<Block>], code: &CodeBlock) -> bool {
         let inner = &mut *self.lock();
-        if block.is_dead() {
+        if members.iter().any(|block| block.is_dead()) {
+            // The head may be alive and warm: it is asked about again.
+            if let Some(head) = members.first() {
+                head.cool_down();
+            }
             return true;
         }
-        if !inner.links.install(block, code) {
-            return false;
+        let Some(replaced) = inner.links.install(members, code) else { return false };
+        if let (Some(head), Some(replaced)) = (members.first(), replaced.0) {
+            for cache in &inner.jump_caches {
+                cache.forget(head.key.rip, replaced);
+            }
         }
         inner.counters.compiled += 1;
         inner.counters.code_bytes += code.code.len() as u64;

@@ -101,7 +101,7 @@ impl Engine {
         let open = self.open.take();
         let block = self.finder.find(&self.state, &mut self.mmu, Extent::Full)?;
         if let Some(compiler) = &mut self.compiler
-            && let Some(code) = compiler.code_for(block, &self.mmu)
+            && let Some(code) = compiler.code_for(block, &self.state, &self.mmu)
         {
             if let Some(open) = open {
                 compiled::chain(&self.state, &self.cache, &self.jump_cache, open, block, code);

@@ -36,6 +36,8 @@ pub struct EngineConfig {
     pub code_memory: usize,
     /// Instructions that a guest block has at most; for tests, which run blocks of one.
     pub longest_block: usize,
+    /// Compile on a thread of its own; else the guest waits for the compiler.
+    pub background: bool,
     /// For tests: drop code, blocks, links and caches at random, by this seed.
     pub stress: Option<u64>,
 }
@@ -47,6 +49,7 @@ impl Default for EngineConfig {
             threshold: DEFAULT_THRESHOLD,
             code_memory: 256 << 20,
             longest_block: MAX_BLOCK,
+            background: true,
             stress: None,
         }
     }
@@ -106,18 +109,23 @@ impl Engine {
         mmu.set_watch(cache.clone());
         let jump_cache = Arc::new(JumpCache::new());
         cache.register(Arc::clone(&jump_cache));
+        let state = Box::new(CpuState::new());
+        // SAFETY: the word is in a box that the engine frees only after `drop` has disconnected the target.
+        let kick = Arc::new(unsafe { KickTarget::new(&raw const state.exit_request) });
         let (compiler, helpers) = if translates {
             let translator =
                 Translator::new(Options::default()).map_err(|error| failed(error.to_string()))?;
             let policy = Policy { mode: config.mode, threshold: config.threshold };
-            let compiler = Compiler::new(policy, translator, Arc::clone(&cache));
+            let compiler = if config.background {
+                Compiler::in_background(policy, translator, Arc::clone(&cache), Arc::clone(&kick))
+                    .map_err(|error| failed(format!("starting the compiler's thread: {error}")))?
+            } else {
+                Compiler::here(policy, translator, Arc::clone(&cache))
+            };
             (Some(compiler), Some(HelperTable::get().map_err(failed)?))
         } else {
             (None, None)
         };
-        let state = Box::new(CpuState::new());
-        // SAFETY: the word is in a box that the engine frees only after `drop` has disconnected the target.
-        let kick = Arc::new(unsafe { KickTarget::new(&raw const state.exit_request) });
         let mut engine = Self {
             state,
             mmu,

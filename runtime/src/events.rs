@@ -75,6 +75,11 @@ impl Engine {
     #[cold]
     pub(crate) fn attend(&mut self) -> Option<Exit> {
         let requests = self.state.exit_request.swap(0, Ordering::Acquire);
+        if requests & exit_request::ENGINE != 0
+            && let Some(compiler) = &mut self.compiler
+        {
+            compiler.collect();
+        }
         if self.events.nmi && !self.state.nmi_blocked && self.state.interrupt_shadow == 0 {
             self.events.nmi = false;
             self.state.halted = false;

@@ -199,14 +199,15 @@ fn read_at<'a>(state: &CpuState, mmu: &Mmu, first: GuestPhys, rip: u64, buffer: 
     bytes
 }
 
-/// Decodes a living block again, for the translator. `None` if it has died.
-pub fn decode_again(block: &Block, mmu: &Mmu) -> Option<GuestBlock> {
-    let mut buffer = [0; MAX_BLOCK * MAX_LENGTH];
-    let bytes = buffer.get_mut(..block.bytes as usize)?;
-    mmu.ram().read(block.key.first, bytes).ok()?;
+/// Decodes a living block again, for the translator, and gives its bytes too. `None` if it has died.
+pub fn decode_again(block: &Block, mmu: &Mmu) -> Option<(GuestBlock, Vec<u8>)> {
+    let mut bytes = vec![0; block.bytes as usize];
+    mmu.ram().read(block.key.first, &mut bytes).ok()?;
     let mode: Mode = block.key.mode;
-    let decoded = decode::decode_block(bytes, block.key.rip, mode);
-    (!block.is_dead() && !decoded.insns.is_empty()).then_some(decoded)
+    let mut decoded = decode::decode_block(&bytes, block.key.rip, mode);
+    // The bytes end where the block does, which is all that this decoding knows.
+    decoded.end = block.end;
+    (!block.is_dead() && !decoded.insns.is_empty()).then_some((decoded, bytes))
 }
 
 /// The bytes of the one instruction of a [`Extent::Single`] block, as they are in memory now.

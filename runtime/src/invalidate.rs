@@ -47,12 +47,15 @@ impl Inner {
                 record.occupied = record.blocks.iter().fold(0, |all, other| all | other.occupies(page));
             }
         }
-        if let Some(code) = block.code() {
-            self.links.remove(block.id);
+        // What it is a part of dies with it; the other parts live and count anew.
+        for head in self.links.regions_of(block.id) {
+            let Some(code) = head.code() else { continue };
+            self.links.remove(head.id);
             for cache in &self.jump_caches {
-                cache.forget(block.key.rip, code);
+                cache.forget(head.key.rip, code);
             }
-            block.set_code(0);
+            head.set_code(0);
+            head.cool_down();
         }
     }
 }

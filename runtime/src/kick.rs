@@ -30,6 +30,19 @@ impl KickTarget {
         Self { word: Mutex::new(Some(Word(word))) }
     }
 
+    /// Has the engine itself look at what waits for it.
+    pub(crate) fn request_attention(&self) {
+        self.set(exit_request::ENGINE);
+    }
+
+    fn set(&self, bits: u32) {
+        let word = self.word.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(word) = &*word {
+            // SAFETY: valid as long as it is here, see the invariant.
+            unsafe { &*word.0 }.fetch_or(bits, Ordering::Release);
+        }
+    }
+
     /// From now on kicks do nothing.
     pub fn disconnect(&self) {
         *self.word.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -38,11 +51,7 @@ impl KickTarget {
 
 impl Kicker for KickTarget {
     fn kick(&self) {
-        let word = self.word.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(word) = &*word {
-            // SAFETY: valid as long as it is here, see the invariant.
-            unsafe { &*word.0 }.fetch_or(exit_request::KICK, Ordering::Release);
-        }
+        self.set(exit_request::KICK);
     }
 }
 

@@ -25,8 +25,10 @@ mod jump_cache;
 mod kick;
 mod links;
 mod lookup;
+mod region;
 mod step;
 mod stress;
+mod worker;
 
 pub use block_cache::CodeCache;
 pub use compiled::LeaveCounters;

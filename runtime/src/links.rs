@@ -26,9 +26,14 @@ struct SlotRecord {
 /// What is known of a block that has code.
 struct Installed {
     block: Arc<Block>,
+    /// All blocks that the code is made from.
+    members: Vec<BlockId>,
     slots: Range<usize>,
     incoming: Set<usize>,
 }
+
+/// Code of the same block that new code has taken the place of.
+pub struct Replaced(pub Option<u64>);
 
 /// See the module's description.
 pub struct Links {
@@ -39,25 +44,33 @@ pub struct Links {
     /// Slot number by address.
     numbers: Map<u64, usize>,
     installed: Map<BlockId, Installed>,
+    /// Heads of the regions that a block is part of.
+    regions: Map<BlockId, Vec<BlockId>>,
 }
 
 impl Links {
     /// With empty code memory; `stub` is what unlinked slots lead to.
     pub fn new(memory: CodeMemory, stub: u64) -> Self {
-        Self { memory, stub, slots: Vec::new(), numbers: Map::default(), installed: Map::default() }
+        Self {
+            memory,
+            stub,
+            slots: Vec::new(),
+            numbers: Map::default(),
+            installed: Map::default(),
+            regions: Map::default(),
+        }
     }
 
-    /// Installs a block's code, all exits unlinked. `false`: the memory is full.
-    pub fn install(&mut self, block: &Arc<Block>, compiled: &CodeBlock) -> bool {
+    /// Installs the code of a region that begins with the first of `members`, all exits unlinked. Slots that lead to older
+    /// code of that block lead to the new one. `None`: the memory is full.
+    pub fn install(&mut self, members: &[Arc<Block>], compiled: &CodeBlock) -> Option<Replaced> {
+        let block = members.first()?;
         let size = size_of::<ChainSlot>();
-        let Some((code, slots)) = self.memory.allocate(compiled.code.len(), compiled.exits.len() * size)
-        else {
-            return false;
-        };
+        let (code, slots) = self.memory.allocate(compiled.code.len(), compiled.exits.len() * size)?;
         let mut bytes = compiled.code.clone();
         if compiled.link(&mut bytes, code, slots, 0).is_err() {
             // Code memory is at most 1 GiB, so this can't be; not installing is right all the same.
-            return false;
+            return Some(Replaced(None));
         }
         self.memory.write(code, &bytes);
         let first = self.slots.len();
@@ -71,10 +84,27 @@ impl Links {
             self.slots.push(SlotRecord { address, owner: block.id, guarded: exit.guarded, linked: None });
         }
         let slots = first..self.slots.len();
-        self.installed
-            .insert(block.id, Installed { block: Arc::clone(block), slots, incoming: Set::default() });
+        let replaced = block.code();
+        let incoming = self.take_out(block.id);
+        for &number in &incoming {
+            self.memory.store(self.slots[number].address + offset_of!(ChainSlot, code) as u64, code);
+        }
+        for member in members {
+            self.regions.entry(member.id).or_default().push(block.id);
+        }
+        let members = members.iter().map(|member| member.id).collect();
+        self.installed.insert(block.id, Installed { block: Arc::clone(block), members, slots, incoming });
         block.set_code(code);
-        true
+        Some(Replaced(replaced))
+    }
+
+    /// The blocks whose code a block is part of.
+    pub fn regions_of(&self, id: BlockId) -> Vec<Arc<Block>> {
+        let heads = self.regions.get(&id).into_iter().flatten();
+        heads
+            .filter_map(|head| self.installed.get(head))
+            .map(|installed| Arc::clone(&installed.block))
+            .collect()
     }
 
     /// Makes the slot at an address jump to `block`, which must be installed; guarded slots under `addend`. An exit to
@@ -96,15 +126,30 @@ impl Links {
         self.memory.store(slot + offset_of!(ChainSlot, code) as u64, code);
     }
 
-    /// Takes a block out of every chain. Its bytes and slots stay where they are.
+    /// Takes a block's code out of every chain. Its bytes and slots stay where they are.
     pub fn remove(&mut self, id: BlockId) {
-        let Some(installed) = self.installed.remove(&id) else { return };
-        for number in installed.incoming {
+        for number in self.take_out(id) {
             self.reset_slot(number);
         }
-        for number in installed.slots {
+    }
+
+    /// Forgets a block's code and unlinks its exits; gives the slots that lead to it, which are the caller's to see to.
+    fn take_out(&mut self, id: BlockId) -> Set<usize> {
+        let Some(installed) = self.installed.get_mut(&id) else { return Set::default() };
+        let slots = installed.slots.clone();
+        for number in slots {
             self.unlink(number);
         }
+        let Some(installed) = self.installed.remove(&id) else { return Set::default() };
+        for member in installed.members {
+            if let Some(heads) = self.regions.get_mut(&member) {
+                heads.retain(|&head| head != id);
+                if heads.is_empty() {
+                    self.regions.remove(&member);
+                }
+            }
+        }
+        installed.incoming
     }
 
     /// Unlinks every slot of the given block, so that its exits are looked up anew.
@@ -121,6 +166,7 @@ impl Links {
             installed.block.set_code(0);
             installed.block.cool_down();
         }
+        self.regions.clear();
         self.slots.clear();
         self.numbers.clear();
         self.memory.reset();
@@ -183,6 +229,11 @@ mod tests {
         }
     }
 
+    fn install(links: &mut Links, members: &[&Arc<Block>], code: &CodeBlock) -> bool {
+        let members: Vec<_> = members.iter().map(|&block| Arc::clone(block)).collect();
+        links.install(&members, code).is_some()
+    }
+
     struct Fixture {
         links: Links,
         a: Arc<Block>,
@@ -194,8 +245,8 @@ mod tests {
     fn fixture() -> Fixture {
         let mut links = Links::new(CodeMemory::new(64 << 10).unwrap(), STUB);
         let (a, b) = (block(1, 0x1000), block(2, 0x1100));
-        assert!(links.install(&a, &code(0x1000, &[(0x1100, false), (0x2000, true)])));
-        assert!(links.install(&b, &code(0x1100, &[])));
+        assert!(install(&mut links, &[&a], &code(0x1000, &[(0x1100, false), (0x2000, true)])));
+        assert!(install(&mut links, &[&b], &code(0x1100, &[])));
         let slots = [links.slots[0].address, links.slots[1].address];
         Fixture { links, a, b, slots }
     }
@@ -233,7 +284,10 @@ mod tests {
     fn guarded_slots_move_between_targets() {
         let mut f = fixture();
         let (c, d) = (block(3, 0x9000), block(4, 0xa000));
-        assert!(f.links.install(&c, &code(0x2000, &[])) && f.links.install(&d, &code(0x2000, &[])));
+        assert!(
+            install(&mut f.links, &[&c], &code(0x2000, &[]))
+                && install(&mut f.links, &[&d], &code(0x2000, &[]))
+        );
         f.links.link(f.slots[1], &c, 0x77);
         f.links.link(f.slots[1], &d, 0x88);
         let addend = f.slots[1] + offset_of!(ChainSlot, addend) as u64;
@@ -246,7 +300,7 @@ mod tests {
     fn unguarded_slots_stay_in_their_physical_page() {
         let mut f = fixture();
         let elsewhere = block(3, 0x9100);
-        assert!(f.links.install(&elsewhere, &code(0x1100, &[])));
+        assert!(install(&mut f.links, &[&elsewhere], &code(0x1100, &[])));
         f.links.link(f.slots[0], &elsewhere, 0);
         assert_eq!(f.leads_to(f.slots[0]), STUB);
     }
@@ -255,12 +309,37 @@ mod tests {
     fn full_memory_is_emptied() {
         let mut f = fixture();
         let mut n = 10;
-        while f.links.install(&block(n, 0x1000 + n), &code(0, &[(0, false)])) {
+        while install(&mut f.links, &[&block(n, 0x1000 + n)], &code(0, &[(0, false)])) {
             n += 1;
         }
         assert!(n > 200);
         f.links.clear();
         assert_eq!((f.a.code(), f.b.code(), f.links.used()), (None, None, 0));
-        assert!(f.links.install(&f.a, &code(0x1000, &[])));
+        assert!(install(&mut f.links, &[&f.a], &code(0x1000, &[])));
+    }
+
+    #[test]
+    fn new_code_takes_over_what_led_to_the_old() {
+        let mut f = fixture();
+        f.links.link(f.slots[0], &f.b, 0);
+        let old = f.b.code().unwrap();
+        assert!(install(&mut f.links, &[&f.b, &f.a], &code(0x1100, &[(0x1000, false)])));
+        let new = f.b.code().unwrap();
+        assert_ne!(old, new);
+        assert_eq!(f.leads_to(f.slots[0]), new);
+        f.links.remove(f.b.id);
+        assert_eq!(f.leads_to(f.slots[0]), STUB);
+    }
+
+    #[test]
+    fn a_block_knows_the_regions_that_it_is_part_of() {
+        let mut f = fixture();
+        assert!(install(&mut f.links, &[&f.b, &f.a], &code(0x1100, &[])));
+        let heads = |links: &Links, block: &Block| -> Vec<u64> {
+            links.regions_of(block.id).iter().map(|head| head.id.0).collect()
+        };
+        assert_eq!((heads(&f.links, &f.a), heads(&f.links, &f.b)), (vec![1, 2], vec![2]));
+        f.links.remove(f.b.id);
+        assert_eq!((heads(&f.links, &f.a), heads(&f.links, &f.b)), (vec![1], vec![]));
     }
 }

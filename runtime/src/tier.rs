@@ -29,6 +29,12 @@ pub struct Policy {
 /// See the module's description.
 pub const DEFAULT_THRESHOLD: u32 = 1500;
 
+/// A block belongs to a warm block's region if it has run at least this fraction of the times that make a block warm.
+const REGION_SHARE: u32 = 8;
+
+/// How many times as often a block of a region must be run outside of it before it becomes the head of its own.
+const AGAIN: u32 = 4;
+
 /// How often the threshold is doubled at most for a page that keeps changing.
 const MAX_DOUBLINGS: u32 = 12;
 
@@ -40,6 +46,17 @@ impl Policy {
     /// within a page relies on linear and CS-relative pages being the same.
     pub fn compiles(&self, mode: Mode) -> bool {
         self.mode == EngineMode::Translate && (mode.is_64bit() || mode.is_flat() && mode.is_protected())
+    }
+
+    /// How often a block must have run to be part of a region around one that has run `executions` times.
+    pub fn warm_in_region(&self, executions: u32) -> u32 {
+        executions / REGION_SHARE
+    }
+
+    /// After how many executions a block is compiled that is part of a region already, but has been run outside of it
+    /// `executions` times.
+    pub fn warm_again(&self, executions: u32) -> u32 {
+        if self.threshold <= 1 { 1 } else { executions.saturating_add(self.threshold.saturating_mul(AGAIN)) }
     }
 
     /// After how many executions a block is compiled, if ever, whose page has lost code to writes `invalidations`

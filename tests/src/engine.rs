@@ -33,26 +33,41 @@ pub enum Way {
     Compiled,
     /// As `CompiledSingly`, the third time round: every block enters the next by its chain slot.
     Chained,
+    /// Blocks of one instruction, interpreted twice, then compiled into one region.
+    Region,
 }
 
 impl Way {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Interpreted, Self::CompiledSingly, Self::Compiled, Self::Chained];
+    pub const ALL: [Self; 5] =
+        [Self::Interpreted, Self::CompiledSingly, Self::Compiled, Self::Chained, Self::Region];
 
     fn config(self) -> EngineConfig {
-        let config = EngineConfig { threshold: 1, code_memory: 64 << 20, ..EngineConfig::default() };
+        let config = EngineConfig {
+            threshold: 1,
+            background: false,
+            code_memory: 64 << 20,
+            ..EngineConfig::default()
+        };
         match self {
             Self::Interpreted => EngineConfig::interpret(),
             Self::Compiled => EngineConfig { mode: EngineMode::Translate, ..config },
             Self::CompiledSingly | Self::Chained => {
                 EngineConfig { mode: EngineMode::Translate, longest_block: 1, ..config }
             }
+            Self::Region => {
+                EngineConfig { mode: EngineMode::Translate, longest_block: 1, threshold: 3, ..config }
+            }
         }
     }
 
     /// How often a case is run; the last time counts.
     fn times(self) -> usize {
-        if self == Self::Chained { 3 } else { 1 }
+        match self {
+            Self::Chained => 3,
+            Self::Region => 4,
+            _ => 1,
+        }
     }
 }
 

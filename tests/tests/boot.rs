@@ -122,7 +122,7 @@ fn debian_boots_to_a_shell_by_interpretation() {
 fn debian_boots_while_code_is_thrown_away_at_random() {
     let guest = guest("debian");
     let mut machine = booted(Config {
-        engine: EngineConfig { stress: Some(42), ..EngineConfig::default() },
+        engine: EngineConfig { stress: Some(42), background: false, ..EngineConfig::default() },
         ..config(&guest, EngineMode::Translate)
     });
     assert_eq!(output(&mut machine, "seq 1 100 | awk '{ sum += $1 } END { print sum }'"), "5050\n");

@@ -144,3 +144,8 @@ fn compiled_whole() {
 fn chained() {
     on_engine(Way::Chained);
 }
+
+#[test]
+fn in_a_region() {
+    on_engine(Way::Region);
+}

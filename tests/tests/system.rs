@@ -36,8 +36,13 @@ fn engines() -> Vec<(&'static str, EngineConfig)> {
     vec![
         ("interpret", EngineConfig { mode: EngineMode::Interpret, ..EngineConfig::default() }),
         ("translate", translate),
-        ("translate, everything at once", EngineConfig { threshold: 1, ..translate }),
-        ("translate, under stress", EngineConfig { threshold: 2, stress: Some(7), ..translate }),
+        ("translate, everything at once", EngineConfig { threshold: 1, background: false, ..translate }),
+        ("translate, regions soon", EngineConfig { threshold: 4, background: false, ..translate }),
+        ("translate, regions soon, in the background", EngineConfig { threshold: 4, ..translate }),
+        (
+            "translate, under stress",
+            EngineConfig { threshold: 2, background: false, stress: Some(7), ..translate },
+        ),
     ]
 }
 

@@ -8,6 +8,7 @@ mod code_block;
 mod finish;
 mod lift;
 pub mod mxcsr;
+pub mod region;
 mod settings;
 mod substitute;
 mod template;
@@ -21,6 +22,7 @@ use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use semantics::decode::GuestBlock;
 
 use lift::{Lifted, Lifter};
+use region::Region;
 use settings::HostFeatures;
 
 pub use code_block::{CodeBlock, DirectExit, OutOfReach, Relocation, RelocationKind, RelocationTarget, Text};
@@ -88,10 +90,27 @@ impl Translator {
 
     /// Translates a guest block.
     pub fn translate(&mut self, block: &GuestBlock) -> Result<CodeBlock, TranslateError> {
-        mode_is_lifted(block.mode)?;
+        self.guarded(block.mode, block.rip, |lifter| lifter.block(block))
+    }
+
+    /// Translates a region.
+    pub fn translate_region(&mut self, region: &Region) -> Result<CodeBlock, TranslateError> {
+        let Some(first) = region.blocks.first() else {
+            return Err(TranslateError::FirstDeclined("an empty region"));
+        };
+        self.guarded(first.guest.mode, first.guest.rip, |lifter| lifter.region(region))
+    }
+
+    fn guarded(
+        &mut self,
+        mode: x86::Mode,
+        rip: u64,
+        lift: impl FnOnce(&mut Lifter<'_>) -> Result<Lifted, TranslateError>,
+    ) -> Result<CodeBlock, TranslateError> {
+        mode_is_lifted(mode)?;
         // A code generator that gives up on something that a guest brought it to must not take the monitor with it:
         // the block is interpreted, and what was left half done is made anew.
-        let result = catch_unwind(AssertUnwindSafe(|| self.compile(block)));
+        let result = catch_unwind(AssertUnwindSafe(|| self.compile(mode, rip, lift)));
         result.unwrap_or_else(|panic| {
             self.context = Context::new();
             self.builder_context = FunctionBuilderContext::new();
@@ -101,9 +120,14 @@ impl Translator {
         })
     }
 
-    fn compile(&mut self, block: &GuestBlock) -> Result<CodeBlock, TranslateError> {
+    fn compile(
+        &mut self,
+        mode: x86::Mode,
+        rip: u64,
+        lift: impl FnOnce(&mut Lifter<'_>) -> Result<Lifted, TranslateError>,
+    ) -> Result<CodeBlock, TranslateError> {
         self.context.clear();
-        let lifted = self.lift(block).inspect_err(|_| {
+        let lifted = self.lift(mode, lift).inspect_err(|_| {
             // Cranelift's builder wants to begin with nothing left over.
             self.builder_context = FunctionBuilderContext::new();
         })?;
@@ -123,13 +147,17 @@ impl Translator {
         let Some(compiled) = self.context.compiled_code() else {
             return Err(TranslateError::Codegen("no code".to_owned()));
         };
-        finish::code_block(block.rip, lifted, &self.context.func, compiled, code, text)
+        finish::code_block(rip, lifted, &self.context.func, compiled, code, text)
     }
 
-    fn lift(&mut self, block: &GuestBlock) -> Result<Lifted, TranslateError> {
+    fn lift(
+        &mut self,
+        mode: x86::Mode,
+        lift: impl FnOnce(&mut Lifter<'_>) -> Result<Lifted, TranslateError>,
+    ) -> Result<Lifted, TranslateError> {
         let builder = FunctionBuilder::new(&mut self.context.func, &mut self.builder_context);
-        let mut lifter = Lifter::new(builder, block.mode, self.host);
-        let lifted = lifter.block(block)?;
+        let mut lifter = Lifter::new(builder, mode, self.host);
+        let lifted = lift(&mut lifter)?;
         lifter.finish(self.isa.frontend_config());
         Ok(lifted)
     }

@@ -283,7 +283,7 @@ impl Harness {
             let width = [Width::Byte, Width::Word, Width::Dword, Width::Qword][random.below(4) as usize];
             let [a, b, c] = [(); 3].map(|()| random.next());
             let a = if form == Form::Packed { a & !0xfe } else { a };
-            let lazy = LazyFlags { kind: form.kind(width), a, b, c };
+            let lazy = LazyFlags { kind: form.kind(width), a, b, c: c & 1 };
             self.compiled.state.lazy_flags = lazy;
             self.interpreted.state.lazy_flags = lazy;
             self.interpreted.state.settle_flags();

@@ -4,30 +4,38 @@
 
 mod common;
 
-use std::{fmt::Write, fs, path::Path};
+use std::{collections::VecDeque, fmt::Write, fs, path::Path};
 
 use common::{long_mode_state, protected_state};
 use iced_x86::{Decoder, DecoderOptions, Formatter, NasmFormatter};
-use semantics::decode::decode_block;
-use transvisor_translator::{CodeBlock, HostCode, Options, Translator};
+use semantics::{Operand, decode::decode_block};
+use transvisor_translator::{
+    CodeBlock, HostCode, Options, Translator,
+    region::{Region, RegionBlock},
+};
 use x86::Mode;
 
 const SEPARATOR: &str = "----\n";
 
-/// What stands above the dashes: comments (`#`), `mode 32`, `rip 401000`, and lines of bytes.
+/// What stands above the dashes: comments (`#`), `mode 32`, `rip 401000`, `region` (all blocks that can be reached from
+/// the first one, together), and lines of bytes.
 struct Case {
     mode: Mode,
     rip: u64,
+    region: bool,
     bytes: Vec<u8>,
 }
 
 fn parse(name: &str, text: &str) -> Case {
-    let mut case = Case { mode: long_mode_state().mode, rip: 0xffff_ffff_8100_0100, bytes: Vec::new() };
+    let mut case =
+        Case { mode: long_mode_state().mode, rip: 0xffff_ffff_8100_0100, region: false, bytes: Vec::new() };
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
         let hex =
             |digits| u64::from_str_radix(digits, 16).unwrap_or_else(|_| panic!("{name}: {line}: no hex"));
         if let Some(rip) = line.strip_prefix("rip ") {
             case.rip = hex(rip);
+        } else if line == "region" {
+            case.region = true;
         } else if line == "mode 32" {
             case.mode = protected_state().mode;
         } else {
@@ -35,6 +43,29 @@ fn parse(name: &str, text: &str) -> Case {
         }
     }
     case
+}
+
+/// The blocks that direct transfers reach from the first byte on.
+fn region(case: &Case) -> Region {
+    let mut blocks: Vec<RegionBlock> = Vec::new();
+    let mut waiting = VecDeque::from([case.rip]);
+    while let Some(rip) = waiting.pop_front() {
+        let Some(bytes) = rip.checked_sub(case.rip).and_then(|offset| case.bytes.get(offset as usize..))
+        else {
+            continue;
+        };
+        let guest = decode_block(bytes, rip, case.mode);
+        let Some(last) = guest.insns.last().copied() else { continue };
+        if blocks.iter().any(|block| block.guest.rip == rip) {
+            continue;
+        }
+        blocks.push(RegionBlock::new(guest, bytes, 0x7000_0000_0000));
+        waiting.push_back(last.next_rip());
+        if last.operand(0) == Operand::Near {
+            waiting.push_back(last.immediate);
+        }
+    }
+    Region { blocks }
 }
 
 fn guest_assembly(case: &Case) -> String {
@@ -90,8 +121,12 @@ fn lifts_are_as_written_down() {
         let text = fs::read_to_string(&path).unwrap();
         let (head, golden) = text.split_once(SEPARATOR).unwrap_or((&text, ""));
         let case = parse(&name, head);
-        let block = decode_block(&case.bytes, case.rip, case.mode);
-        let translated = translator.translate(&block).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let translated = if case.region {
+            translator.translate_region(&region(&case))
+        } else {
+            translator.translate(&decode_block(&case.bytes, case.rip, case.mode))
+        };
+        let translated = translated.unwrap_or_else(|error| panic!("{name}: {error}"));
         let actual = describe(&case, &translated);
         if bless {
             fs::write(&path, format!("{head}{SEPARATOR}{actual}")).unwrap();

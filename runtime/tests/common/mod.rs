@@ -55,7 +55,8 @@ macro_rules! guest {
 /// Every configuration that a guest must behave alike in; those whose name contains the environment's ENGINE, if it
 /// is set.
 pub fn configurations() -> Vec<(&'static str, EngineConfig)> {
-    let translate = EngineConfig { mode: EngineMode::Translate, ..EngineConfig::default() };
+    let translate =
+        EngineConfig { mode: EngineMode::Translate, background: false, ..EngineConfig::default() };
     let mut all = vec![
         ("interpret", EngineConfig::interpret()),
         ("translate at once", EngineConfig { threshold: 1, ..translate }),

@@ -18,11 +18,10 @@ use crate::{
 pub(crate) const SLOT_NAMESPACE: u32 = 1;
 
 const RIP: usize = offset_of!(CpuState, rip);
-const INSTRUCTIONS: usize = offset_of!(CpuState, instructions);
 const SCRATCH: usize = offset_of!(CpuState, scratch);
 
 impl Lifter<'_> {
-    /// What every block begins with: the poll, and the count of its instructions.
+    /// What every function begins with: the poll.
     pub(super) fn enter(&mut self, rip: u64) {
         let request = self.state_load(types::I32, offset_of!(CpuState, exit_request));
         let asked = self.b.create_block();
@@ -33,13 +32,6 @@ impl Lifter<'_> {
         self.store_rip(rip);
         self.leave(Leave::Poll);
         self.b.switch_to_block(go);
-        self.count(i64::from(self.counted));
-    }
-
-    fn count(&mut self, instructions: i64) {
-        let before = self.state_load(types::I64, INSTRUCTIONS);
-        let after = self.b.ins().iadd_imm_s(before, instructions);
-        self.state_store(after, INSTRUCTIONS);
     }
 
     pub(super) fn store_rip(&mut self, rip: u64) {
@@ -47,7 +39,7 @@ impl Lifter<'_> {
         self.state_store(rip, RIP);
     }
 
-    fn leave(&mut self, how: Leave) {
+    pub(super) fn leave(&mut self, how: Leave) {
         let how = self.word(how as u64);
         self.b.ins().return_(&[how]);
     }
@@ -58,7 +50,7 @@ impl Lifter<'_> {
         self.write_back(file);
         self.store_rip(rip);
         if uncounted != 0 {
-            self.count(-i64::from(uncounted));
+            self.count_in_state(-i64::from(uncounted));
         }
         self.leave(Leave::Step);
     }
@@ -103,12 +95,10 @@ impl Lifter<'_> {
         }
     }
 
-    /// Goes on at a constant target, through a chain slot.
+    /// Goes on at a constant target.
     pub(super) fn direct_exit(&mut self, target: u64) {
         self.uncount_rest();
-        let file = self.file;
-        self.write_back(&file);
-        self.chain(target);
+        self.go(target);
     }
 
     /// A branch in the middle of the block: what follows is the case that it is not taken.
@@ -118,7 +108,9 @@ impl Lifter<'_> {
         self.b.set_cold_block(taken);
         self.b.ins().brif(condition, taken, &[], not_taken, &[]);
         self.b.switch_to_block(taken);
+        let file = self.file;
         self.direct_exit(target);
+        self.file = file;
         self.b.switch_to_block(not_taken);
     }
 
@@ -127,21 +119,32 @@ impl Lifter<'_> {
         self.uncounted() > 1
     }
 
-    /// A conditional branch ends in two direct exits; state is written back once.
+    /// A conditional branch: goes on at `target` or at the next instruction.
     pub(super) fn branch_exit(&mut self, condition: Value, target: u64) {
         let other = self.insn.next_rip;
+        let stays = [target, other].map(|rip| self.is_inside(rip));
         let file = self.file;
-        self.write_back(&file);
-        let taken = self.b.create_block();
-        let not_taken = self.b.create_block();
-        self.b.ins().brif(condition, taken, &[], not_taken, &[]);
-        self.b.switch_to_block(taken);
-        self.chain(target);
-        self.b.switch_to_block(not_taken);
-        self.chain(other);
+        if stays == [false, false] {
+            // Once for both.
+            self.write_back(&file);
+        }
+        let sides = [target, other].map(|_| self.b.create_block());
+        self.b.ins().brif(condition, sides[0], &[], sides[1], &[]);
+        for (n, rip) in [target, other].into_iter().enumerate() {
+            self.b.switch_to_block(sides[n]);
+            self.file = file;
+            if stays == [false, false] {
+                self.chain(rip);
+                continue;
+            }
+            if !stays[n] {
+                self.b.set_cold_block(sides[n]);
+            }
+            self.go(rip);
+        }
     }
 
-    fn chain(&mut self, target: u64) {
+    pub(super) fn chain(&mut self, target: u64) {
         let guarded = target & PAGE_MASK != self.page;
         let slot = self.slot_address(self.exits.len() as u32);
         self.exits.push(DirectExit { target, guarded });
@@ -219,7 +222,7 @@ impl Lifter<'_> {
     }
 
     /// Not zero if code at `target` may not be run, or lies elsewhere than where `addend` says.
-    fn guard(&mut self, target: Value, addend: Value) -> Value {
+    pub(super) fn guard(&mut self, target: Value, addend: Value) -> Value {
         let index = self.tlb_index(target);
         let entry = self.tlb_entry(index);
         let current = self.table_load(entry, offset_of!(Entry, addend));

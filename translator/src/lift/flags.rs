@@ -200,7 +200,11 @@ impl Lifter<'_> {
 
     fn flag_truth(&mut self, flag: usize) -> Value {
         if self.file.flags[flag] == Source::State {
-            self.file.flags[flag] = Source::Word(self.load_flag(flag));
+            let source = match flag {
+                CARRY if !self.file.settled => Source::Truth(self.lazy_carry()),
+                _ => Source::Word(self.load_flag(flag)),
+            };
+            self.file.flags[flag] = source;
         }
         self.truth_of(flag, self.file.flags[flag])
     }
@@ -208,6 +212,7 @@ impl Lifter<'_> {
     /// The value of a flag from `source`, 8 bits.
     pub(super) fn truth_of(&mut self, flag: usize, source: Source) -> Value {
         match source {
+            Source::State if flag == CARRY && !self.file.settled => self.lazy_carry(),
             Source::State => {
                 let word = self.load_flag(flag);
                 self.word_truth(flag, word)
@@ -225,7 +230,7 @@ impl Lifter<'_> {
     }
 
     /// A flag's value from its word, or from any narrower integer that the word is the sign extension of.
-    fn word_truth(&mut self, flag: usize, word: Value) -> Value {
+    pub(super) fn word_truth(&mut self, flag: usize, word: Value) -> Value {
         match flag {
             CARRY => self.reduce(Width::Byte, word),
             ZERO => self.b.ins().icmp_imm_s(IntCC::Equal, word, 0),

@@ -2,7 +2,7 @@
 
 use core::mem::offset_of;
 
-use cranelift_codegen::ir::{InstBuilder, Value, types};
+use cranelift_codegen::ir::{InstBuilder, Value, condcodes::IntCC, types};
 use x86::{CpuState, LazyFlags, Width, lazy_flags::Form};
 
 use super::{
@@ -70,6 +70,27 @@ impl Lifter<'_> {
         }
     }
 
+    /// CF as it comes in; quick if INC or DEC left it, which loops keep it through.
+    pub(super) fn lazy_carry(&mut self) -> Value {
+        let kind = self.state_load(types::I64, KIND);
+        let form = self.b.ins().ushr_imm_u(kind, 8);
+        let step = self.b.ins().iadd_imm_s(form, -(Form::Increment as i64));
+        let is_step = self.b.ins().icmp_imm_u(IntCC::UnsignedLessThan, step, 2);
+        let [quick, other, go] = [(); 3].map(|()| self.b.create_block());
+        let result = self.b.append_block_param(go, types::I8);
+        self.b.ins().brif(is_step, quick, &[], other, &[]);
+        self.b.switch_to_block(quick);
+        let carry = self.state_load(types::I8, C);
+        self.b.ins().jump(go, &[carry.into()]);
+        self.b.switch_to_block(other);
+        self.settle();
+        let word = self.state_load(types::I64, flag_offset(CARRY));
+        let carry = self.word_truth(CARRY, word);
+        self.b.ins().jump(go, &[carry.into()]);
+        self.b.switch_to_block(go);
+        result
+    }
+
     /// Stores the flags that differ from `CpuState`, and leaves none lazy.
     pub(super) fn write_back_flag_words(&mut self, file: &RegisterFile) {
         if file.dirty.flags == 0 && !file.settled {
@@ -79,18 +100,8 @@ impl Lifter<'_> {
     }
 
     fn store_lazy(&mut self, file: &RegisterFile, lazy: &LazyValues) {
-        let width = match self.b.func.dfg.value_type(lazy.a) {
-            types::I8 => Width::Byte,
-            types::I16 => Width::Word,
-            types::I32 => Width::Dword,
-            _ => Width::Qword,
-        };
-        let kind = self.word(lazy.form.kind(width));
-        let carry = match lazy.c {
-            None => None,
-            Some(Carry::Truth(value)) => Some(value),
-            Some(Carry::Kept) => Some(self.truth_of(CARRY, file.flags[CARRY])),
-        };
+        let kind = self.kind_of(lazy);
+        let carry = self.carry_of(file, lazy);
         self.state_store(kind, KIND);
         self.state_store(lazy.a, A);
         if let Some(b) = lazy.b {
@@ -101,16 +112,32 @@ impl Lifter<'_> {
         }
     }
 
+    fn kind_of(&mut self, lazy: &LazyValues) -> Value {
+        let width = match self.b.func.dfg.value_type(lazy.a) {
+            types::I8 => Width::Byte,
+            types::I16 => Width::Word,
+            types::I32 => Width::Dword,
+            _ => Width::Qword,
+        };
+        self.word(lazy.form.kind(width))
+    }
+
+    fn carry_of(&mut self, file: &RegisterFile, lazy: &LazyValues) -> Option<Value> {
+        match lazy.c? {
+            Carry::Truth(value) => Some(value),
+            Carry::Kept => Some(self.truth_of(CARRY, file.flags[CARRY])),
+        }
+    }
+
     fn store_words(&mut self, file: &RegisterFile) {
         match file.dirty.flags {
             0 => return,
-            ALL => {
+            // Some of the words in `CpuState` stay.
+            dirty if dirty != ALL && !file.settled => self.settle(),
+            _ => {
                 let settled = self.word(LazyFlags::SETTLED);
                 self.state_store(settled, KIND);
             }
-            // Some of the words in `CpuState` stay.
-            _ if !file.settled => self.settle(),
-            _ => {}
         }
         // ZF, SF and PF are mostly of the same result.
         let mut last = None;
@@ -128,7 +155,8 @@ impl Lifter<'_> {
 
     /// The form that says it all, if there is one.
     fn lazy_values(&self, file: &RegisterFile) -> Option<LazyValues> {
-        if file.dirty.flags != ALL {
+        // What INC and DEC leave of CF may still be in `CpuState`.
+        if file.dirty.flags | 1 << CARRY != ALL {
             return None;
         }
         let flags = &file.flags;
@@ -137,7 +165,7 @@ impl Lifter<'_> {
             return None;
         }
         match (flags[CARRY], flags[ADJUST], flags[OVERFLOW]) {
-            (Source::Known(false), Source::Known(false), Source::Known(false)) => {
+            (Source::Known(false), Source::Known(false), Source::Known(false)) if file.dirty.flags == ALL => {
                 Some(LazyValues { form: Form::Logic, a: result, b: None, c: None })
             }
             (carry, Source::Sum(adjust), Source::Sum(overflow))

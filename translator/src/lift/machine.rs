@@ -443,7 +443,10 @@ impl Machine for Lifter<'_> {
         Err(Ended)
     }
 
-    fn jump_indirect(&mut self, target: Value, _: Transfer) -> Result<(), Ended> {
+    fn jump_indirect(&mut self, target: Value, transfer: Transfer) -> Result<(), Ended> {
+        if transfer == Transfer::Return {
+            self.return_inside(target);
+        }
         self.indirect_exit(target);
         Err(Ended)
     }

@@ -96,21 +96,17 @@ impl Lifter<'_> {
 
     /// The entry at an offset in an endless array: masked to the array's size.
     pub(super) fn tlb_entry(&mut self, index: Value) -> Value {
-        let (base, mask) = self.tlb.unwrap_or_else(|| self.load_tlb());
+        // Loaded at each use: as operands of the two instructions they cost less than registers that they occupy.
+        let mask = self.state_load(types::I64, offset_of!(CpuState, tlb_mask));
         let offset = self.b.ins().band(index, mask);
-        self.b.ins().iadd(base, offset)
-    }
-
-    /// Start and mask of the TLB array. Arrays are exchanged only between blocks (`Mmu::select_view` wants the state).
-    fn load_tlb(&mut self) -> (Value, Value) {
-        let fixed = self.fields.state.with_readonly().with_can_move();
-        let mut load = |offset| self.b.ins().load(types::I64, fixed, self.cpu, offset as i32);
-        (load(offset_of!(CpuState, tlb)), load(offset_of!(CpuState, tlb_mask)))
+        let base = self.state_load(types::I64, offset_of!(CpuState, tlb));
+        self.b.ins().iadd(offset, base)
     }
 
     /// Looks an access up; branches to a new cold block on a miss, and goes on in a new block with the host address.
     /// `aligned`: an address that is no multiple of `bytes` misses.
     fn lookup(&mut self, address: Value, bytes: u16, access: Access, aligned: bool) -> (Value, Block) {
+        self.store_early();
         let aligned = aligned || self.mode.checks_alignment() && bytes <= 8;
         let place = self.address_of(address);
         let known = self.file.found.into_iter().flatten().find_map(|found| {
@@ -196,10 +192,6 @@ impl Lifter<'_> {
         aligned: bool,
         cold: Block,
     ) -> (Value, Value, Value) {
-        if self.tlb.is_none() && self.depth == 0 {
-            // Here it dominates all that follows.
-            self.tlb = Some(self.load_tlb());
-        }
         let index = self.tlb_index(address);
         let entry = self.tlb_entry(index);
         let tag = self.table_load(entry, access.tag());

@@ -8,6 +8,7 @@
 //!
 //! Lifting a block into a function is apart from making the function, so that several blocks can go into one.
 
+mod count;
 mod emit;
 mod exits;
 mod flags;
@@ -16,6 +17,7 @@ mod lazy;
 mod machine;
 mod memory;
 mod native;
+mod region;
 mod registers;
 mod string;
 mod sums;
@@ -66,8 +68,6 @@ pub(crate) struct Lifter<'f> {
     /// As of the current instruction's start: what cold paths write back.
     start: RegisterFile,
     insn: Current,
-    /// Start and mask of the TLB array, once the block has loaded them.
-    tlb: Option<(Value, Value)>,
     /// Guest instructions that the entry counts.
     counted: u16,
     /// Why the current instruction was declined, if it was, outside of any arm.
@@ -91,6 +91,24 @@ pub(crate) struct Lifter<'f> {
     terms: Vec<(sums::Term, Value)>,
     /// What the last comparison of floats compared.
     compared: Option<native::ComparedFloats>,
+    /// The region, if not a block alone is lifted.
+    course: Option<region::Course>,
+    /// Number of the current block's first instruction among all that were lifted: source locations.
+    source: u32,
+}
+
+/// What lifting a block at some place gave.
+#[derive(Default)]
+struct LiftedBlock {
+    instructions: u16,
+    bytes: u16,
+    /// Its first instruction was declined.
+    first_declined: Option<&'static str>,
+}
+
+/// How many instructions at a block's beginning are of the kind that is lifted.
+fn liftable(block: &GuestBlock) -> usize {
+    block.insns.iter().take_while(|insn| semantics::table::kind_of(insn) == Kind::Lifted).count()
 }
 
 /// The instruction being lifted.
@@ -125,7 +143,6 @@ impl<'f> Lifter<'f> {
             file: RegisterFile::default(),
             start: RegisterFile::default(),
             insn: Current::default(),
-            tlb: None,
             counted: 0,
             declined: None,
             depth: 0,
@@ -138,47 +155,63 @@ impl<'f> Lifter<'f> {
             floats: Vec::new(),
             terms: Vec::new(),
             compared: None,
+            course: None,
+            source: 0,
         }
     }
 
-    /// Lifts a guest block at the current place: poll, count, instructions, exit.
+    /// Lifts a guest block alone.
     pub fn block(&mut self, block: &GuestBlock) -> Result<Lifted, TranslateError> {
-        let liftable =
-            block.insns.iter().take_while(|insn| semantics::table::kind_of(insn) == Kind::Lifted).count();
-        let Some(first) = block.insns.first().filter(|_| liftable > 0) else {
+        if liftable(block) == 0 {
             return Err(TranslateError::FirstDeclined("not a lifted instruction"));
-        };
+        }
+        self.enter(block.rip);
+        let lifted = self.guest_block(block);
+        match lifted.first_declined {
+            Some(reason) => Err(TranslateError::FirstDeclined(reason)),
+            None => Ok(self.lifted(lifted.instructions, lifted.bytes)),
+        }
+    }
+
+    /// Lifts a guest block at the current place, with what the file knows: count, instructions, exits.
+    fn guest_block(&mut self, block: &GuestBlock) -> LiftedBlock {
+        let liftable = liftable(block);
+        if self.course.is_some() {
+            // Anew for each block: it is a copy, and would keep a register busy all through the region.
+            self.cpu = emit::pinned(&mut self.b);
+        }
         self.page = block.rip & PAGE_MASK;
         self.counted = liftable as u16;
-        self.file = RegisterFile::default();
-        self.enter(block.rip);
+        self.compared = None;
+        self.declined = None;
+        self.count(i64::from(self.counted));
 
-        let mut bytes = 0;
-        let mut last = first;
+        let mut lifted = LiftedBlock::default();
         for (index, insn) in block.insns[..liftable].iter().enumerate() {
             let ended = self.instruction(index as u16, insn).is_err();
             if let Some(reason) = self.declined {
-                if index == 0 {
-                    return Err(TranslateError::FirstDeclined(reason));
-                }
-                return Ok(self.lifted(index as u16, bytes));
+                lifted.first_declined = (index == 0).then_some(reason);
+                return lifted;
             }
-            bytes += u16::from(insn.length);
+            lifted.instructions += 1;
+            lifted.bytes += u16::from(insn.length);
             if ended {
-                return Ok(self.lifted(index as u16 + 1, bytes));
+                return lifted;
             }
-            last = insn;
         }
+        let next = block.rip.wrapping_add(u64::from(lifted.bytes));
+        let next = if self.mode.is_64bit() { next } else { next & 0xffff_ffff };
         if liftable < block.insns.len() {
             let file = self.file;
-            self.leave_step(&file, last.next_rip(), 0);
+            self.leave_step(&file, next, 0);
         } else if block.end == BlockEnd::Terminal {
             // Not a transfer, so what it did may have changed the mode: have the next block looked up.
-            self.leave_anew(last.next_rip());
+            self.leave_anew(next);
         } else {
-            self.direct_exit(last.next_rip());
+            self.insn.index = self.counted.saturating_sub(1);
+            self.direct_exit(next);
         }
-        Ok(self.lifted(liftable as u16, bytes))
+        lifted
     }
 
     /// Ends the function.
@@ -188,9 +221,10 @@ impl<'f> Lifter<'f> {
         self.b.finalize(config);
     }
 
+    /// Lifts an instruction.
     fn instruction(&mut self, index: u16, insn: &Insn) -> Result<(), Ended> {
         self.insn = Current { mnemonic: insn.mnemonic, rip: insn.rip, next_rip: insn.next_rip(), index };
-        self.b.set_srcloc(SourceLoc::new(u32::from(index)));
+        self.b.set_srcloc(SourceLoc::new(self.source + u32::from(index)));
         self.start = self.file;
         self.flushed = false;
         if index == 0 {

@@ -8,9 +8,11 @@ use x86::{CpuState, Width};
 
 use super::{
     Lifter,
+    count::Count,
     flags::{FLAGS, Source},
     memory::Found,
 };
+use crate::region::Registers;
 
 /// A general register. Without values it is in `CpuState`.
 #[derive(Clone, Copy, Default)]
@@ -21,11 +23,21 @@ pub(super) struct Gpr {
     low: Option<Value>,
 }
 
+impl Gpr {
+    /// Whether it is the same as it was, though more may be known of it by now.
+    fn is_still(self, before: Self) -> bool {
+        match before.full {
+            Some(_) => self.full == before.full,
+            None => before.low.is_some() && self.low == before.low,
+        }
+    }
+}
+
 /// A set of registers and flags.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Set {
-    gpr: u16,
-    xmm: u16,
+    pub gpr: u16,
+    pub xmm: u16,
     pub flags: u8,
 }
 
@@ -55,6 +67,30 @@ pub(super) struct RegisterFile {
     pub found: [Option<Found>; 2],
     /// The flags in `CpuState` that are not dirty here are not lazy.
     pub settled: bool,
+    /// Where instructions are counted.
+    pub count: Count,
+}
+
+impl RegisterFile {
+    /// A general register has that value.
+    pub fn know_gpr(&mut self, index: usize, value: Value) {
+        self.gpr[index] = Gpr { full: Some(value), low: None };
+    }
+
+    /// An XMM register has that value.
+    pub fn know_xmm(&mut self, index: usize, value: Value) {
+        self.xmm[index] = Some(value);
+    }
+
+    /// The same, but with the given registers, and unless `flags` the flags, not dirty.
+    pub fn without(mut self, registers: Registers, flags: bool) -> Self {
+        self.dirty.gpr &= !registers.gpr;
+        self.dirty.xmm &= !registers.xmm;
+        if !flags {
+            self.dirty.flags = 0;
+        }
+        self
+    }
 }
 
 const fn gpr_offset(index: usize) -> usize {
@@ -108,7 +144,7 @@ impl Lifter<'_> {
         self.file.written.gpr |= 1 << index;
     }
 
-    fn gpr_full(&mut self, index: usize) -> Value {
+    pub(super) fn gpr_full(&mut self, index: usize) -> Value {
         let gpr = self.file.gpr[index];
         let full = match (gpr.full, gpr.low) {
             (Some(full), _) => return full,
@@ -170,13 +206,21 @@ impl Lifter<'_> {
     /// Stores what differs from `CpuState` in `file`. Changes no knowledge: the values may be stored again on another
     /// path.
     pub(super) fn write_back(&mut self, file: &RegisterFile) {
+        self.write_back_count(file);
+        self.write_back_state(file);
+    }
+
+    /// The same without the count of instructions.
+    pub(super) fn write_back_state(&mut self, file: &RegisterFile) {
+        let known = self.file;
         self.write_back_registers(file);
         if self.flushed {
             // What goes on after the cold path counts on the words.
             self.write_back_flag_words(file);
-        } else {
+        } else if file.dirty.flags != 0 {
             self.write_back_flags(file);
         }
+        self.file = known;
     }
 
     fn write_back_registers(&mut self, file: &RegisterFile) {
@@ -196,6 +240,31 @@ impl Lifter<'_> {
         }
     }
 
+    /// Before an access to memory: stores the general and XMM registers as they were at the instruction's start, so
+    /// that the access's cold path needs to store none of them. Each change of a register is stored once that way, and
+    /// what is overwritten before anything could look is not.
+    pub(super) fn store_early(&mut self) {
+        if self.depth != 0 {
+            // What is stored here is not stored where the condition does not hold.
+            return;
+        }
+        let start = self.start;
+        let known = self.file;
+        self.write_back_registers(&start);
+        self.file = known;
+        self.start.dirty = Set { flags: start.dirty.flags, ..Set::default() };
+        for index in bits(start.dirty.gpr) {
+            if self.file.gpr[index].is_still(start.gpr[index]) {
+                self.file.dirty.gpr &= !(1 << index);
+            }
+        }
+        for index in bits(start.dirty.xmm) {
+            if self.file.xmm[index] == start.xmm[index] {
+                self.file.dirty.xmm &= !(1 << index);
+            }
+        }
+    }
+
     /// Stores everything, flags as settled words, and forgets it: what follows may look at or change `CpuState`.
     pub(super) fn flush(&mut self) {
         let file = self.file;
@@ -207,6 +276,7 @@ impl Lifter<'_> {
             settled: true,
             mxcsr_loaded: file.mxcsr_loaded,
             found: file.found,
+            count: file.count,
             ..RegisterFile::default()
         };
     }

@@ -1,0 +1,104 @@
+//! Which blocks are compiled together: from a hot block along the ways that control has gone.
+//!
+//! [`form`] follows direct jumps, branches, calls and returns from a block to others that are decoded and warm, also into
+//! other pages, until the region is large enough. The vCPU's thread does it, so it sees guest memory and the address
+//! space as they are; what comes out can be compiled anywhere.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use iced_x86::FlowControl;
+use memory::Mmu;
+use semantics::{Insn, Operand};
+use translator::region::{Region, RegionBlock};
+use x86::{CpuState, GuestPhys};
+
+use crate::{
+    block::{Block, BlockKey, Extent},
+    block_cache::CodeCache,
+    finder,
+    hash::Set,
+};
+
+/// Blocks of a region, at most.
+const MOST_BLOCKS: usize = 32;
+
+/// Guest instructions of a region, at most; the first block counts whatever its size.
+const MOST_INSTRUCTIONS: usize = 256;
+
+/// A region and the blocks that it is made of.
+pub(crate) struct Formed {
+    /// In the region's order.
+    pub members: Vec<Arc<Block>>,
+    pub region: Region,
+}
+
+/// Forms a region that is entered at `head`, which is about to run, of blocks that have run `warm` times. `None` if
+/// the head has died.
+pub(crate) fn form(
+    head: &Arc<Block>,
+    warm: u32,
+    cache: &CodeCache,
+    state: &CpuState,
+    mmu: &Mmu,
+) -> Option<Formed> {
+    let mut formed = Formed { members: Vec::new(), region: Region { blocks: Vec::new() } };
+    let mut seen = Set::default();
+    seen.insert(head.key.rip);
+    let mut waiting = VecDeque::from([Arc::clone(head)]);
+    let mut instructions = 0;
+    while let Some(block) = waiting.pop_front() {
+        let is_head = formed.members.is_empty();
+        let count = block.decoded.len();
+        if !is_head && (instructions + count > MOST_INSTRUCTIONS || formed.members.len() == MOST_BLOCKS) {
+            continue;
+        }
+        let Some((guest, bytes)) = finder::decode_again(&block, mmu) else {
+            if is_head {
+                return None;
+            }
+            continue;
+        };
+        let Some(host) = mmu.ram().host_page(block.key.first) else { continue };
+        let addend = (host as u64).wrapping_sub(block.key.rip & x86::PAGE_MASK);
+        instructions += count;
+        for rip in successors(guest.insns.last()) {
+            if seen.insert(rip)
+                && let Some(next) = find(head, rip, cache, state, mmu)
+                && next.executions() >= warm
+                && !next.decoded.is_empty()
+            {
+                waiting.push_back(next);
+            }
+        }
+        formed.region.blocks.push(RegionBlock::new(guest, &bytes, addend));
+        formed.members.push(block);
+    }
+    Some(formed)
+}
+
+/// Where control can go directly after a block.
+fn successors(last: Option<&Insn>) -> impl Iterator<Item = u64> {
+    let (near, next) = match last {
+        Some(last) => {
+            let near = (last.operand(0) == Operand::Near).then_some(last.immediate);
+            let flow = last.code.flow_control();
+            let goes_on =
+                matches!(flow, FlowControl::Next | FlowControl::ConditionalBranch | FlowControl::Call);
+            (near, goes_on.then(|| last.next_rip()))
+        }
+        None => (None, None),
+    };
+    next.into_iter().chain(near)
+}
+
+/// The living block at `rip`, in the mode and address space of `head`.
+fn find(head: &Block, rip: u64, cache: &CodeCache, state: &CpuState, mmu: &Mmu) -> Option<Arc<Block>> {
+    let first = if (rip ^ head.key.rip) & x86::PAGE_MASK == 0 {
+        GuestPhys(head.key.first.page().0 | rip & !x86::PAGE_MASK)
+    } else {
+        // Rights are checked where control goes there: the guard wants a TLB entry that allows fetches.
+        mmu.look_up(state, state.linear_rip(rip))?
+    };
+    let key = BlockKey { first, rip, mode: head.key.mode, extent: Extent::Full };
+    cache.find(&key).filter(|block| block.second.is_none())
+}

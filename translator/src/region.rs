@@ -1,0 +1,327 @@
+//! [`Region`]: guest blocks that are translated into one function, and the [`Plan`] of how control flows between them.
+//!
+//! A region is entered at its first block. An exit of one of its blocks that leads to the start of another one becomes a
+//! jump inside the function; all others stay exits. Where only one edge leads to a block, that block begins
+//! with all that is known at the edge's end; where several do (a *merge*), registers come in as parameters, and flags
+//! are in `CpuState` if anything can see them. The plan says beforehand which blocks are merges and what comes in there.
+
+use hashbrown::HashMap;
+use iced_x86::{
+    Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
+    Register, RflagsBits,
+};
+use semantics::{Insn, Operand, decode::GuestBlock};
+use x86::PAGE_MASK;
+
+/// Return addresses that a region's RETs are compared with, at most.
+const MOST_RETURNS: usize = 4;
+
+/// A block of a region.
+#[derive(Clone, Debug)]
+pub struct RegionBlock {
+    /// Its instructions.
+    pub guest: GuestBlock,
+    /// Host address minus linear address of its page, wrapping: where the TLB must still find it when control comes
+    /// from another page.
+    pub addend: u64,
+    effects: Effects,
+}
+
+impl RegionBlock {
+    /// Of a decoded block and the bytes that it was decoded from.
+    pub fn new(guest: GuestBlock, bytes: &[u8], addend: u64) -> Self {
+        let effects = Effects::of(bytes, &guest);
+        Self { guest, addend, effects }
+    }
+}
+
+/// Guest blocks of one mode, each once.
+#[derive(Clone, Debug)]
+pub struct Region {
+    /// The first is where the region is entered.
+    pub blocks: Vec<RegionBlock>,
+}
+
+/// Sets of registers, by number.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub(crate) struct Registers {
+    pub gpr: u16,
+    pub xmm: u16,
+}
+
+impl Registers {
+    pub fn or(self, other: Self) -> Self {
+        Self { gpr: self.gpr | other.gpr, xmm: self.xmm | other.xmm }
+    }
+
+    pub fn and(self, other: Self) -> Self {
+        Self { gpr: self.gpr & other.gpr, xmm: self.xmm & other.xmm }
+    }
+
+    pub fn without(self, other: Self) -> Self {
+        Self { gpr: self.gpr & !other.gpr, xmm: self.xmm & !other.xmm }
+    }
+}
+
+/// What a block does to registers.
+#[derive(Clone, Copy, Default, Debug)]
+struct Effects {
+    /// Read before they are overwritten.
+    exposed: Registers,
+    /// Overwritten as a whole, whatever happens.
+    overwritten: Registers,
+    /// Written, perhaps.
+    written: Registers,
+    /// Written after the last access to memory, which finds `CpuState` up to date.
+    late: Registers,
+    accesses: bool,
+    /// The flags that come in could be seen: by an instruction, or by whatever a fault, a poll or an exit leads to.
+    flags_observed: bool,
+}
+
+impl Effects {
+    fn of(bytes: &[u8], guest: &GuestBlock) -> Self {
+        let mut decoder = Decoder::with_ip(guest.mode.code_bits(), bytes, guest.rip, DecoderOptions::NONE);
+        let mut factory = InstructionInfoFactory::new();
+        let mut instruction = Instruction::default();
+        let mut effects = Self::default();
+        let mut undecided = STATUS;
+        for _ in &guest.insns {
+            decoder.decode_out(&mut instruction);
+            if undecided != 0 {
+                let reads = instruction.rflags_read() & undecided != 0;
+                effects.flags_observed |= reads || !is_plain(&instruction);
+                undecided &= !instruction.rflags_modified();
+            }
+            let info = factory.info(&instruction);
+            if info.used_memory().iter().any(|memory| memory.access() != OpAccess::NoMemAccess) {
+                effects.accesses = true;
+                effects.late = Registers::default();
+            }
+            for used in info.used_registers() {
+                effects.note_read(used.register(), used.access());
+            }
+            for used in info.used_registers() {
+                effects.note_write(used.register(), used.access());
+            }
+        }
+        effects.flags_observed |= undecided != 0;
+        effects
+    }
+
+    fn note_read(&mut self, register: Register, access: OpAccess) {
+        let set = set_of(register);
+        // A write to a part of a register keeps the rest.
+        let whole = access == OpAccess::Write && register.size() >= 4;
+        if !whole {
+            self.exposed = self.exposed.or(set.without(self.overwritten));
+        }
+    }
+
+    fn note_write(&mut self, register: Register, access: OpAccess) {
+        let set = set_of(register);
+        match access {
+            OpAccess::Write | OpAccess::ReadWrite => self.overwritten = self.overwritten.or(set),
+            OpAccess::CondWrite | OpAccess::ReadCondWrite => {}
+            _ => return,
+        }
+        self.written = self.written.or(set);
+        self.late = self.late.or(set);
+    }
+}
+
+/// The status flags as the decoder numbers them.
+const STATUS: u32 =
+    RflagsBits::CF | RflagsBits::PF | RflagsBits::AF | RflagsBits::ZF | RflagsBits::SF | RflagsBits::OF;
+
+/// Whether an instruction always completes, and changes the flags that it changes whatever its operands are.
+fn is_plain(instruction: &Instruction) -> bool {
+    use Mnemonic::*;
+    let shifts =
+        matches!(instruction.mnemonic(), Shl | Shr | Sar) && instruction.op1_kind() == OpKind::Immediate8;
+    let plain = matches!(
+        instruction.mnemonic(),
+        Mov | Movzx
+            | Movsx
+            | Movsxd
+            | Lea
+            | Add
+            | Sub
+            | And
+            | Or
+            | Xor
+            | Cmp
+            | Test
+            | Inc
+            | Dec
+            | Neg
+            | Not
+            | Cdq
+            | Cdqe
+            | Cqo
+            | Cwde
+            | Bswap
+            | Nop
+            | Endbr64
+    );
+    let touches_memory = instruction.op_kinds().any(|kind| kind == OpKind::Memory);
+    let segment = (0..instruction.op_count()).any(|n| !is_general(instruction, n));
+    (plain || shifts && instruction.immediate8() & 0x1f != 0)
+        && (!touches_memory || matches!(instruction.mnemonic(), Lea | Nop))
+        && !segment
+}
+
+/// Whether an operand is anything but a register that is not a general one.
+fn is_general(instruction: &Instruction, n: u32) -> bool {
+    instruction.op_kind(n) != OpKind::Register || instruction.op_register(n).is_gpr()
+}
+
+fn set_of(register: Register) -> Registers {
+    let bit = 1_u16.wrapping_shl(register.full_register().number() as u32);
+    if register.is_gpr() {
+        Registers { gpr: bit, xmm: 0 }
+    } else if register.is_xmm() {
+        Registers { gpr: 0, xmm: bit }
+    } else {
+        Registers::default()
+    }
+}
+
+/// What comes to a merge as parameters.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Carried {
+    /// May be newer than in `CpuState`.
+    pub dirty: Registers,
+    /// As in `CpuState`, and worth keeping.
+    pub clean: Registers,
+    /// Flags must be in `CpuState`. Otherwise nothing can see them.
+    pub flags: bool,
+}
+
+/// How control flows in a region.
+pub(crate) struct Plan {
+    blocks: HashMap<u64, usize>,
+    /// Where each block begins.
+    pub rips: Vec<u64>,
+    /// See [`RegionBlock::addend`].
+    pub addends: Vec<u64>,
+    /// More than one edge leads there.
+    pub merges: Vec<bool>,
+    /// At merges.
+    pub carried: Vec<Carried>,
+    /// Where calls inside the region return to, if that is in the region too.
+    pub returns: Vec<u64>,
+    /// Registers that are read somewhere and written nowhere.
+    pub invariant: Registers,
+}
+
+impl Plan {
+    pub fn of(region: &Region) -> Self {
+        let numbered = region.blocks.iter().enumerate();
+        let blocks: HashMap<u64, usize> = numbered.map(|(number, block)| (block.guest.rip, number)).collect();
+        let mut returns: Vec<u64> = region
+            .blocks
+            .iter()
+            .filter_map(|block| block.guest.insns.last())
+            .filter(|last| is_direct_call(last) && blocks.contains_key(&last.immediate))
+            .map(Insn::next_rip)
+            .filter(|rip| blocks.contains_key(rip))
+            .collect();
+        returns.dedup();
+        returns.truncate(MOST_RETURNS);
+
+        let successors: Vec<Vec<usize>> =
+            region.blocks.iter().map(|block| successors(&block.guest, &blocks, &returns)).collect();
+        let mut edges = vec![0; region.blocks.len()];
+        edges[0] = 1;
+        for &successor in successors.iter().flatten() {
+            edges[successor] += 1;
+        }
+
+        let effects: Vec<&Effects> = region.blocks.iter().map(|block| &block.effects).collect();
+        let written = effects.iter().fold(Registers::default(), |all, effects| all.or(effects.written));
+        let exposed = effects.iter().fold(Registers::default(), |all, effects| all.or(effects.exposed));
+        let live = live(&effects, &successors);
+        let mut carried = dirty(&effects, &successors);
+        for (number, carried) in carried.iter_mut().enumerate() {
+            carried.clean = live[number].and(written).without(carried.dirty);
+            carried.flags = effects[number].flags_observed;
+        }
+        Self {
+            blocks,
+            rips: region.blocks.iter().map(|block| block.guest.rip).collect(),
+            addends: region.blocks.iter().map(|block| block.addend).collect(),
+            merges: edges.iter().map(|&edges| edges > 1).collect(),
+            carried,
+            returns,
+            invariant: exposed.without(written),
+        }
+    }
+
+    /// The block that begins at `rip`.
+    pub fn find(&self, rip: u64) -> Option<usize> {
+        self.blocks.get(&rip).copied()
+    }
+}
+
+/// What may be dirty where each block begins.
+fn dirty(effects: &[&Effects], successors: &[Vec<usize>]) -> Vec<Carried> {
+    let mut carried = vec![Carried::default(); effects.len()];
+    let mut changed = true;
+    while changed {
+        changed = false;
+        for (number, effects) in effects.iter().enumerate() {
+            let before = carried[number];
+            let kept = if effects.accesses { Registers::default() } else { before.dirty };
+            let after = kept.or(effects.late);
+            for &successor in &successors[number] {
+                let known = &mut carried[successor];
+                let joined = known.dirty.or(after);
+                changed |= joined != known.dirty;
+                known.dirty = joined;
+            }
+        }
+    }
+    carried
+}
+
+/// What the region reads, from the beginning of each block on, before it overwrites it.
+fn live(effects: &[&Effects], successors: &[Vec<usize>]) -> Vec<Registers> {
+    let mut live: Vec<Registers> = effects.iter().map(|effects| effects.exposed).collect();
+    let mut changed = true;
+    while changed {
+        changed = false;
+        for (number, effects) in effects.iter().enumerate().rev() {
+            let after = successors[number]
+                .iter()
+                .fold(Registers::default(), |all, &successor| all.or(live[successor]));
+            let before = live[number].or(after.without(effects.overwritten));
+            changed |= before != live[number];
+            live[number] = before;
+        }
+    }
+    live
+}
+
+fn is_direct_call(insn: &Insn) -> bool {
+    insn.code.flow_control() == FlowControl::Call && insn.operand(0) == Operand::Near
+}
+
+/// Where control can go inside the region after a block.
+fn successors(block: &GuestBlock, blocks: &HashMap<u64, usize>, returns: &[u64]) -> Vec<usize> {
+    let Some(last) = block.insns.last() else { return Vec::new() };
+    let near = (last.operand(0) == Operand::Near).then_some(last.immediate);
+    let targets: Vec<u64> = match last.code.flow_control() {
+        FlowControl::Return => returns.to_vec(),
+        FlowControl::ConditionalBranch => near.into_iter().chain([last.next_rip()]).collect(),
+        FlowControl::UnconditionalBranch | FlowControl::Call => near.into_iter().collect(),
+        FlowControl::Next => vec![last.next_rip()],
+        _ => Vec::new(),
+    };
+    targets.iter().filter_map(|target| blocks.get(target).copied()).collect()
+}
+
+/// Whether two addresses lie in the same page.
+pub(crate) fn same_page(a: u64, b: u64) -> bool {
+    (a ^ b) & PAGE_MASK == 0
+}
