@@ -1,5 +1,6 @@
-//! Development tasks: `cargo xtask ci | test | bless | layers`.
+//! Development tasks: `cargo xtask ci | test | bless | callgrind | layers`.
 
+mod callgrind;
 mod layers;
 mod tools;
 
@@ -13,6 +14,8 @@ usage: cargo xtask TASK
   test [ARG ...]   all tests, after installing what they need; ARGs go to cargo test
   ci               fmt, clippy, dependency directions, then all tests
   bless [ARG ...]  all tests, rewriting golden files and filling in results of .ins cases from the host processor
+  callgrind [--bless]
+                   host instructions of a fixed workload against benches/callgrind.txt (needs valgrind)
   layers           only the check of dependency directions";
 
 fn main() -> ExitCode {
@@ -22,6 +25,7 @@ fn main() -> ExitCode {
         Some("test") => test(rest, false),
         Some("bless") => test(rest, true),
         Some("ci") => ci(),
+        Some("callgrind") => callgrind::run(rest.iter().any(|argument| argument == "--bless")),
         Some("layers") => layers::check(),
         _ => {
             eprintln!("{USAGE}");

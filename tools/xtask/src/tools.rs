@@ -71,7 +71,8 @@ fn option(name: &str, value: &Path) -> OsString {
     option
 }
 
-fn target_folder() -> Result<PathBuf> {
+/// Where Cargo builds.
+pub fn target_folder() -> Result<PathBuf> {
     let metadata = crate::output(Command::new(env!("CARGO")).args([
         "metadata",
         "--no-deps",
