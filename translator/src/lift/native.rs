@@ -220,12 +220,10 @@ impl Lifter<'_> {
                 continue;
             }
             let ValueDef::Result(inst, _) = self.b.func.dfg.value_def(value) else { continue };
-            FuncCursor::new(self.b.func).after_inst(inst).ins().store(
-                self.fields.state,
-                value,
-                self.cpu,
-                UNWANTED as i32,
-            );
+            let mut cursor = FuncCursor::new(self.b.func).after_inst(inst);
+            // The block that is being lifted has an address of its own, which may not be known there.
+            let cpu = cursor.ins().get_pinned_reg(types::I64);
+            cursor.ins().store(self.fields.state, value, cpu, UNWANTED as i32);
         }
     }
 }
