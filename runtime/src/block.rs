@@ -37,25 +37,27 @@ pub struct BlockId(pub u64);
 
 /// A decoded guest block. Immutable but for its counters and its life: it is made by [`crate::CodeCache::insert`] and
 /// dies when its bytes are overwritten; whoever still holds it then must not start it again.
+#[repr(C, align(64))]
 pub struct Block {
+    // What every run looks at comes first: one line of the host's cache, mostly.
+    executions: AtomicU32,
+    /// Executions before which there is no point in asking the tier policy again.
+    ask_at: AtomicU32,
+    code: AtomicU64,
+    dead: AtomicBool,
+    /// The page that the one instruction of this block reaches into, if it crosses a page's end. Such a block
+    /// is never compiled, and is run only after a look at where its second page is mapped now.
+    pub second: Option<GuestPhys>,
+    /// Its instructions, ready for the interpreter.
+    pub decoded: DecodedBlock,
     /// Its number.
     pub id: BlockId,
     /// Its key.
     pub key: BlockKey,
     /// Guest bytes from `key.first` on. Those beyond the page's end lie in `second`.
     pub bytes: u64,
-    /// The page that the one instruction of this block reaches into, if it crosses a page's end. Such a block
-    /// is never compiled, and is run only after a look at where its second page is mapped now.
-    pub second: Option<GuestPhys>,
     /// Why it ends.
     pub end: BlockEnd,
-    /// Its instructions, ready for the interpreter.
-    pub decoded: DecodedBlock,
-    executions: AtomicU32,
-    /// Executions before which there is no point in asking the tier policy again.
-    ask_at: AtomicU32,
-    code: AtomicU64,
-    dead: AtomicBool,
 }
 
 impl Block {

@@ -55,7 +55,6 @@ impl Engine {
         // SAFETY: `attach` and the MMU keep the state's tables valid; the state is boxed and, like the MMU, not
         // touched by anyone else during the call; `code` was found for the state's rip and mode by the caller.
         let leave = unsafe { enter::enter(&raw mut *self.state, code) };
-        self.state.settle_flags();
         const UNLINKED: u64 = Leave::Unlinked as u64;
         const GUARD: u64 = Leave::Guard as u64;
         const INDIRECT: u64 = Leave::Indirect as u64;
@@ -134,9 +133,9 @@ pub(crate) fn chain(
 
 /// The addend of the TLB entry that allows fetches from an address's page in the current view: what guards compare.
 fn execute_addend(state: &CpuState, address: GuestVirt) -> Option<u64> {
-    let offset = address.0 >> (x86::PAGE_SHIFT - tlb::ENTRY_SHIFT) & state.tlb_mask;
-    // SAFETY: `tlb` and `tlb_mask` describe the MMU's current array, and the mask keeps the offset at an entry's
+    let offset = address.0 >> (x86::PAGE_SHIFT - tlb::ENTRY_SHIFT) & state.fetch_tlb_mask;
+    // SAFETY: `fetch_tlb` and its mask describe the MMU's current array, and the mask keeps the offset at an entry's
     // start within it.
-    let entry = unsafe { state.tlb.byte_add(offset as usize).cast::<tlb::Entry>().read() };
+    let entry = unsafe { state.fetch_tlb.byte_add(offset as usize).cast::<tlb::Entry>().read() };
     (entry.execute == address.page().0).then_some(entry.addend)
 }

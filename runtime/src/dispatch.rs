@@ -83,7 +83,8 @@ impl Engine {
         }
     }
 
-    /// Runs something.
+    /// Runs something. Compiled code leaves flags in lazy form, which whoever else looks at the state settles first:
+    /// the interpreter, a step, an event, the board after an exit.
     #[inline]
     fn turn(&mut self) -> Result<(), Interruption> {
         if self.is_stepping() {
@@ -108,6 +109,7 @@ impl Engine {
             }
             return self.enter(code);
         }
+        self.state.settle_flags();
         let before = self.state.instructions;
         let exit = interpreter::run_block(&mut self.state, &mut self.mmu, &block.decoded);
         self.interpreted += self.state.instructions - before;
@@ -130,6 +132,7 @@ impl Engine {
     #[cold]
     fn interrupted(&mut self, interruption: Interruption) -> Result<Option<Exit>, EngineError> {
         self.open = None;
+        self.state.settle_flags();
         match *interruption.0 {
             Reason::Stop(Stop::Exception(exception)) => {
                 self.mmu.mmio.clear();

@@ -74,6 +74,7 @@ impl Engine {
     /// whether to leave.
     #[cold]
     pub(crate) fn attend(&mut self) -> Option<Exit> {
+        self.state.settle_flags();
         let requests = self.state.exit_request.swap(0, Ordering::Acquire);
         if requests & exit_request::ENGINE != 0
             && let Some(compiler) = &mut self.compiler

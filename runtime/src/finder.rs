@@ -1,7 +1,8 @@
 //! From an instruction pointer to a block: fetch, look up, decode.
 //!
-//! [`Finder::find`] translates CS:RIP as an instruction fetch, which checks permission and gives the physical address that
-//! the key needs, and asks the vCPU's [`Lookup`], then the shared [`CodeCache`], and decodes what neither knows.
+//! [`Finder::find`] asks the TLB whether CS:RIP may be fetched and from where, and the vCPU's [`Lookup`] for the block
+//! there. What either does not know is walked to, which gives the physical address that the key needs, asked of the shared
+//! [`CodeCache`], and decoded if that does not know it either.
 
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use crate::{
     block::{Block, BlockKey, Extent},
     block_cache::{CodeCache, MAX_BLOCKS},
     dispatch::Interruption,
-    lookup::Lookup,
+    lookup::{Lookup, Place, Tag},
 };
 
 /// Finds blocks for one vCPU.
@@ -43,15 +44,38 @@ impl Finder {
         extent: Extent,
     ) -> Result<&Arc<Block>, Interruption> {
         let linear = state.linear_rip(state.rip);
+        check_limit(state, state.rip)?;
+        // A page that the TLB does not know is walked to, which is what `fill` begins with.
+        let known = mmu
+            .fetch_addend(linear)
+            .and_then(|addend| self.lookup.find(&Tag::new(state, linear, addend, extent)))
+            .filter(|&place| stands(state, mmu, linear, self.lookup.block(place)));
+        let place = match known {
+            Some(place) => place,
+            None => self.fill(state, mmu, linear, extent)?,
+        };
+        Ok(self.lookup.block(place))
+    }
+
+    #[cold]
+    fn fill(
+        &mut self,
+        state: &CpuState,
+        mmu: &mut Mmu,
+        linear: GuestVirt,
+        extent: Extent,
+    ) -> Result<Place, Interruption> {
         let first = fetch(state, mmu, linear, state.rip)?;
         let key = BlockKey { first, rip: state.rip, mode: state.mode, extent };
-        let (cache, longest) = (&self.cache, self.longest);
-        self.lookup.get_or(
-            &key,
-            mmu,
-            |mmu, block| stands(state, mmu, linear, block),
-            |mmu| Ok(load(cache, state, mmu, linear, key, longest)?),
-        )
+        let block = load(&self.cache, state, mmu, linear, key, self.longest)?;
+        // The fetch has just filled the entry; an instruction that crosses pages may have taken it for its second one.
+        if mmu.fetch_addend(linear).is_none() {
+            fetch(state, mmu, linear, state.rip)?;
+        }
+        let Some(addend) = mmu.fetch_addend(linear) else {
+            return Err(Interruption::failed(format!("the TLB lost {:#x} while it was fetched", linear.0)));
+        };
+        Ok(self.lookup.insert(Tag::new(state, linear, addend, extent), block))
     }
 
     /// Forgets what this vCPU remembers.
@@ -70,12 +94,19 @@ fn stands(state: &CpuState, mmu: &mut Mmu, linear: GuestVirt, block: &Block) -> 
     })
 }
 
-/// Translates an instruction fetch at an offset within CS.
+/// #GP(0) beyond the limit of CS.
 #[inline]
-fn fetch(state: &CpuState, mmu: &mut Mmu, linear: GuestVirt, rip: u64) -> Result<GuestPhys, Exception> {
+fn check_limit(state: &CpuState, rip: u64) -> Result<(), Exception> {
     if !state.mode.is_64bit() && rip > u64::from(state.segments[1].limit) {
         return Err(Exception::GP0);
     }
+    Ok(())
+}
+
+/// Translates an instruction fetch at an offset within CS.
+#[inline]
+fn fetch(state: &CpuState, mmu: &mut Mmu, linear: GuestVirt, rip: u64) -> Result<GuestPhys, Exception> {
+    check_limit(state, rip)?;
     match mmu.fetch(state, linear) {
         Ok(physical) => Ok(physical),
         Err(memory::Stop::Exception(exception)) => Err(exception),

@@ -39,6 +39,7 @@ impl Engine {
     /// Executes the instruction at rip.
     pub(crate) fn step(&mut self) -> Result<(), Interruption> {
         self.open = None;
+        self.state.settle_flags();
         let armed = breakpoints_armed(&self.state);
         if armed && let Some(bits) = self.breakpoint_here() {
             return self.debug_trap(bits);

@@ -14,7 +14,8 @@
 //! **Direct exits.** Guest state is written back (rip need not be: the slot knows it); then
 //! `lea rdi, [slot]; mov rax, [rdi + code]; jmp rax`. An unlinked slot's code is the runtime's stub, which returns
 //! [`Leave::Unlinked`] with the slot's address in `CpuState::scratch[0]`. A slot whose target lies in another linear
-//! page than the block is *guarded*: before the jump, compiled code looks the target's page up in the TLB and jumps
+//! page than the block is *guarded*: before the jump, compiled code looks the target's page up in the TLB array for
+//! instruction fetches and jumps
 //! only if `execute == page of target && addend == slot.addend`; otherwise it leaves with [`Leave::Guard`], slot in
 //! scratch[0]. That catches every change of mapping, permission, view and address space, because all of them
 //! change the array or the entry. Same-page targets need no guard: the key of a block includes its linear page, so

@@ -44,6 +44,9 @@ pub struct Mmu {
     /// The current view's table and mask, as in [`CpuState`].
     table: *mut Entry,
     mask: u64,
+    /// The current table and mask for instruction fetches.
+    fetch_table: *mut Entry,
+    fetch_mask: u64,
     /// The current view.
     view: View,
     /// An array wants to grow, which waits until the state's pointer can be changed.
@@ -62,7 +65,7 @@ pub struct Mmu {
     pub fills: u64,
 }
 
-// SAFETY: the only raw pointer is into a table that `spaces` owns and that moves with it.
+// SAFETY: the raw pointers are into tables that `spaces` owns and that move with it.
 unsafe impl Send for Mmu {}
 
 impl Mmu {
@@ -74,6 +77,8 @@ impl Mmu {
         Self {
             table: array.table(),
             mask: array.mask(),
+            fetch_table: spaces.fetch_array(view).table(),
+            fetch_mask: spaces.fetch_array(view).mask(),
             view,
             crowded: false,
             code_written: false,
@@ -103,7 +108,7 @@ impl Mmu {
         &self.code_pages
     }
 
-    /// Points `state.tlb` and `state.tlb_mask` at the array for the state's CPL, AC, SMAP and address space. To be
+    /// Points `state.tlb` and `state.fetch_tlb`, and their masks, at the arrays for the state's CPL, AC, SMAP and address space. To be
     /// called after CPL, RFLAGS.AC, or anything that [`Mmu::flush_all`] is for has changed. Cheap.
     #[inline]
     pub fn select_view(&mut self, state: &mut CpuState) {
@@ -115,6 +120,10 @@ impl Mmu {
         (self.table, self.mask) = (array.table(), array.mask());
         state.tlb = self.table.cast();
         state.tlb_mask = self.mask;
+        let array = self.spaces.fetch_array(self.view);
+        (self.fetch_table, self.fetch_mask) = (array.table(), array.mask());
+        state.fetch_tlb = self.fetch_table.cast();
+        state.fetch_tlb_mask = self.fetch_mask;
     }
 
     #[cold]
@@ -230,11 +239,20 @@ impl Mmu {
     /// Translates an instruction fetch. `Err(Board)` is never returned: code outside RAM reads as #GP(0).
     #[inline]
     pub fn fetch(&mut self, state: &CpuState, address: GuestVirt) -> Result<GuestPhys, Stop> {
-        if self.entry(address.0).execute == address.page().0 {
-            let page = self.spaces.array(self.view).physical(address);
+        if self.fetch_addend(address).is_some() {
+            let page = self.spaces.fetch_array(self.view).physical(address);
             return Ok(page.offset(address.page_offset()));
         }
         self.fetch_slow(state, address)
+    }
+
+    /// Host address minus linear address of a page that may be fetched from without a walk, if the TLB knows it.
+    #[inline(always)]
+    pub fn fetch_addend(&self, address: GuestVirt) -> Option<u64> {
+        let offset = address.0 >> (PAGE_SHIFT - ENTRY_SHIFT) & self.fetch_mask;
+        // SAFETY: as in `entry`.
+        let entry = unsafe { &*self.fetch_table.byte_add(offset as usize) };
+        (entry.execute == address.page().0).then_some(entry.addend)
     }
 
     /// Where `address` lies, without checking rights or touching anything: for debuggers and profilers.

@@ -8,7 +8,11 @@
 //! in the next page's entry, which is another one, since an array has at least [`MIN_ENTRIES`]. It does not refuse
 //! misaligned accesses under alignment checks; compiled code of such a mode has to look itself.
 //!
-//! The array and the mask may change whenever a method of [`crate::Mmu`] gets the state by `&mut`, and at no other time.
+//! Instruction fetches have arrays of their own ([`x86::CpuState::fetch_tlb`]), one for supervisor and one for user code in each
+//! address space, so that data does not displace the pages of running code. Only their entries have [`Entry::execute`] set,
+//! and nothing else.
+//!
+//! The arrays and the masks may change whenever a method of [`crate::Mmu`] gets the state by `&mut`, and at no other time.
 
 pub(crate) mod array;
 pub(crate) mod spaces;
@@ -37,7 +41,7 @@ pub struct Entry {
     pub read: u64,
     /// For stores.
     pub write: u64,
-    /// For instruction fetches.
+    /// For instruction fetches; only in their arrays.
     pub execute: u64,
     /// Host address minus linear address of the page, wrapping.
     pub addend: u64,

@@ -82,6 +82,10 @@ pub struct CpuState {
     pub tlb: *mut u8,
     /// (Number of entries - 1) << log2(entry size): and-mask for the byte offset into the array.
     pub tlb_mask: u64,
+    /// Start of the TLB array for instruction fetches at the current privilege and address space.
+    pub fetch_tlb: *mut u8,
+    /// Mask of that array, as `tlb_mask`.
+    pub fetch_tlb_mask: u64,
     /// The engine's table of recent indirect-jump targets; its layout is between translator and runtime.
     pub jump_cache: *mut u8,
     /// Guest instructions retired.
@@ -164,6 +168,8 @@ impl CpuState {
             halted: false,
             tlb: core::ptr::null_mut(),
             tlb_mask: 0,
+            fetch_tlb: core::ptr::null_mut(),
+            fetch_tlb_mask: 0,
             jump_cache: core::ptr::null_mut(),
             instructions: 0,
             host_stack: 0,

@@ -224,7 +224,10 @@ impl Lifter<'_> {
     /// Not zero if code at `target` may not be run, or lies elsewhere than where `addend` says.
     pub(super) fn guard(&mut self, target: Value, addend: Value) -> Value {
         let index = self.tlb_index(target);
-        let entry = self.tlb_entry(index);
+        let mask = self.state_load(types::I64, offset_of!(CpuState, fetch_tlb_mask));
+        let offset = self.b.ins().band(index, mask);
+        let array = self.state_load(types::I64, offset_of!(CpuState, fetch_tlb));
+        let entry = self.b.ins().iadd(array, offset);
         let current = self.table_load(entry, offset_of!(Entry, addend));
         let elsewhere = self.b.ins().bxor(current, addend);
         let execute = self.table_load(entry, offset_of!(Entry, execute));

@@ -184,6 +184,9 @@ impl Machine {
         let mut machine = Self { state, ram, tlb, jumps, table };
         machine.state.tlb = machine.tlb.as_mut_ptr().cast();
         machine.state.tlb_mask = ((ENTRIES - 1) << ENTRY_SHIFT) as u64;
+        // One array serves for fetches too.
+        machine.state.fetch_tlb = machine.state.tlb;
+        machine.state.fetch_tlb_mask = machine.state.tlb_mask;
         machine.state.jump_cache = machine.jumps.as_mut_ptr().cast();
         machine.state.helpers = machine.table.as_ptr();
         machine.state.engine = (&raw mut *machine.ram).cast();

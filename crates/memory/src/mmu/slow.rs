@@ -6,7 +6,7 @@ use super::{Mmu, Stop, host_address};
 use crate::host;
 use crate::tlb::array::Hit;
 use crate::tlb::{ENTRY_SHIFT, View};
-use crate::walk::{self, Access};
+use crate::walk::{self, Access, Translation};
 
 /// Where an access goes, up to the end of its page.
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +33,11 @@ impl Mmu {
         address: GuestVirt,
         access: Access,
     ) -> Result<Place, Exception> {
-        let hit = match self.spaces.array(view).look_up(address, access) {
+        let array = match access {
+            Access::Execute => self.spaces.fetch_array(view),
+            Access::Read | Access::Write => self.spaces.array(view),
+        };
+        let hit = match array.look_up(address, access) {
             Some(hit) => hit,
             None => match self.fill(state, view, address, access)? {
                 Ok(hit) => hit,
@@ -71,13 +75,21 @@ impl Mmu {
             return Ok(Err(translation.page.offset(address.page_offset())));
         };
         let marked = self.code_pages.is_marked(translation.page);
-        if translation.write && translation.dirty && !marked {
+        if access != Access::Execute && translation.write && translation.dirty && !marked {
             self.note_store(translation.page);
         }
         if translation.size_shift != x86::PAGE_SHIFT {
             self.spaces.note_large(address, translation.size_shift);
         }
-        let array = self.spaces.array_mut(view);
+        let (array, translation) = match access {
+            Access::Execute => {
+                let fetch = Translation { read: false, write: false, ..translation };
+                (self.spaces.fetch_array_mut(view), fetch)
+            }
+            Access::Read | Access::Write => {
+                (self.spaces.array_mut(view), Translation { execute: false, ..translation })
+            }
+        };
         array.insert(address, &translation, host_page, marked);
         self.crowded |= array.is_crowded();
         let addend = (host_page as u64).wrapping_sub(address.page().0);

@@ -11,6 +11,11 @@ use super::array::Array;
 /// How many PCIDs are remembered; Linux uses six.
 const MAX_SPACES: usize = 8;
 
+/// Arrays for data in each address space.
+const DATA_ARRAYS: usize = View::ALL.len();
+/// All arrays of an address space.
+const ARRAYS: usize = DATA_ARRAYS + 2;
+
 /// The PCID in force: 0 while CR4.PCIDE is clear.
 pub fn pcid_of(state: &CpuState) -> u16 {
     if state.cr4 & cr4::PCIDE != 0 { state.cr3 as u16 & 0xfff } else { 0 }
@@ -21,13 +26,13 @@ struct Space {
     pcid: Option<u16>,
     /// When it was last switched to.
     used: u64,
-    /// By [`View`].
-    arrays: [Array; 3],
+    /// Those for data by [`View`], then those for instruction fetches of supervisor and user code.
+    arrays: [Array; ARRAYS],
 }
 
 impl Space {
     fn new() -> Self {
-        Self { pcid: None, used: 0, arrays: [Array::new(), Array::new(), Array::new()] }
+        Self { pcid: None, used: 0, arrays: std::array::from_fn(|_| Array::new()) }
     }
 }
 
@@ -61,6 +66,23 @@ impl Spaces {
     #[inline]
     pub fn array_mut(&mut self, view: View) -> &mut Array {
         &mut self.spaces[self.current].arrays[view as usize]
+    }
+
+    /// The array for instruction fetches in a view: neither AC nor SMAP matters to them.
+    #[inline]
+    pub fn fetch_array(&self, view: View) -> &Array {
+        &self.spaces[self.current].arrays[Self::fetch_index(view)]
+    }
+
+    /// See [`Spaces::fetch_array`].
+    #[inline]
+    pub fn fetch_array_mut(&mut self, view: View) -> &mut Array {
+        &mut self.spaces[self.current].arrays[Self::fetch_index(view)]
+    }
+
+    #[inline]
+    fn fetch_index(view: View) -> usize {
+        DATA_ARRAYS + usize::from(view == View::User)
     }
 
     fn all_arrays(&mut self) -> impl Iterator<Item = &mut Array> {
@@ -134,7 +156,9 @@ impl Spaces {
 
     /// Makes stores to a guest-physical page slow everywhere.
     pub fn protect(&mut self, page: GuestPhys) {
-        self.all_arrays().for_each(|array| array.protect(page));
+        for space in &mut self.spaces {
+            space.arrays[..DATA_ARRAYS].iter_mut().for_each(|array| array.protect(page));
+        }
     }
 
     /// Gives the arrays of the current address space the sizes that suit them. They may move.
