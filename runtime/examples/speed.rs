@@ -117,6 +117,21 @@ fn guests() -> Vec<(&'static str, &'static [u8])> {
                 "hlt",
             ),
         ),
+        (
+            "callouts of an entry",
+            guest!(
+                "mov ecx, 5000000",
+                "4: swapgs",
+                "cli",
+                "mov [0x345000], rcx",
+                "sti",
+                "nop",
+                "swapgs",
+                "dec ecx",
+                "jnz 4b",
+                "hlt"
+            ),
+        ),
         ("callouts", guest!("mov ecx, 5000000", "4: pushfq", "cli", "popfq", "dec ecx", "jnz 4b", "hlt")),
     ]
 }

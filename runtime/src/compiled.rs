@@ -51,10 +51,12 @@ impl Engine {
     /// for one.
     pub(crate) fn enter(&mut self, code: u64) -> Result<(), Interruption> {
         self.state.engine = (&raw mut self.mmu).cast();
+        self.state.clock = (&raw const self.clock).cast();
         self.leaves.entered += 1;
         // SAFETY: `attach` and the MMU keep the state's tables valid; the state is boxed and, like the MMU, not
         // touched by anyone else during the call; `code` was found for the state's rip and mode by the caller.
         let leave = unsafe { enter::enter(&raw mut *self.state, code) };
+        self.state.take_shadow();
         const UNLINKED: u64 = Leave::Unlinked as u64;
         const GUARD: u64 = Leave::Guard as u64;
         const INDIRECT: u64 = Leave::Indirect as u64;

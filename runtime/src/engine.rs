@@ -220,6 +220,7 @@ impl Vcpu for Engine {
         self.attach();
         self.mmu.mmio.clear();
         self.events.forget();
+        self.update_events();
         self.open = None;
         self.deferred_debug = 0;
         // Whoever sends the guest elsewhere may have put new code there (a loader, a reset).

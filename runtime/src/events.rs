@@ -49,7 +49,7 @@ impl Engine {
         }
         self.events.nmi |= entry.nmi;
         self.events.window = entry.interrupt_window;
-        self.events.update();
+        self.update_events();
         match std::mem::take(&mut self.events.asked) {
             Asked::Nothing => Ok(()),
             Asked::Access => {
@@ -97,16 +97,22 @@ impl Engine {
                 return Some(exit);
             }
         }
-        self.events.update();
+        self.update_events();
         if requests & exit_request::KICK != 0 {
             return Some(Exit::Kicked);
         }
         if self.events.window && self.state.interruptible() {
             self.events.window = false;
-            self.events.update();
+            self.update_events();
             return Some(Exit::InterruptWindow);
         }
         self.state.halted.then_some(Exit::Halt)
+    }
+
+    /// Tells compiled code too whether events wait.
+    pub(crate) fn update_events(&mut self) {
+        self.events.update();
+        self.state.event_waiting = self.events.waiting.into();
     }
 
     /// Delivers an event; a triple fault shuts the processor down.

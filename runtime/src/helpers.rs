@@ -51,6 +51,8 @@ impl HelperTable {
                 RuntimeHelper::Bulk => bulk as *const u8,
                 RuntimeHelper::LoadMxcsr => translator::mxcsr::load as *const u8,
                 RuntimeHelper::StoreMxcsr => translator::mxcsr::store as *const u8,
+                RuntimeHelper::SelectView => select_view as *const u8,
+                RuntimeHelper::ReadTsc => read_tsc as *const u8,
             };
         }
         let mut slow_paths = [load::<1> as SlowPathFn; SlowPath::ALL.len()];
@@ -308,6 +310,19 @@ unsafe extern "C" fn bulk(state: *mut CpuState, repetition: u64) {
     if let Some(repetition) = semantics::Repetition::from_bits(repetition) {
         interpreter::bulk::run(state, mmu, repetition);
     }
+}
+
+unsafe extern "C" fn select_view(state: *mut CpuState) -> u64 {
+    // SAFETY: called by compiled code, which has no other use of the state meanwhile.
+    let (state, mmu) = unsafe { vcpu(state) };
+    mmu.select_view(state);
+    0
+}
+
+unsafe extern "C" fn read_tsc(state: *mut CpuState) -> u64 {
+    // SAFETY: called by compiled code; the engine has set `clock` to its own.
+    let (state, clock) = unsafe { (&*state, &*(*state).clock.cast::<vcpu::Clock>()) };
+    monitor::tsc(state, clock)
 }
 
 unsafe extern "C" fn divide(state: *mut CpuState, high: u64, low: u64, divisor: u64, signed: u64) -> u64 {

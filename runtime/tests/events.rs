@@ -112,6 +112,136 @@ fn a_window_opens_only_where_interrupts_are_enabled() {
 }
 
 #[test]
+fn kicks_never_come_between_sti_and_the_next_instruction() {
+    // Windows that ask for interrupts all the time, and kicks from another thread, among blocks that end with STI: an
+    // interrupt before the INC would show as an odd count.
+    let code = guest!(
+        "4: mov rbx, 0x300000",
+        "sti",
+        "inc rax",
+        "cli",
+        "inc rax",
+        "pushfq",
+        "popfq",
+        "dec ecx",
+        "jnz 4b",
+        "hlt",
+    );
+    let handler = guest!("inc r9", "test al, 1", "jnz 4f", "inc r10", "4: iretq");
+    everywhere(|config| {
+        let mut guest = Guest::new(config, code);
+        guest.handler(0x20, handler);
+        guest.set(|state| state.gpr[1] = 200_000);
+        let kick = guest.engine.kick_handle();
+        let done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let over = std::sync::Arc::clone(&done);
+        let thread = std::thread::spawn(move || {
+            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                kick.kick();
+                std::thread::sleep(std::time::Duration::from_micros(20));
+            }
+        });
+        let mut entry = Entry { interrupt_window: true, ..Entry::default() };
+        loop {
+            match guest.enter(entry) {
+                Exit::Halt => break,
+                Exit::Kicked if guest.engine.ready_for_interrupt() => {
+                    entry = Entry { interrupt: Some(0x20), ..Entry::default() };
+                }
+                Exit::Kicked => entry = Entry { interrupt_window: true, ..Entry::default() },
+                Exit::InterruptWindow => entry = Entry { interrupt: Some(0x20), ..Entry::default() },
+                other => panic!("{other:?}"),
+            }
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        thread.join().expect("the kicker ends");
+        assert_eq!(guest.rax(), 400_000);
+        assert!(guest.gpr(9) > 0, "interrupts came");
+        assert_eq!(guest.gpr(10), 0, "none of them in the shadow");
+    });
+}
+
+#[test]
+fn flags_go_through_pushf_and_popf() {
+    let code = guest!(
+        "mov ecx, 5",
+        "4: xor eax, eax",
+        "mov edx, 0x400cd5", // CF PF AF ZF SF DF OF, and a bit that is not there
+        "push rdx",
+        "popfq",
+        "pushfq",
+        "pop rbx",
+        "push 2",
+        "popfq",
+        "pushfq",
+        "pop rsi",
+        "cmp eax, 1", // CF AF SF PF
+        "pushfq",
+        "pop rdi",
+        "mov r8d, 0x200202", // IF ID
+        "push r8",
+        "popfq",
+        "nop",
+        "pushfq",
+        "pop r9",
+        "cli",
+        "pushfq",
+        "pop r10",
+        "dec ecx",
+        "jnz 4b",
+        "hlt",
+    );
+    everywhere(|config| {
+        let mut guest = Guest::new(config, code);
+        guest.halt();
+        assert_eq!((guest.gpr(3), guest.gpr(6), guest.gpr(7)), (0xcd7, 2, 0x97));
+        assert_eq!((guest.gpr(9), guest.gpr(10)), (0x20_0202, 0x20_0002));
+    });
+}
+
+#[test]
+fn swapgs_rdtsc_and_the_access_flag() {
+    let code = guest!(
+        "mov r12d, 5",
+        "4: swapgs",
+        "rdgsbase rax",
+        "swapgs",
+        "rdgsbase rbx",
+        "rdtsc",
+        "mov r8, rax",
+        "mov r9, rdx",
+        "rdtscp",
+        "stac",
+        "pushfq",
+        "pop r10",
+        "mov [0x300000], r10",
+        "clac",
+        "pushfq",
+        "pop r11",
+        "dec r12d",
+        "jnz 4b",
+        "swapgs",
+        "rdgsbase rax",
+        "hlt",
+    );
+    everywhere(|config| {
+        let mut guest = Guest::new(config, code);
+        guest.set(|state| {
+            state.cr4 |= x86::control::cr4::SMAP | x86::control::cr4::FSGSBASE;
+            state.segments[5].base = 0x1111_0000;
+            state.msrs.kernel_gs_base = 0x2222_0000;
+            state.msrs.tsc_offset = 0x5_0000_0003;
+            state.msrs.tsc_aux = 9;
+        });
+        guest.halt();
+        assert_eq!((guest.rax(), guest.gpr(3)), (0x2222_0000, 0x1111_0000));
+        assert_eq!((guest.gpr(8), guest.gpr(9), guest.gpr(1)), (3, 5, 9));
+        assert_eq!((guest.gpr(10) & flags::AC, guest.gpr(11) & flags::AC), (flags::AC, 0));
+        assert_eq!(guest.engine.state().segments[5].base, 0x2222_0000);
+    });
+}
+
+#[test]
 fn sti_hlt_is_one_step_for_interrupts() {
     let code = guest!("sti", "hlt", "mov eax, 7", "cli", "hlt");
     let handler = guest!("inc rbx", "iretq");

@@ -54,7 +54,9 @@
 //! runs of compiled code, `CpuState::mxcsr` is the truth and the word 0. Where exceptions are unmasked (the mode says
 //! it) nothing is loaded, and such instructions are helpers.
 //!
-//! **Declined instructions and callouts** end the block: state written back, rip stored, [`Leave::Step`].
+//! **Declined instructions and callouts** end the block: state written back, rip stored, [`Leave::Step`]. Some callouts are
+//! done in place (`lift::callouts`) and end it by a direct exit. STI stores the count of instructions in
+//! `CpuState::shadow_from`; whatever the runtime gets control back for, it calls `CpuState::take_shadow` first.
 //!
 //! **Helpers** are called through `CpuState::helpers`, a table of [`TABLE_LENGTH`] function addresses: entries
 //! [`FIRST_THUNK`] + [`SlowPath`] are thunks from [`crate::Thunks`], entries [`FIRST_RUNTIME_HELPER`] +
@@ -150,12 +152,24 @@ pub enum RuntimeHelper {
     LoadMxcsr,
     /// [`crate::mxcsr::store`], likewise.
     StoreMxcsr,
+    /// `extern "C" fn(state) -> u64`: makes the TLB arrays those for the state's RFLAGS.AC. Compiled code that has called it
+    /// only leaves.
+    SelectView,
+    /// `extern "C" fn(state) -> u64`: the guest's TSC.
+    ReadTsc,
 }
 
 impl RuntimeHelper {
     /// All, in numeric order.
-    pub const ALL: &'static [Self] =
-        &[Self::VectorOp, Self::Divide, Self::Bulk, Self::LoadMxcsr, Self::StoreMxcsr];
+    pub const ALL: &'static [Self] = &[
+        Self::VectorOp,
+        Self::Divide,
+        Self::Bulk,
+        Self::LoadMxcsr,
+        Self::StoreMxcsr,
+        Self::SelectView,
+        Self::ReadTsc,
+    ];
 }
 
 /// A memory access that the inline TLB lookup did not answer. The runtime has one function for each

@@ -49,6 +49,7 @@ mod tests;
 pub use debug::debug_trap;
 pub use delivery::{Event, TripleFault, deliver};
 pub use dispatch::{complete, execute};
+pub use time::tsc;
 
 use memory::Mmu;
 use x86::{CpuState, Exception};

@@ -1,7 +1,8 @@
 //! The time-stamp counter: RDTSC RDTSCP RDPMC, and waiting: HLT (SDM Vol. 3B 18.17; Vol. 2).
 
 use semantics::Insn;
-use x86::{Exception, control::cr4};
+use vcpu::Clock;
+use x86::{CpuState, Exception, control::cr4};
 
 use crate::{Context, Result, Stop};
 
@@ -9,8 +10,14 @@ impl Context<'_> {
     /// The guest's TSC.
     #[inline]
     pub(crate) fn tsc(&self) -> u64 {
-        self.clock.tsc().wrapping_add(self.state.msrs.tsc_offset)
+        tsc(self.state, self.clock)
     }
+}
+
+/// The guest's TSC, for an engine that has checked CR4.TSD.
+#[inline]
+pub fn tsc(state: &CpuState, clock: &Clock) -> u64 {
+    clock.tsc().wrapping_add(state.msrs.tsc_offset)
 }
 
 /// RDTSC.

@@ -53,6 +53,9 @@ pub struct Msrs {
     pub kvm_wall_clock: u64,
 }
 
+/// No count of instructions: [`CpuState::shadow_from`] outside of any shadow.
+pub const NO_SHADOW: u64 = u64::MAX;
+
 /// State of one guest processor.
 #[repr(C, align(64))]
 pub struct CpuState {
@@ -70,6 +73,10 @@ pub struct CpuState {
     pub exit_request: AtomicU32,
     /// [`shadow`] bits in force for the next instruction.
     pub interrupt_shadow: u32,
+    /// Not zero: an event waits for the guest to be able to take it, so whoever sets RFLAGS.IF must have the engine look.
+    pub event_waiting: u32,
+    /// Where compiled code began a shadow of STI last, as a count of instructions; see [`CpuState::take_shadow`].
+    pub shadow_from: u64,
     /// [`Mode::of`] this state, kept by [`CpuState::update_mode`].
     pub mode: Mode,
     /// Current privilege level.
@@ -96,6 +103,8 @@ pub struct CpuState {
     pub helpers: *const *const u8,
     /// The engine behind this state, for functions called from compiled code.
     pub engine: *mut u8,
+    /// The machine's clock, for the same.
+    pub clock: *const u8,
     /// Arguments and results of slow paths and helpers.
     pub scratch: [u64; 8],
     /// Vector arguments and results of helpers; [0] is the result.
@@ -162,6 +171,8 @@ impl CpuState {
             rflags: flags::FIXED_ONE,
             exit_request: AtomicU32::new(0),
             interrupt_shadow: 0,
+            event_waiting: 0,
+            shadow_from: NO_SHADOW,
             mode: Mode::default(),
             cpl: 0,
             nmi_blocked: false,
@@ -175,6 +186,7 @@ impl CpuState {
             host_stack: 0,
             helpers: core::ptr::null(),
             engine: core::ptr::null_mut(),
+            clock: core::ptr::null(),
             scratch: [0; 8],
             scratch_vector: [0; 3],
             xmm: [0; 16],
@@ -274,6 +286,15 @@ impl CpuState {
             GuestVirt(rip)
         } else {
             GuestVirt(self.segments[1].base.wrapping_add(rip) & 0xffff_ffff)
+        }
+    }
+
+    /// After compiled code: if no instruction was executed since its STI, the shadow still holds.
+    #[inline]
+    pub fn take_shadow(&mut self) {
+        if self.shadow_from == self.instructions {
+            self.shadow_from = NO_SHADOW;
+            self.interrupt_shadow |= shadow::STI;
         }
     }
 

@@ -8,6 +8,7 @@
 //!
 //! Lifting a block into a function is apart from making the function, so that several blocks can go into one.
 
+mod callouts;
 mod count;
 mod emit;
 mod exits;
@@ -106,9 +107,12 @@ struct LiftedBlock {
     first_declined: Option<&'static str>,
 }
 
-/// How many instructions at a block's beginning are of the kind that is lifted.
+/// How many instructions at a block's beginning are lifted; the last may be a callout.
 fn liftable(block: &GuestBlock) -> usize {
-    block.insns.iter().take_while(|insn| semantics::table::kind_of(insn) == Kind::Lifted).count()
+    let lifted = |insn: &&Insn| {
+        semantics::table::kind_of(insn) == Kind::Lifted || callouts::is_inline(insn, block.mode)
+    };
+    block.insns.iter().take_while(lifted).count()
 }
 
 /// The instruction being lifted.
@@ -233,6 +237,9 @@ impl<'f> Lifter<'f> {
         self.update = None;
         self.extended.clear();
         self.halves.clear();
+        if callouts::is_inline(insn, self.mode) {
+            return Err(self.callout(insn));
+        }
         semantics::execute(self, insn)
     }
 

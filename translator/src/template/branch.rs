@@ -75,7 +75,7 @@ impl Template<'_> {
         if guarded {
             let most = ((MAX_ENTRIES - 1) << ENTRY_SHIFT) as u64;
             self.asm.constant(RCX, target >> INDEX_SHIFT & most);
-            self.entry(RCX);
+            self.fetch_entry(RCX);
             self.asm.load(RAX, Mem::new(RCX, offset_of!(Entry, addend) as i32));
             self.asm.compare(RAX, Mem::new(RDI, offset_of!(ChainSlot, addend) as i32));
             self.guard_fails_if(condition::NOT_EQUAL);
@@ -119,7 +119,7 @@ impl Template<'_> {
         let other_mode = self.asm.jump_if(condition::NOT_EQUAL);
         self.asm.mov(a, target);
         self.asm.shift_right(a, INDEX_SHIFT);
-        self.entry(a);
+        self.fetch_entry(a);
         self.asm.load(b, Mem::new(a, offset_of!(Entry, addend) as i32));
         self.asm.compare(b, field(offset_of!(JumpEntry, addend)));
         let elsewhere = self.asm.jump_if(condition::NOT_EQUAL);

@@ -17,6 +17,8 @@ use super::{
 
 const TLB: usize = offset_of!(CpuState, tlb);
 const TLB_MASK: usize = offset_of!(CpuState, tlb_mask);
+const FETCH_TLB: usize = offset_of!(CpuState, fetch_tlb);
+const FETCH_TLB_MASK: usize = offset_of!(CpuState, fetch_tlb_mask);
 const ADDEND: i32 = offset_of!(Entry, addend) as i32;
 /// From an address to the offset of its entry in an endless array.
 const INDEX_SHIFT: u8 = (PAGE_SHIFT - ENTRY_SHIFT) as u8;
@@ -180,6 +182,13 @@ impl Template<'_> {
                 }
             },
         })
+    }
+
+    /// The same in the array for instruction fetches.
+    /// The same in the array for instruction fetches.
+    pub(super) fn fetch_entry(&mut self, register: Reg) {
+        self.asm.and_from(register, Mem::state(FETCH_TLB_MASK));
+        self.asm.add_from(register, Mem::state(FETCH_TLB));
     }
 
     /// From the offset in an endless array to the entry.

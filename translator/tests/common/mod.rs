@@ -128,6 +128,11 @@ pub fn protected_state() -> Box<CpuState> {
 }
 
 /// The functions that compiled code may call.
+extern "C" fn nothing(_: *mut CpuState) -> u64 {
+    0
+}
+
+/// What compiled code may call.
 pub fn function_table(thunks: &Thunks) -> FunctionTable {
     let mut table = Box::new([core::ptr::null(); TABLE_LENGTH]);
     for (n, helper) in Helper::ALL.iter().enumerate() {
@@ -136,6 +141,9 @@ pub fn function_table(thunks: &Thunks) -> FunctionTable {
     table[FIRST_RUNTIME_HELPER + RuntimeHelper::VectorOp as usize] = vector_op as *const u8;
     table[FIRST_RUNTIME_HELPER + RuntimeHelper::Divide as usize] = divide as *const u8;
     table[FIRST_RUNTIME_HELPER + RuntimeHelper::Bulk as usize] = no_bulk as *const u8;
+    // There is one view, and time stands still.
+    table[FIRST_RUNTIME_HELPER + RuntimeHelper::SelectView as usize] = nothing as *const u8;
+    table[FIRST_RUNTIME_HELPER + RuntimeHelper::ReadTsc as usize] = nothing as *const u8;
     table[FIRST_RUNTIME_HELPER + RuntimeHelper::LoadMxcsr as usize] = mxcsr::load as *const u8;
     table[FIRST_RUNTIME_HELPER + RuntimeHelper::StoreMxcsr as usize] = mxcsr::store as *const u8;
     table[FIRST_THUNK..][..SlowPath::ALL.len()].copy_from_slice(thunks.addresses());
