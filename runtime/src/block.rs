@@ -108,9 +108,14 @@ impl Block {
         (executions >= self.ask_at.load(Ordering::Relaxed)).then_some(executions)
     }
 
-    /// Executions by the interpreter so far.
+    /// Executions so far, but for those that its code still counts ([`crate::CodeCache::executions`]).
     pub(crate) fn executions(&self) -> u32 {
         self.executions.load(Ordering::Relaxed)
+    }
+
+    /// Counts executions by code that counted them itself.
+    pub(crate) fn add_executions(&self, executions: u32) {
+        self.executions.store(self.executions().saturating_add(executions), Ordering::Relaxed);
     }
 
     /// The policy is not to be asked before that many executions.

@@ -81,8 +81,10 @@ pub(crate) struct Inner {
 pub struct Counters {
     /// Blocks decoded.
     pub blocks: u64,
-    /// Blocks compiled.
+    /// Blocks compiled, by any tier.
     pub compiled: u64,
+    /// Of those, by templates.
+    pub templates: u64,
     /// Host code bytes produced.
     pub code_bytes: u64,
     /// Blocks killed by writes.
@@ -187,8 +189,8 @@ impl CodeCache {
     }
 
     /// Puts the code of a region, entered at the first of its blocks, into code memory. False if that is full:
-    /// [`CodeCache::evict`] and try again.
-    pub fn install(&self, members: &[Arc<Block>], code: &CodeBlock) -> bool {
+    /// [`CodeCache::evict`] and try again. If it counts its executions, it counts them down from `countdown`.
+    pub fn install(&self, members: &[Arc<Block>], code: &CodeBlock, countdown: u32) -> bool {
         let inner = &mut *self.lock();
         if members.iter().any(|block| block.is_dead()) {
             // The head may be alive and warm: it is asked about again.
@@ -197,15 +199,26 @@ impl CodeCache {
             }
             return true;
         }
-        let Some(replaced) = inner.links.install(members, code) else { return false };
+        let Some(replaced) = inner.links.install(members, code, countdown) else { return false };
         if let (Some(head), Some(replaced)) = (members.first(), replaced.0) {
             for cache in &inner.jump_caches {
                 cache.forget(head.key.rip, replaced);
             }
         }
         inner.counters.compiled += 1;
+        inner.counters.templates += u64::from(code.counts);
         inner.counters.code_bytes += code.code.len() as u64;
         true
+    }
+
+    /// Executions of a block so far.
+    pub fn executions(&self, block: &Block) -> u32 {
+        block.executions().saturating_add(self.lock().links.counted(block.id))
+    }
+
+    /// Has the code of a block, if it counts executions, leave after that many more.
+    pub fn recount(&self, block: &Block, countdown: u32) {
+        self.lock().links.recount(block.id, countdown);
     }
 
     /// Guest rip that the slot leads to which compiled code has just left through; `None` if that is none. Takes no

@@ -112,6 +112,15 @@ impl CodeMemory {
         unsafe { AtomicU64::from_ptr(word) }.store(value, Ordering::Release);
     }
 
+    /// The address in the writable view of a word with an address in the executable one: for compiled code that counts.
+    ///
+    /// # Panics
+    /// If the address is not within the memory.
+    pub fn writable_address(&mut self, address: u64) -> u64 {
+        let offset = self.offset(address, 8);
+        self.writable[offset..].as_mut_ptr() as u64
+    }
+
     /// Loads an aligned word.
     ///
     /// # Panics

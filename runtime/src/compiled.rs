@@ -9,7 +9,11 @@ use translator::abi::Leave;
 use x86::{CpuState, GuestVirt, Mode};
 
 use crate::{
-    block::Block, block_cache::CodeCache, dispatch::Interruption, engine::Engine, enter,
+    block::{Block, Extent},
+    block_cache::CodeCache,
+    dispatch::Interruption,
+    engine::Engine,
+    enter,
     jump_cache::JumpCache,
 };
 
@@ -44,6 +48,8 @@ pub struct LeaveCounters {
     pub step: u64,
     /// Exit requests.
     pub poll: u64,
+    /// Counters of executions that ran out.
+    pub hot: u64,
 }
 
 impl Engine {
@@ -62,6 +68,7 @@ impl Engine {
         const INDIRECT: u64 = Leave::Indirect as u64;
         const STEP: u64 = Leave::Step as u64;
         const POLL: u64 = Leave::Poll as u64;
+        const HOT: u64 = Leave::Hot as u64;
         match leave {
             UNLINKED => {
                 self.leaves.unlinked += 1;
@@ -87,6 +94,14 @@ impl Engine {
             }
             POLL => {
                 self.leaves.poll += 1;
+                Ok(())
+            }
+            HOT => {
+                self.leaves.hot += 1;
+                let block = self.finder.find(&self.state, &mut self.mmu, Extent::Full)?;
+                if let Some(compiler) = &mut self.compiler {
+                    compiler.hot(block, &self.state, &self.mmu);
+                }
                 Ok(())
             }
             other => {

@@ -3,17 +3,21 @@
 use std::sync::Arc;
 
 use memory::Mmu;
-use translator::Translator;
+use translator::{CodeBlock, TemplateTranslator, Translator};
 use x86::CpuState;
 
 use crate::{
     block::{Block, Extent},
     block_cache::CodeCache,
+    finder,
     kick::KickTarget,
     region,
     tier::Policy,
-    worker::{Done, Worker},
+    worker::{Done, Worker, processor_time},
 };
+
+/// A counter that does not run out.
+const NEVER: u32 = i32::MAX as u32;
 
 /// Who compiles.
 enum Site {
@@ -26,6 +30,7 @@ enum Site {
 /// Compiles for one vCPU.
 pub struct Compiler {
     policy: Policy,
+    templates: TemplateTranslator,
     site: Site,
     cache: Arc<CodeCache>,
     nanoseconds: u64,
@@ -35,7 +40,7 @@ pub struct Compiler {
 impl Compiler {
     /// Into a shared cache, on the vCPU's thread.
     pub fn here(policy: Policy, translator: Translator, cache: Arc<CodeCache>) -> Self {
-        Self { policy, site: Site::Here(Box::new(translator)), cache, nanoseconds: 0, declined: 0 }
+        Self::at(policy, Site::Here(Box::new(translator)), cache)
     }
 
     /// Into a shared cache, on another thread, which makes `target` leave compiled code when something is done.
@@ -46,7 +51,11 @@ impl Compiler {
         target: Arc<KickTarget>,
     ) -> std::io::Result<Self> {
         let site = Site::Background(Worker::start(translator, target)?);
-        Ok(Self { policy, site, cache, nanoseconds: 0, declined: 0 })
+        Ok(Self::at(policy, site, cache))
+    }
+
+    fn at(policy: Policy, site: Site, cache: Arc<CodeCache>) -> Self {
+        Self { policy, templates: TemplateTranslator::counting(), site, cache, nanoseconds: 0, declined: 0 }
     }
 
     /// Code for a block that is about to run: what it has, or new code if it is warm now. `None`: interpret it.
@@ -98,15 +107,52 @@ impl Compiler {
             }
         };
         if executions < warm_at {
+            let template_at =
+                self.policy.template_at(block.key.mode, invalidations, warm_at).unwrap_or(warm_at);
+            if executions < template_at {
+                block.ask_at(template_at);
+                return None;
+            }
             block.ask_at(warm_at);
-            return None;
+            return self.translate(block, mmu);
         }
+        self.compile_region(block, executions, state, mmu)
+    }
+
+    /// The counter of a block's executions has run out.
+    #[cold]
+    pub fn hot(&mut self, block: &Arc<Block>, state: &CpuState, mmu: &Mmu) {
+        // Until there is better code, what there is runs on.
+        self.cache.recount(block, NEVER);
+        self.compile_region(block, block.executions(), state, mmu);
+    }
+
+    /// Translates a block by templates.
+    fn translate(&mut self, block: &Arc<Block>, mmu: &Mmu) -> Option<u64> {
+        let start = processor_time();
+        let (guest, _) = finder::decode_again(block, mmu)?;
+        let code = self.templates.translate(&guest);
+        self.nanoseconds += processor_time() - start;
+        // What has no template waits for the compiler.
+        let code = code.ok()?;
+        self.put(core::slice::from_ref(block), &code, self.policy.hot_threshold.min(NEVER));
+        block.code()
+    }
+
+    fn compile_region(
+        &mut self,
+        block: &Arc<Block>,
+        executions: u32,
+        state: &CpuState,
+        mmu: &Mmu,
+    ) -> Option<u64> {
         // Until it is done there is nothing to ask; afterwards it has code, or is given up.
         block.give_up();
         let formed = region::form(block, self.policy.warm_in_region(executions), &self.cache, state, mmu)?;
         for member in &formed.members[1..] {
             // Mostly they will be run as parts of this region; who comes to them otherwise has to come often.
             member.ask_at(self.policy.warm_again(member.executions()));
+            self.cache.recount(member, self.policy.hot_again().min(NEVER));
         }
         match &mut self.site {
             Site::Here(translator) => {
@@ -128,10 +174,20 @@ impl Compiler {
             return;
         };
         let members = &done.formed.members;
-        if !self.cache.install(members, &code) {
+        self.put(members, &code, NEVER);
+        if let Some(head) = members.first()
+            && members.iter().any(|member| member.is_dead())
+        {
+            // It was compiled in vain, and its head may be as hot as before.
+            self.cache.recount(head, self.policy.hot_threshold.min(NEVER));
+        }
+    }
+
+    fn put(&mut self, members: &[Arc<Block>], code: &CodeBlock, countdown: u32) {
+        if !self.cache.install(members, code, countdown) {
             self.cache.evict();
             // If it does not fit now either, it is larger than all of code memory, and stays interpreted.
-            self.cache.install(members, &code);
+            self.cache.install(members, code, countdown);
         }
     }
 }

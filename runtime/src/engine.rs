@@ -22,7 +22,7 @@ use crate::{
     jump_cache::JumpCache,
     kick::KickTarget,
     stress::Stress,
-    tier::{DEFAULT_THRESHOLD, EngineMode, Policy},
+    tier::{DEFAULT_HOT_THRESHOLD, DEFAULT_TEMPLATE_THRESHOLD, DEFAULT_THRESHOLD, EngineMode, Policy},
 };
 
 /// How an engine works.
@@ -30,8 +30,12 @@ use crate::{
 pub struct EngineConfig {
     /// Interpret only, or translate what is warm.
     pub mode: EngineMode,
-    /// Executions of a block before it is compiled; 1 compiles at the first.
+    /// Executions of a block before it is translated by templates; 1 translates at the first, [`u32::MAX`] never.
+    pub template_threshold: u32,
+    /// Executions of a block by the interpreter before it is compiled; 1 compiles at the first.
     pub threshold: u32,
+    /// Executions of a block that was translated by templates before it is compiled.
+    pub hot_threshold: u32,
     /// Bytes of host memory reserved for compiled code.
     pub code_memory: usize,
     /// Instructions that a guest block has at most; for tests, which run blocks of one.
@@ -46,7 +50,9 @@ impl Default for EngineConfig {
     fn default() -> Self {
         Self {
             mode: EngineMode::Translate,
+            template_threshold: DEFAULT_TEMPLATE_THRESHOLD,
             threshold: DEFAULT_THRESHOLD,
+            hot_threshold: DEFAULT_HOT_THRESHOLD,
             code_memory: 256 << 20,
             longest_block: MAX_BLOCK,
             background: true,
@@ -115,7 +121,12 @@ impl Engine {
         let (compiler, helpers) = if translates {
             let translator =
                 Translator::new(Options::default()).map_err(|error| failed(error.to_string()))?;
-            let policy = Policy { mode: config.mode, threshold: config.threshold };
+            let policy = Policy {
+                mode: config.mode,
+                template_threshold: config.template_threshold,
+                threshold: config.threshold,
+                hot_threshold: config.hot_threshold,
+            };
             let compiler = if config.background {
                 Compiler::in_background(policy, translator, Arc::clone(&cache), Arc::clone(&kick))
                     .map_err(|error| failed(format!("starting the compiler's thread: {error}")))?

@@ -30,6 +30,15 @@ struct Installed {
     members: Vec<BlockId>,
     slots: Range<usize>,
     incoming: Set<usize>,
+    countdown: Option<Countdown>,
+}
+
+/// The counter of code that counts its executions.
+#[derive(Clone, Copy)]
+struct Countdown {
+    address: u64,
+    /// What it was set to.
+    from: u32,
 }
 
 /// Code of the same block that new code has taken the place of.
@@ -62,13 +71,30 @@ impl Links {
     }
 
     /// Installs the code of a region that begins with the first of `members`, all exits unlinked. Slots that lead to older
-    /// code of that block lead to the new one. `None`: the memory is full.
-    pub fn install(&mut self, members: &[Arc<Block>], compiled: &CodeBlock) -> Option<Replaced> {
+    /// code of that block lead to the new one. Code that counts its executions counts down from `countdown`. `None`: the
+    /// memory is full.
+    pub fn install(
+        &mut self,
+        members: &[Arc<Block>],
+        compiled: &CodeBlock,
+        countdown: u32,
+    ) -> Option<Replaced> {
         let block = members.first()?;
         let size = size_of::<ChainSlot>();
-        let (code, slots) = self.memory.allocate(compiled.code.len(), compiled.exits.len() * size)?;
+        let slot_bytes = compiled.exits.len() * size;
+        let counter_bytes = if compiled.counts { size_of::<u64>() } else { 0 };
+        let (code, slots) = self.memory.allocate(compiled.code.len(), slot_bytes + counter_bytes)?;
+        let countdown =
+            compiled.counts.then(|| Countdown { address: slots + slot_bytes as u64, from: countdown });
+        let counter = match countdown {
+            Some(countdown) => {
+                self.memory.store(countdown.address, countdown.from.into());
+                self.memory.writable_address(countdown.address)
+            }
+            None => 0,
+        };
         let mut bytes = compiled.code.clone();
-        if compiled.link(&mut bytes, code, slots, 0).is_err() {
+        if compiled.link(&mut bytes, code, slots, counter).is_err() {
             // Code memory is at most 1 GiB, so this can't be; not installing is right all the same.
             return Some(Replaced(None));
         }
@@ -93,9 +119,32 @@ impl Links {
             self.regions.entry(member.id).or_default().push(block.id);
         }
         let members = members.iter().map(|member| member.id).collect();
-        self.installed.insert(block.id, Installed { block: Arc::clone(block), members, slots, incoming });
+        let installed = Installed { block: Arc::clone(block), members, slots, incoming, countdown };
+        self.installed.insert(block.id, installed);
         block.set_code(code);
         Some(Replaced(replaced))
+    }
+
+    /// Executions that a block's code has counted.
+    pub fn counted(&self, id: BlockId) -> u32 {
+        let countdown = self.installed.get(&id).and_then(|installed| installed.countdown);
+        countdown.map_or(0, |countdown| self.executions(countdown))
+    }
+
+    /// Has a block's code, if it counts, count down from another number; what it has counted is added to the block's.
+    pub fn recount(&mut self, id: BlockId, from: u32) {
+        let Some(installed) = self.installed.get(&id) else { return };
+        let Some(countdown) = installed.countdown else { return };
+        installed.block.add_executions(self.executions(countdown));
+        self.memory.store(countdown.address, from.into());
+        if let Some(installed) = self.installed.get_mut(&id) {
+            installed.countdown = Some(Countdown { from, ..countdown });
+        }
+    }
+
+    fn executions(&self, countdown: Countdown) -> u32 {
+        let left = self.memory.load(countdown.address) as i32;
+        (i64::from(countdown.from) - i64::from(left)) as u32
     }
 
     /// The blocks whose code a block is part of.
@@ -141,6 +190,9 @@ impl Links {
             self.unlink(number);
         }
         let Some(installed) = self.installed.remove(&id) else { return Set::default() };
+        if let Some(countdown) = installed.countdown {
+            installed.block.add_executions(self.executions(countdown));
+        }
         for member in installed.members {
             if let Some(heads) = self.regions.get_mut(&member) {
                 heads.retain(|&head| head != id);
@@ -231,7 +283,7 @@ mod tests {
 
     fn install(links: &mut Links, members: &[&Arc<Block>], code: &CodeBlock) -> bool {
         let members: Vec<_> = members.iter().map(|&block| Arc::clone(block)).collect();
-        links.install(&members, code).is_some()
+        links.install(&members, code, 0).is_some()
     }
 
     struct Fixture {

@@ -64,7 +64,7 @@ pub(crate) fn form(
         for rip in successors(guest.insns.last()) {
             if seen.insert(rip)
                 && let Some(next) = find(head, rip, cache, state, mmu)
-                && next.executions() >= warm
+                && cache.executions(&next) >= warm
                 && !next.decoded.is_empty()
             {
                 waiting.push_back(next);

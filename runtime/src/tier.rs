@@ -1,10 +1,23 @@
 //! The tier policy: which blocks are interpreted and which are compiled. Nothing else knows it.
 //!
-//! A block is interpreted until it has run `threshold` times, then compiled. Compiling one costs some 200 us and
-//! interpreting one some 30 ns, so a block should run thousands of times before; booting Debian's cloud kernel takes
-//! least host time around [`DEFAULT_THRESHOLD`] (user CPU with a threshold of 64: 3.9 s, 500: 2.5 s, 2000: 2.3 s,
-//! 5000: 2.5 s, 10000: 3.0 s; `transvisor run --stats`). Blocks in pages whose code was overwritten wait longer, doubling with every time, so that a guest that patches or
-//! generates code in a loop is interpreted, not compiled over and over.
+//! Tier 0 interprets and counts. Tier 1 translates a block by templates once it has run [`Policy::template_threshold`]
+//! times: that costs some 10 us, installation included, as much as interpreting some 600 instructions. Tier 2 compiles
+//! a region around a block that has run [`Policy::hot_threshold`] times by templates, or [`Policy::threshold`] times by the
+//! interpreter if there is no template for it: that costs milliseconds. Booting Debian's cloud kernel takes, in user+system CPU
+//! seconds (two runs each on a busy machine, `transvisor run debian --template-threshold T --compile-threshold C`):
+//!
+//! | T  | C     |            |
+//! |----|-------|------------|
+//! | -  | 1500  | 5.41, 5.58 |
+//! | 16 | 1500  | 6.38, 6.52 |
+//! | 16 | 4000  | 3.10, 2.99 |
+//! | 16 | 10000 | 2.66, 2.52 |
+//! | 16 | 30000 | 2.20, 2.32 |
+//! | 8  | 10000 | 2.55, 2.45 |
+//! | 30 | 10000 | 2.52, 2.50 |
+//!
+//! Blocks in pages whose code was overwritten wait longer, doubling with every time, so that a guest that patches or
+//! generates code in a loop is interpreted, not translated over and over.
 
 use x86::Mode;
 
@@ -22,12 +35,22 @@ pub enum EngineMode {
 pub struct Policy {
     /// See [`EngineMode`].
     pub mode: EngineMode,
-    /// Executions before a block is compiled; 1 compiles at the first.
+    /// Executions before a block is translated by templates; 1 translates at the first, [`u32::MAX`] never.
+    pub template_threshold: u32,
+    /// Executions by the interpreter before a block is compiled; 1 compiles at the first.
     pub threshold: u32,
+    /// Executions of a block that was translated by templates before it is compiled.
+    pub hot_threshold: u32,
 }
 
 /// See the module's description.
 pub const DEFAULT_THRESHOLD: u32 = 1500;
+
+/// See the module's description.
+pub const DEFAULT_HOT_THRESHOLD: u32 = 30000;
+
+/// See the module's description.
+pub const DEFAULT_TEMPLATE_THRESHOLD: u32 = 16;
 
 /// A block belongs to a warm block's region if it has run at least this fraction of the times that make a block warm.
 const REGION_SHARE: u32 = 8;
@@ -37,6 +60,9 @@ const AGAIN: u32 = 4;
 
 /// How often the threshold is doubled at most for a page that keeps changing.
 const MAX_DOUBLINGS: u32 = 12;
+
+/// Templates cost so little that a page may change this many times as often before they wait.
+const TEMPLATE_PATIENCE: u32 = 16;
 
 /// Overwritings of a page that are not held against it: loaders and the kernel's own patching at boot write a few times.
 const FREE_INVALIDATIONS: u32 = 4;
@@ -59,16 +85,33 @@ impl Policy {
         if self.threshold <= 1 { 1 } else { executions.saturating_add(self.threshold.saturating_mul(AGAIN)) }
     }
 
+    /// After how many executions a block is translated by templates, if that comes before `warm_at`, the number after
+    /// which it is compiled.
+    pub fn template_at(&self, mode: Mode, invalidations: u32, warm_at: u32) -> Option<u32> {
+        let at = later(self.template_threshold, invalidations / TEMPLATE_PATIENCE);
+        (mode.is_64bit() && at < warm_at).then_some(at)
+    }
+
+    /// The same as [`Policy::warm_again`] for a block that has been translated by templates.
+    pub fn hot_again(&self) -> u32 {
+        self.hot_threshold.saturating_mul(AGAIN)
+    }
+
     /// After how many executions a block is compiled, if ever, whose page has lost code to writes `invalidations`
     /// times.
     pub fn warm_at(&self, mode: Mode, invalidations: u32) -> Option<u32> {
         if !self.compiles(mode) {
             return None;
         }
-        let doublings = invalidations.saturating_sub(FREE_INVALIDATIONS).min(MAX_DOUBLINGS);
-        // A stress setting stays one: threshold 1 compiles everything.
-        Some(if self.threshold <= 1 { 1 } else { self.threshold.saturating_mul(1 << doublings) })
+        Some(later(self.threshold, invalidations))
     }
+}
+
+/// A threshold for a block whose page has lost code to writes `invalidations` times. A stress setting stays one:
+/// threshold 1 translates everything.
+fn later(threshold: u32, invalidations: u32) -> u32 {
+    let doublings = invalidations.saturating_sub(FREE_INVALIDATIONS).min(MAX_DOUBLINGS);
+    if threshold <= 1 { 1 } else { threshold.saturating_mul(1 << doublings) }
 }
 
 #[cfg(test)]
@@ -87,7 +130,8 @@ mod tests {
 
     #[test]
     fn modes_decide() {
-        let policy = Policy { mode: EngineMode::Translate, threshold: 10 };
+        let policy =
+            Policy { mode: EngineMode::Translate, template_threshold: 3, threshold: 10, hot_threshold: 20 };
         assert_eq!(policy.warm_at(mode64(), 0), Some(10));
         assert_eq!(policy.warm_at(CpuState::new().mode, 0), None, "real mode");
         assert_eq!(Policy { mode: EngineMode::Interpret, ..policy }.warm_at(mode64(), 0), None);
@@ -95,10 +139,17 @@ mod tests {
 
     #[test]
     fn pages_that_keep_changing_wait_longer() {
-        let policy = Policy { mode: EngineMode::Translate, threshold: 10 };
+        let policy =
+            Policy { mode: EngineMode::Translate, template_threshold: 3, threshold: 10, hot_threshold: 20 };
         assert_eq!(policy.warm_at(mode64(), FREE_INVALIDATIONS), Some(10));
         assert_eq!(policy.warm_at(mode64(), FREE_INVALIDATIONS + 1), Some(20));
         assert_eq!(policy.warm_at(mode64(), u32::MAX), Some(10 << MAX_DOUBLINGS));
+        assert_eq!(policy.template_at(mode64(), 0, 10), Some(3));
+        assert_eq!(policy.template_at(mode64(), FREE_INVALIDATIONS + 1, 20), Some(3));
+        let often = (FREE_INVALIDATIONS + 1) * TEMPLATE_PATIENCE;
+        assert_eq!(policy.template_at(mode64(), often, 20), Some(6));
+        assert_eq!(policy.template_at(mode64(), 0, 3), None, "compiled as soon");
+        assert_eq!(policy.template_at(CpuState::new().mode, 0, 10), None, "16-bit code has no templates");
         let eager = Policy { threshold: 1, ..policy };
         assert_eq!(eager.warm_at(mode64(), u32::MAX), Some(1));
     }

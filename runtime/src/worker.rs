@@ -33,7 +33,7 @@ impl Done {
 }
 
 /// Nanoseconds that this thread has run: what a busy host takes away does not count.
-fn processor_time() -> u64 {
+pub(crate) fn processor_time() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }

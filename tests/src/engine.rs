@@ -35,12 +35,31 @@ pub enum Way {
     Chained,
     /// Blocks of one instruction, interpreted twice, then compiled into one region.
     Region,
+    /// As `CompiledSingly`, by templates.
+    TemplatesSingly,
+    /// As `Compiled`, by templates.
+    Templates,
+    /// As `Chained`, by templates.
+    TemplatesChained,
 }
 
 impl Way {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Interpreted, Self::CompiledSingly, Self::Compiled, Self::Chained, Self::Region];
+    pub const ALL: [Self; 8] = [
+        Self::Interpreted,
+        Self::CompiledSingly,
+        Self::Compiled,
+        Self::Chained,
+        Self::Region,
+        Self::TemplatesSingly,
+        Self::Templates,
+        Self::TemplatesChained,
+    ];
+
+    /// Whether it is by templates, which leave some instructions to the interpreter.
+    pub fn is_by_templates(self) -> bool {
+        matches!(self, Self::TemplatesSingly | Self::Templates | Self::TemplatesChained)
+    }
 
     fn config(self) -> EngineConfig {
         let config = EngineConfig {
@@ -49,6 +68,8 @@ impl Way {
             code_memory: 64 << 20,
             ..EngineConfig::default()
         };
+        let templates =
+            EngineConfig { template_threshold: 1, threshold: u32::MAX, hot_threshold: u32::MAX, ..config };
         match self {
             Self::Interpreted => EngineConfig::interpret(),
             Self::Compiled => EngineConfig { mode: EngineMode::Translate, ..config },
@@ -58,13 +79,15 @@ impl Way {
             Self::Region => {
                 EngineConfig { mode: EngineMode::Translate, longest_block: 1, threshold: 3, ..config }
             }
+            Self::Templates => templates,
+            Self::TemplatesSingly | Self::TemplatesChained => EngineConfig { longest_block: 1, ..templates },
         }
     }
 
     /// How often a case is run; the last time counts.
     fn times(self) -> usize {
         match self {
-            Self::Chained => 3,
+            Self::Chained | Self::TemplatesChained => 3,
             Self::Region => 4,
             _ => 1,
         }

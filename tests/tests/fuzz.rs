@@ -159,7 +159,7 @@ fn interpreter_16() {
 
 #[test]
 fn compiled_64() {
-    fuzz(64, &[Way::Compiled, Way::CompiledSingly]);
+    fuzz(64, &[Way::Compiled, Way::CompiledSingly, Way::Templates, Way::TemplatesSingly]);
 }
 
 #[test]

@@ -43,6 +43,21 @@ fn engines() -> Vec<(&'static str, EngineConfig)> {
             "translate, under stress",
             EngineConfig { threshold: 2, background: false, stress: Some(7), ..translate },
         ),
+        (
+            "templates, everything at once",
+            EngineConfig { template_threshold: 1, threshold: u32::MAX, hot_threshold: u32::MAX, ..translate },
+        ),
+        (
+            "templates and regions, under stress",
+            EngineConfig {
+                template_threshold: 1,
+                threshold: 3,
+                hot_threshold: 2,
+                background: false,
+                stress: Some(11),
+                ..translate
+            },
+        ),
     ]
 }
 

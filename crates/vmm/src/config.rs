@@ -77,8 +77,11 @@ impl Config {
             stress: arguments.stress,
             ..EngineConfig::default()
         };
+        if let Some(threshold) = arguments.template_threshold {
+            engine.template_threshold = threshold;
+        }
         if let Some(threshold) = arguments.compile_threshold {
-            engine.threshold = threshold;
+            (engine.threshold, engine.hot_threshold) = (threshold, threshold);
         }
         if let Some(Size(bytes)) = arguments.code_memory {
             engine.code_memory = usize::try_from(bytes).map_err(|_| "--code-memory: too large".to_owned())?;

@@ -60,6 +60,24 @@ pub fn configurations() -> Vec<(&'static str, EngineConfig)> {
     let mut all = vec![
         ("interpret", EngineConfig::interpret()),
         ("translate at once", EngineConfig { threshold: 1, ..translate }),
+        (
+            "templates at once",
+            EngineConfig { template_threshold: 1, threshold: u32::MAX, hot_threshold: u32::MAX, ..translate },
+        ),
+        (
+            "templates, then regions",
+            EngineConfig { template_threshold: 2, threshold: 5, hot_threshold: 3, ..translate },
+        ),
+        (
+            "templates under stress",
+            EngineConfig {
+                template_threshold: 1,
+                threshold: 4,
+                hot_threshold: 3,
+                stress: Some(0x5eee),
+                ..translate
+            },
+        ),
         ("translate warm", EngineConfig { threshold: 3, ..translate }),
         ("translate under stress", EngineConfig { threshold: 2, stress: Some(0x5eed), ..translate }),
         ("translate in little memory", EngineConfig { threshold: 1, code_memory: 64 << 10, ..translate }),

@@ -89,7 +89,10 @@ pub(super) fn of(insn: &Insn) -> Option<Effects> {
         M::Shl | M::Sal | M::Shr | M::Sar => row(Update, shift_flags(insn, 1)),
         M::Shld | M::Shrd => row(Update, shift_flags(insn, 2)),
         M::Rol | M::Ror => row(Update, F::Merge),
-        M::Rcl | M::Rcr => row(Update, F::Update),
+        // Of other counts OF is undefined, and processors differ.
+        M::Rcl | M::Rcr if insn.operand(1) == Operand::Immediate && insn.immediate & 0x1f == 1 => {
+            row(Update, F::Update)
+        }
         M::Bt => row(Read, F::Merge),
         M::Bts | M::Btr | M::Btc => row(Update, F::Merge),
         M::Popcnt => row(Write, F::Set),
@@ -100,6 +103,9 @@ pub(super) fn of(insn: &Insn) -> Option<Effects> {
         M::Xchg => Effects { operands: [Update; 3], ..row(Update, F::None) },
         M::Xadd => Effects { operands: [Update; 3], ..row(Update, F::Set) },
         M::Cmpxchg => Effects { reads: RAX, writes: RAX, ..row(Update, F::Set) },
+        M::Cmpxchg8b | M::Cmpxchg16b => {
+            Effects { reads: RAX | RBX | RCX | RDX, writes: RAX | RDX, ..row(Update, F::Merge) }
+        }
         M::Cbw | M::Cwde | M::Cdqe => Effects { reads: RAX, writes: RAX, ..row(Read, F::None) },
         M::Cwd | M::Cdq | M::Cqo => Effects { reads: RAX | RDX, writes: RDX, ..row(Read, F::None) },
         M::Clc | M::Stc => row(Read, F::Merge),
@@ -110,7 +116,7 @@ pub(super) fn of(insn: &Insn) -> Option<Effects> {
         _ => return None,
     };
     if insn.operand(0) == Operand::Memory || insn.operand(1) == Operand::Memory {
-        effects.aligned = insn.lock || insn.mnemonic == M::Xchg;
+        effects.aligned = insn.lock || matches!(insn.mnemonic, M::Xchg | M::Cmpxchg16b);
         // A bit offset in a register reaches beyond the operand.
         let bit_string = matches!(insn.mnemonic, M::Bt | M::Bts | M::Btr | M::Btc);
         if bit_string && matches!(insn.operand(1), Operand::Gpr(_)) {

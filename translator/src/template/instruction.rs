@@ -1,6 +1,6 @@
 //! Encoding guest instructions again, over host registers and host addresses.
 
-use iced_x86::{Code, Instruction, OpCodeOperandKind, OpKind, Register as Iced};
+use iced_x86::{Code, Instruction, Mnemonic, OpCodeOperandKind, OpKind, Register as Iced};
 use semantics::{Insn, Operand, Register};
 use x86::Width;
 
@@ -109,7 +109,8 @@ impl Template<'_> {
                 _ => return Err(Declined),
             }
         }
-        host.set_has_lock_prefix(insn.lock);
+        // CMPXCHG16B is carried out atomically whether it says so or not.
+        host.set_has_lock_prefix(insn.lock || insn.mnemonic == Mnemonic::Cmpxchg16b);
         if self.asm.instruction(&host) { Ok(()) } else { Err(Declined) }
     }
 }

@@ -184,15 +184,14 @@ impl Template<'_> {
         })
     }
 
-    /// The same in the array for instruction fetches.
-    /// The same in the array for instruction fetches.
+    /// From the offset in an endless array to the entry that says whether code may be fetched.
     pub(super) fn fetch_entry(&mut self, register: Reg) {
         self.asm.and_from(register, Mem::state(FETCH_TLB_MASK));
         self.asm.add_from(register, Mem::state(FETCH_TLB));
     }
 
     /// From the offset in an endless array to the entry.
-    pub(super) fn entry(&mut self, register: Reg) {
+    fn entry(&mut self, register: Reg) {
         self.asm.and_from(register, Mem::state(TLB_MASK));
         self.asm.add_from(register, Mem::state(TLB));
     }
