@@ -80,8 +80,9 @@ fn is_lifted(code: Code, bits: u32) -> bool {
     let Some((_, bytes)) = (0..20).find_map(|_| instruction(&mut random, code, bits)) else { return false };
     match decode::decode_one(&bytes, 0, mode(bits)) {
         Ok(insn) => table::kind_of(&insn) == table::Kind::Lifted,
-        // Not an instruction of the announced processor; the host may well have it.
-        Err(_) => false,
+        // Not an instruction of the announced processor. If that is because the host lacks it, it is #UD on both;
+        // otherwise the host may well have it.
+        Err(_) => !code.cpuid_features().iter().all(|&feature| semantics::native::is_offered(feature)),
     }
 }
 

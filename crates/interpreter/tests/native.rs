@@ -103,6 +103,8 @@ fn is_ours(insn: &Insn) -> bool {
                 // What they do depends on extensions that the host has and the guest has not.
                 | Mnemonic::Rdsspd
                 | Mnemonic::Rdsspq
+                // With REX.B it is XCHG R8, rAX to AMD's processors, PAUSE to Intel's.
+                | Mnemonic::Pause
                 // Register forms of PREFETCHW are #UD on AMD's processors, NOP on Intel's.
                 | Mnemonic::Reservednop
         )

@@ -257,17 +257,18 @@ fn divide<M: Machine>(m: &mut M, i: &Insn, signed: bool) -> Result<(), M::Stop> 
 }
 
 /// BOUND (not in 64-bit mode): #BR unless lower <= index <= upper, signed.
+/// As on Intel's processors, the upper bound is not read for an index below the lower one.
 pub fn bound<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     let width = i.operand_width(0);
     let bytes = width.bytes();
     let index = operand::read(m, i, 0)?;
     let address = operand::address(m, i, bytes as u16 * 2, false)?;
     let lower = m.load(width, address)?;
+    let below = m.less(width, index, lower);
+    m.raise_if(below, Exception::BR)?;
     let step = m.constant(Width::Qword, bytes);
     let second = m.add(Width::Qword, address, step);
     let upper = m.load(width, second)?;
-    let below = m.less(width, index, lower);
     let above = m.less(width, upper, index);
-    let outside = m.bool_or(below, above);
-    m.raise_if(outside, Exception::BR)
+    m.raise_if(above, Exception::BR)
 }

@@ -38,9 +38,7 @@ fn branch_near<M: Machine>(
 /// Reads an indirect target, as a 64-bit integer.
 fn indirect_target<M: Machine>(m: &mut M, i: &Insn) -> Result<M::Int, M::Stop> {
     let target = operand::read(m, i, 0)?;
-    let target = m.resize(i.operand_width(0), Width::Qword, target);
-    m.check_target(target)?;
-    Ok(target)
+    Ok(m.resize(i.operand_width(0), Width::Qword, target))
 }
 
 /// JMP, near.
@@ -50,10 +48,12 @@ pub fn jmp<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
         return m.jump(i.immediate, Transfer::Jump);
     }
     let target = indirect_target(m, i)?;
+    m.check_target(target)?;
     m.jump_indirect(target, Transfer::Jump)
 }
 
-/// CALL, near.
+/// CALL, near. As on Intel's processors, a target that can't be fetched from is found when the return address is on the
+/// stack already (rSP does not move); the SDM's pseudocode and AMD's check first.
 pub fn call<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     let return_to = m.constant(i.width, i.next_rip());
     if i.operand(0) == Operand::Near {
@@ -62,7 +62,11 @@ pub fn call<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
         return m.jump(i.immediate, Transfer::Call);
     }
     let target = indirect_target(m, i)?;
-    stack::push(m, i.width, return_to)?;
+    m.foresee_target(target)?;
+    let top = stack::store_below(m, i.width, i.width, return_to)?;
+    m.check_target(target)?;
+    let pointer = stack::pointer(m);
+    m.set_gpr(pointer, top);
     m.jump_indirect(target, Transfer::Call)
 }
 

@@ -5,7 +5,7 @@
 //! CET. Encodings of those that older processors execute as something else are that (TZCNT is BSF, ENDBR64 and BNDMK
 //! are NOPs); the rest has no row in [`crate::table`] and is #UD.
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, EncodingKind, FlowControl, Instruction, Mnemonic};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, EncodingKind, FlowControl, Instruction};
 use x86::Mode;
 
 use crate::{Insn, Kind, lower::lower, native, table};
@@ -144,23 +144,10 @@ impl<'a> Stream<'a> {
         if !self.instruction.cpuid_features().iter().all(|&feature| native::is_offered(feature)) {
             return Err(DecodeError::Invalid);
         }
-        if self.instruction.mnemonic() == Mnemonic::Pause {
-            self.check_pause(position, rip);
-        }
         let insn = lower(&self.instruction, self.mode).ok_or(DecodeError::Invalid)?;
         match table::kind_of(&insn) {
             Kind::Undefined => Err(DecodeError::Invalid),
             Kind::Lifted | Kind::Callout => Ok(insn),
-        }
-    }
-
-    /// F3 REX.B 90 is no PAUSE but XCHG R8, rAX, for processors but not for iced.
-    fn check_pause(&mut self, position: usize, rip: u64) {
-        let bytes = &self.bytes[position..self.decoder.position()];
-        let rex = bytes[bytes.len() - 2];
-        if self.mode.is_64bit() && rex & 0xf1 == 0x41 {
-            let mut decoder = Decoder::with_ip(64, bytes, rip, OPTIONS | DecoderOptions::NO_PAUSE);
-            decoder.decode_out(&mut self.instruction);
         }
     }
 

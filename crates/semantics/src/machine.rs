@@ -280,8 +280,15 @@ pub trait Machine: Sized {
 
     // Control. Without a call to one of these the next instruction follows.
 
+    /// Says that [`Machine::check_target`] will follow once the instruction has written memory. Compiled code, which
+    /// may leave nothing half done for the interpreter to begin again, checks here, before it writes.
+    fn foresee_target(&mut self, target: Self::Int) -> Result<(), Self::Stop> {
+        let _ = target;
+        Ok(())
+    }
+
     /// #GP(0) if no instruction can be fetched at `target` (64 bits): beyond CS's limit, or not canonical. Transfers
-    /// call it before they change anything. It may be left to the fetch at the target, which faults after the
+    /// call it before they change a register. It may be left to the fetch at the target, which faults after the
     /// transfer instead of before it.
     fn check_target(&mut self, target: Self::Int) -> Result<(), Self::Stop> {
         let _ = target;

@@ -42,14 +42,27 @@ pub(crate) fn push<M: Machine>(m: &mut M, width: Width, value: M::Int) -> Result
 /// Moves rSP by `width`, of which only `stored` is written.
 #[inline(always)]
 fn push_partly<M: Machine>(m: &mut M, width: Width, stored: Width, value: M::Int) -> Result<(), M::Stop> {
+    let new = store_below(m, width, stored, value)?;
+    let register = pointer(m);
+    m.set_gpr(register, new);
+    Ok(())
+}
+
+/// Writes where a push would, and gives what rSP is to be after it.
+#[inline(always)]
+pub(crate) fn store_below<M: Machine>(
+    m: &mut M,
+    width: Width,
+    stored: Width,
+    value: M::Int,
+) -> Result<M::Int, M::Stop> {
     let register = pointer(m);
     let bytes = m.constant(register.width, width.bytes());
     let old = m.gpr(register);
     let new = m.sub(register.width, old, bytes);
     let address = address(m, new, width.bytes(), true)?;
     m.store(stored, address, value)?;
-    m.set_gpr(register, new);
-    Ok(())
+    Ok(new)
 }
 
 /// Reads the top of the stack: the value, and what rSP is after popping it.

@@ -45,12 +45,12 @@ pub fn lods<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     })
 }
 
-/// CMPS, where it is not the SSE2 comparison.
+/// CMPS, where it is not the SSE2 comparison. Of two elements that fault, that at ES:rDI does, as on Intel's processors.
 pub fn cmps<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     repeat(m, i, Bulk::Cmps, |m| {
-        let a = load_source(m, i)?;
         let from = destination(m, i, false)?;
         let b = m.load(i.width, from)?;
+        let a = load_source(m, i)?;
         advance(m, i, RSI);
         advance(m, i, RDI);
         let result = m.sub(i.width, a, b);

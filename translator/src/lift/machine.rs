@@ -3,7 +3,6 @@
 use core::mem::offset_of;
 
 use cranelift_codegen::ir::{AtomicRmwOp, InstBuilder, Value, condcodes::IntCC, types};
-use iced_x86::Mnemonic;
 use memory::AtomicOp;
 use semantics::{
     ConditionCode, Flag, Machine, Register, Repetition, Transfer,
@@ -420,9 +419,10 @@ impl Machine for Lifter<'_> {
         self.b.ins().select(down, backward, forward)
     }
 
-    /// RET and JMP have no effect before they go: [`Lifter::indirect_exit`] checks for them, where it is free.
-    fn check_target(&mut self, target: Value) -> Result<(), Ended> {
-        if self.mode.is_64bit() && self.insn.mnemonic == Mnemonic::Call {
+    /// CALL writes before it goes. RET and JMP have no effect before they go: [`Lifter::indirect_exit`] checks for them,
+    /// where it is free.
+    fn foresee_target(&mut self, target: Value) -> Result<(), Ended> {
+        if self.mode.is_64bit() {
             let faults = self.not_canonical(target);
             self.abandon_if(faults);
         }

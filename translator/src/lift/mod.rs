@@ -27,7 +27,6 @@ mod vector_inline;
 
 use cranelift_codegen::ir::{AbiParam, SourceLoc, Value, types};
 use cranelift_frontend::FunctionBuilder;
-use iced_x86::Mnemonic;
 use semantics::{
     Insn, Kind,
     decode::{BlockEnd, GuestBlock},
@@ -118,7 +117,6 @@ fn liftable(block: &GuestBlock) -> usize {
 /// The instruction being lifted.
 #[derive(Clone, Copy, Default)]
 struct Current {
-    mnemonic: Mnemonic,
     rip: u64,
     next_rip: u64,
     index: u16,
@@ -227,7 +225,7 @@ impl<'f> Lifter<'f> {
 
     /// Lifts an instruction.
     fn instruction(&mut self, index: u16, insn: &Insn) -> Result<(), Ended> {
-        self.insn = Current { mnemonic: insn.mnemonic, rip: insn.rip, next_rip: insn.next_rip(), index };
+        self.insn = Current { rip: insn.rip, next_rip: insn.next_rip(), index };
         self.b.set_srcloc(SourceLoc::new(self.source + u32::from(index)));
         self.start = self.file;
         self.flushed = false;

@@ -69,9 +69,10 @@ fn lock_is_for_read_modify_writes_of_memory() {
 }
 
 #[test]
-fn pause_with_rex_b_is_an_exchange() {
+fn pause_with_rex_b_is_pause() {
     assert_eq!(one(64, &[0xf3, 0x90]).mnemonic, Mnemonic::Pause);
-    assert_eq!(one(64, &[0xf3, 0x41, 0x90]).mnemonic, Mnemonic::Xchg);
+    // As on Intel's processors (measured on Cascade Lake); to AMD's it is XCHG R8D, EAX.
+    assert_eq!(one(64, &[0xf3, 0x41, 0x90]).mnemonic, Mnemonic::Pause);
     assert_eq!(one(64, &[0xf3, 0x48, 0x90]).mnemonic, Mnemonic::Pause);
 }
 
