@@ -64,6 +64,9 @@ const MAX_DOUBLINGS: u32 = 12;
 /// Templates cost so little that a page may change this many times as often before they wait.
 const TEMPLATE_PATIENCE: u32 = 16;
 
+/// Thresholds below this are meant to translate whatever comes, however often it changes: for tests.
+const STRESS: u32 = 8;
+
 /// Overwritings of a page that are not held against it: loaders and the kernel's own patching at boot write a few times.
 const FREE_INVALIDATIONS: u32 = 4;
 
@@ -107,11 +110,10 @@ impl Policy {
     }
 }
 
-/// A threshold for a block whose page has lost code to writes `invalidations` times. A stress setting stays one:
-/// threshold 1 translates everything.
+/// A threshold for a block whose page has lost code to writes `invalidations` times. A stress setting stays as it is.
 fn later(threshold: u32, invalidations: u32) -> u32 {
     let doublings = invalidations.saturating_sub(FREE_INVALIDATIONS).min(MAX_DOUBLINGS);
-    if threshold <= 1 { 1 } else { threshold.saturating_mul(1 << doublings) }
+    if threshold < STRESS { threshold.max(1) } else { threshold.saturating_mul(1 << doublings) }
 }
 
 #[cfg(test)]
@@ -131,7 +133,7 @@ mod tests {
     #[test]
     fn modes_decide() {
         let policy =
-            Policy { mode: EngineMode::Translate, template_threshold: 3, threshold: 10, hot_threshold: 20 };
+            Policy { mode: EngineMode::Translate, template_threshold: 9, threshold: 10, hot_threshold: 20 };
         assert_eq!(policy.warm_at(mode64(), 0), Some(10));
         assert_eq!(policy.warm_at(CpuState::new().mode, 0), None, "real mode");
         assert_eq!(Policy { mode: EngineMode::Interpret, ..policy }.warm_at(mode64(), 0), None);
@@ -140,15 +142,15 @@ mod tests {
     #[test]
     fn pages_that_keep_changing_wait_longer() {
         let policy =
-            Policy { mode: EngineMode::Translate, template_threshold: 3, threshold: 10, hot_threshold: 20 };
+            Policy { mode: EngineMode::Translate, template_threshold: 9, threshold: 10, hot_threshold: 20 };
         assert_eq!(policy.warm_at(mode64(), FREE_INVALIDATIONS), Some(10));
         assert_eq!(policy.warm_at(mode64(), FREE_INVALIDATIONS + 1), Some(20));
         assert_eq!(policy.warm_at(mode64(), u32::MAX), Some(10 << MAX_DOUBLINGS));
-        assert_eq!(policy.template_at(mode64(), 0, 10), Some(3));
-        assert_eq!(policy.template_at(mode64(), FREE_INVALIDATIONS + 1, 20), Some(3));
+        assert_eq!(policy.template_at(mode64(), 0, 10), Some(9));
+        assert_eq!(policy.template_at(mode64(), FREE_INVALIDATIONS + 1, 20), Some(9));
         let often = (FREE_INVALIDATIONS + 1) * TEMPLATE_PATIENCE;
-        assert_eq!(policy.template_at(mode64(), often, 20), Some(6));
-        assert_eq!(policy.template_at(mode64(), 0, 3), None, "compiled as soon");
+        assert_eq!(policy.template_at(mode64(), often, 20), Some(18));
+        assert_eq!(policy.template_at(mode64(), 0, 9), None, "compiled as soon");
         assert_eq!(policy.template_at(CpuState::new().mode, 0, 10), None, "16-bit code has no templates");
         let eager = Policy { threshold: 1, ..policy };
         assert_eq!(eager.warm_at(mode64(), u32::MAX), Some(1));
