@@ -9,7 +9,8 @@
 //! **Entry.** A block first polls `CpuState::exit_request`: if it is not 0, it stores its own rip and leaves with
 //! [`Leave::Poll`], having done nothing. Then it adds its number of guest instructions to `CpuState::instructions`. A
 //! block of the template translator may count its executions down in between, in a 32-bit word that the runtime
-//! provides; below zero it leaves with [`Leave::Hot`] in the same way.
+//! provides; below zero it leaves with [`Leave::Hot`] in the same way. A region ([`crate::region`]) keeps the count in a
+//! register and stores it wherever it leaves and before every slow path; it polls again on each of its cycles.
 //!
 //! **Direct exits.** Guest state is written back (rip need not be: the slot knows it); then
 //! `lea rdi, [slot]; mov rax, [rdi + code]; jmp rax`. An unlinked slot's code is the runtime's stub, which returns
@@ -33,8 +34,8 @@
 //! **rip.** `CpuState::rip` is stale while blocks run into each other; every way back to the runtime but `Unlinked` and
 //! `Guard` (whose slot says it) stores it.
 //!
-//! **Memory.** Inline TLB lookup (`memory::tlb`). On a miss the cold path writes back all guest state that is
-//! newer in SSA values than in CpuState, stores the instruction's rip and, in `scratch[1]`, how many of the
+//! **Memory.** Inline TLB lookup (`memory::tlb`). Registers that are newer in SSA values than in
+//! CpuState are stored before it. On a miss the cold path writes back flags and count, stores the instruction's rip and, in `scratch[1]`, how many of the
 //! block's instructions (this one included) are not executed if it is abandoned; then it calls a thunk of the
 //! `PreserveAll` convention, whose arguments (address, value) are in `scratch[2]` and those after it
 //! ([`SlowPath::argument`]). The thunk either did the access (loads: result in
