@@ -16,6 +16,10 @@
 //! | 8  | 10000 | 2.55, 2.45 |
 //! | 30 | 10000 | 2.52, 2.50 |
 //!
+//! and with fetches in TLB arrays of their own, T = 16, user CPU and wall seconds, three rounds of a host whose
+//! speed drifts: C = 8000: 2.78 2.80 3.23 and 1.90 2.15 2.57; 15000: 2.26 2.12 3.08 and 2.02 2.12 2.85;
+//! 30000: 2.31 2.64 3.06 and 2.14 2.60 2.91; 60000: 2.44 2.93 2.92 and 2.44 3.01 3.02.
+//!
 //! Blocks in pages whose code was overwritten wait longer, doubling with every time, so that a guest that patches or
 //! generates code in a loop is interpreted, not translated over and over.
 
@@ -47,7 +51,7 @@ pub struct Policy {
 pub const DEFAULT_THRESHOLD: u32 = 1500;
 
 /// See the module's description.
-pub const DEFAULT_HOT_THRESHOLD: u32 = 30000;
+pub const DEFAULT_HOT_THRESHOLD: u32 = 15000;
 
 /// See the module's description.
 pub const DEFAULT_TEMPLATE_THRESHOLD: u32 = 16;
