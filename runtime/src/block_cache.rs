@@ -54,8 +54,8 @@ use crate::{
     links::Links,
 };
 
-/// More decoded blocks than this are not kept: some 100 MB of host memory.
-pub const MAX_BLOCKS: usize = 1 << 17;
+/// More decoded blocks than this are not kept: some 200 MB of host memory, if a guest runs that much code.
+pub const MAX_BLOCKS: usize = 1 << 18;
 
 /// See the module's description.
 pub struct CodeCache {
