@@ -55,7 +55,7 @@ impl Lifter<'_> {
         }
     }
 
-    /// Stores the count of `file`, less `uncounted`, where it is not in `CpuState`.
+    /// Stores the count of `file` where it is not in `CpuState`.
     pub(super) fn write_back_count(&mut self, file: &RegisterFile) {
         if let Count::Value { base, add } = file.count {
             let value = if add == 0 { base } else { self.b.ins().iadd_imm_s(base, add) };
