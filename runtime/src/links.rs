@@ -8,6 +8,8 @@
 
 use translator::{CodeBlock, abi::ChainSlot};
 
+use x86::GuestPhys;
+
 use crate::{
     block::{Block, BlockId},
     code_memory::CodeMemory,
@@ -19,6 +21,8 @@ use std::{mem::offset_of, ops::Range, sync::Arc};
 struct SlotRecord {
     address: u64,
     owner: BlockId,
+    /// Where the guest block lies that ends in the exit: in a region not always the head.
+    page: GuestPhys,
     guarded: bool,
     linked: Option<BlockId>,
 }
@@ -107,7 +111,10 @@ impl Links {
             self.memory.store(address + offset_of!(ChainSlot, target) as u64, exit.target);
             self.memory.store(address + offset_of!(ChainSlot, owner) as u64, block.id.0);
             self.numbers.insert(address, self.slots.len());
-            self.slots.push(SlotRecord { address, owner: block.id, guarded: exit.guarded, linked: None });
+            let from = members.iter().find(|member| member.key.rip & x86::PAGE_MASK == exit.page);
+            let page = from.unwrap_or(block).key.first.page();
+            let guarded = exit.guarded;
+            self.slots.push(SlotRecord { address, owner: block.id, page, guarded, linked: None });
         }
         let slots = first..self.slots.len();
         let replaced = block.code();
@@ -163,8 +170,8 @@ impl Links {
         let (Some(&number), Some(code)) = (self.numbers.get(&slot), block.code()) else { return };
         let record = &self.slots[number];
         let Some(owner) = self.installed.get(&record.owner) else { return };
-        let (from, to) = (&owner.block.key, &block.key);
-        if from.mode != to.mode || !record.guarded && from.first.page() != to.first.page() {
+        let to = &block.key;
+        if owner.block.key.mode != to.mode || !record.guarded && record.page != to.first.page() {
             return;
         }
         self.unlink(number);
@@ -257,7 +264,7 @@ mod tests {
     use interpreter::DecodedBlock;
     use semantics::decode::{BlockEnd, GuestBlock};
     use translator::DirectExit;
-    use x86::{GuestPhys, Mode};
+    use x86::Mode;
 
     const STUB: u64 = 0x5_70b0;
 
@@ -273,7 +280,10 @@ mod tests {
             rip,
             code: vec![0xc3; 100],
             relocations: Vec::new(),
-            exits: exits.iter().map(|&(target, guarded)| DirectExit { target, guarded }).collect(),
+            exits: exits
+                .iter()
+                .map(|&(target, guarded)| DirectExit { target, page: rip & x86::PAGE_MASK, guarded })
+                .collect(),
             guest_instructions: 1,
             guest_bytes: 4,
             counts: false,
@@ -355,6 +365,21 @@ mod tests {
         assert!(install(&mut f.links, &[&elsewhere], &code(0x1100, &[])));
         f.links.link(f.slots[0], &elsewhere, 0);
         assert_eq!(f.leads_to(f.slots[0]), STUB);
+    }
+
+    #[test]
+    fn exits_of_a_region_are_linked_in_the_page_of_the_block_that_ends_in_them() {
+        let mut f = fixture();
+        let (member, there) = (block(3, 0x2000), block(4, 0x2100));
+        let mut region = code(0x1000, &[(0x2100, false)]);
+        region.exits[0].page = 0x2000;
+        assert!(install(&mut f.links, &[&f.a, &member], &region));
+        assert!(install(&mut f.links, &[&there], &code(0x2100, &[])));
+        let slot = f.links.slots[f.links.installed[&f.a.id].slots.start].address;
+        f.links.link(slot, &f.b, 0);
+        assert_eq!(f.leads_to(slot), STUB, "the head's page, not the member's");
+        f.links.link(slot, &there, 0);
+        assert_eq!(f.leads_to(slot), there.code().unwrap());
     }
 
     #[test]

@@ -37,7 +37,9 @@ pub struct Text {
 pub struct DirectExit {
     /// Guest rip of the target.
     pub target: u64,
-    /// The target lies in another linear page; see [`crate::abi`].
+    /// Linear page of the guest block that ends in it: in a region not always the first one's.
+    pub page: u64,
+    /// The target lies in another linear page than that; see [`crate::abi`].
     pub guarded: bool,
 }
 

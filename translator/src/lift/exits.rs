@@ -147,7 +147,7 @@ impl Lifter<'_> {
     pub(super) fn chain(&mut self, target: u64) {
         let guarded = target & PAGE_MASK != self.page;
         let slot = self.slot_address(self.exits.len() as u32);
-        self.exits.push(DirectExit { target, guarded });
+        self.exits.push(DirectExit { target, page: self.page, guarded });
         if guarded {
             let target = self.word(target);
             let linked = self.table_load(slot, offset_of!(ChainSlot, addend));

@@ -68,7 +68,7 @@ impl Template<'_> {
     fn chain(&mut self, target: u64) {
         let guarded = target & PAGE_MASK != self.page;
         let slot = self.exits.len() as u32;
-        self.exits.push(DirectExit { target, guarded });
+        self.exits.push(DirectExit { target, page: self.page, guarded });
         let offset = self.asm.lea_relative(RDI);
         let (kind, target_slot) = (RelocationKind::Pc32, RelocationTarget::Slot(slot));
         self.relocations.push(Relocation { offset, kind, target: target_slot, addend: -4 });
