@@ -46,7 +46,7 @@ pub struct Block {
     code: AtomicU64,
     dead: AtomicBool,
     /// The page that the one instruction of this block reaches into, if it crosses a page's end. Such a block
-    /// is never compiled, and is run only after a look at where its second page is mapped now.
+    /// is run only after a look at where its second page is mapped now, which compiled code takes itself.
     pub second: Option<GuestPhys>,
     /// Its instructions, ready for the interpreter.
     pub decoded: DecodedBlock,

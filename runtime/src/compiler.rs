@@ -100,7 +100,7 @@ impl Compiler {
     fn compile(&mut self, block: &Arc<Block>, executions: u32, state: &CpuState, mmu: &Mmu) -> Option<u64> {
         let invalidations = self.cache.invalidations(block.key.first.page());
         let warm_at = match self.policy.warm_at(block.key.mode, invalidations) {
-            Some(executions) if block.key.extent == Extent::Full && block.second.is_none() => executions,
+            Some(executions) if block.key.extent == Extent::Full => executions,
             _ => {
                 block.give_up();
                 return None;
@@ -131,7 +131,7 @@ impl Compiler {
     fn translate(&mut self, block: &Arc<Block>, mmu: &Mmu) -> Option<u64> {
         let start = processor_time();
         let (guest, _) = finder::decode_again(block, mmu)?;
-        let code = self.templates.translate(&guest);
+        let code = self.templates.translate(&guest, region::second_addend(block, mmu)?);
         self.nanoseconds += processor_time() - start;
         // What has no template waits for the compiler.
         let code = code.ok()?;

@@ -232,16 +232,20 @@ fn read_at<'a>(state: &CpuState, mmu: &Mmu, first: GuestPhys, rip: u64, buffer: 
 
 /// Decodes a living block again, for the translator, and gives its bytes too. `None` if it has died.
 pub fn decode_again(block: &Block, mmu: &Mmu) -> Option<(GuestBlock, Vec<u8>)> {
-    let mut bytes = vec![0; block.bytes as usize];
-    mmu.ram().read(block.key.first, &mut bytes).ok()?;
+    let bytes = bytes_of(block, mmu);
     let mode: Mode = block.key.mode;
-    let mut decoded = decode::decode_block(&bytes, block.key.rip, mode);
+    let mut decoded = if block.second.is_some() {
+        let insns = decode::decode_one(&bytes, block.key.rip, mode).into_iter().collect();
+        GuestBlock { rip: block.key.rip, mode, insns, end: block.end }
+    } else {
+        decode::decode_block(&bytes, block.key.rip, mode)
+    };
     // The bytes end where the block does, which is all that this decoding knows.
     decoded.end = block.end;
     (!block.is_dead() && !decoded.insns.is_empty()).then_some((decoded, bytes))
 }
 
-/// The bytes of the one instruction of a [`Extent::Single`] block, as they are in memory now.
+/// The bytes of a block as they are in memory now.
 pub fn bytes_of(block: &Block, mmu: &Mmu) -> Vec<u8> {
     let mut bytes = vec![0; block.bytes as usize];
     let in_page = (PAGE_SIZE - block.key.first.page_offset()).min(block.bytes) as usize;

@@ -52,16 +52,14 @@ pub(crate) fn form(
         if !is_head && (instructions + count > MOST_INSTRUCTIONS || formed.members.len() == MOST_BLOCKS) {
             continue;
         }
-        let Some((guest, bytes)) = finder::decode_again(&block, mmu) else {
+        let Some(decoded) = region_block(&block, mmu) else {
             if is_head {
                 return None;
             }
             continue;
         };
-        let Some(host) = mmu.ram().host_page(block.key.first) else { continue };
-        let addend = (host as u64).wrapping_sub(block.key.rip & x86::PAGE_MASK);
         instructions += count;
-        for rip in successors(guest.insns.last()) {
+        for rip in successors(decoded.guest.insns.last()) {
             if seen.insert(rip)
                 && let Some(next) = find(head, rip, cache, state, mmu)
                 && cache.executions(&next) >= warm
@@ -70,10 +68,17 @@ pub(crate) fn form(
                 waiting.push_back(next);
             }
         }
-        formed.region.blocks.push(RegionBlock::new(guest, &bytes, addend));
+        formed.region.blocks.push(decoded);
         formed.members.push(block);
     }
     Some(formed)
+}
+
+/// `None` if the block has died.
+fn region_block(block: &Block, mmu: &Mmu) -> Option<RegionBlock> {
+    let (guest, bytes) = finder::decode_again(block, mmu)?;
+    let addend = addend(mmu, block.key.first, block.key.rip & x86::PAGE_MASK)?;
+    Some(RegionBlock::new(guest, &bytes, addend, second_addend(block, mmu)?))
 }
 
 /// Where control can go directly after a block.
@@ -100,5 +105,17 @@ fn find(head: &Block, rip: u64, cache: &CodeCache, state: &CpuState, mmu: &Mmu) 
         mmu.look_up(state, state.linear_rip(rip))?
     };
     let key = BlockKey { first, rip, mode: head.key.mode, extent: Extent::Full };
-    cache.find(&key).filter(|block| block.second.is_none())
+    cache.find(&key)
+}
+
+/// [`RegionBlock::second`] of a block; `None` if that page is no RAM.
+pub(crate) fn second_addend(block: &Block, mmu: &Mmu) -> Option<Option<u64>> {
+    let Some(second) = block.second else { return Some(None) };
+    let next = translator::region::next_page(block.key.rip, block.key.mode);
+    addend(mmu, second, next).map(Some)
+}
+
+/// What the TLB would add to an address in a linear page that is mapped to where `first` lies.
+fn addend(mmu: &Mmu, first: GuestPhys, linear_page: u64) -> Option<u64> {
+    mmu.ram().host_page(first).map(|host| (host as u64).wrapping_sub(linear_page))
 }

@@ -193,3 +193,89 @@ fn code_that_becomes_not_executable() {
         assert_eq!((guest.rax(), guest.gpr(8)), (8, entry));
     });
 }
+
+/// A loop whose first instruction goes on in the next page: its immediate's upper half lies there.
+const ACROSS_PAGES: u64 = CODE + 0x5_0ffb;
+
+fn loop_across_pages() -> &'static [u8] {
+    guest!("4: add r14, 0x1000001", "dec r13d", "jnz 4b", "ret")
+}
+
+#[test]
+fn an_instruction_across_pages_whose_second_page_is_exchanged() {
+    let head = guest!(
+        "mov r12d, 30",
+        "4: mov r13d, 40",
+        "call rbx",
+        "xor qword ptr [rsi], 0x3000", // between the pages 0x1000 and 0x2000 further on
+        "invlpg [rdi]",
+        "dec r12d",
+        "jnz 4b",
+        "hlt",
+    );
+    everywhere(|config| {
+        let mut guest = Guest::new(config, head);
+        let code = loop_across_pages();
+        guest.write(ACROSS_PAGES, code);
+        guest.write(ACROSS_PAGES + 0x1000, code);
+        guest.write(ACROSS_PAGES + 0x1000 + 6, &[2]);
+        let second = (ACROSS_PAGES & !0xfff) + 0x1000;
+        assert_eq!(second >> 12 & 3, 1, "0x3000 leads to the next page and back");
+        guest.set(|state| {
+            state.gpr[3] = ACROSS_PAGES;
+            state.gpr[6] = TABLE + (second >> 12) * 8;
+            state.gpr[7] = second;
+        });
+        guest.halt();
+        assert_eq!(guest.gpr(14), 15 * 40 * (0x100_0001 + 0x200_0001));
+    });
+}
+
+#[test]
+fn an_instruction_across_pages_that_is_rewritten_in_its_second_page() {
+    let head = guest!(
+        "mov r12d, 30",
+        "4: mov r13d, 40",
+        "call rbx",
+        "mov byte ptr [rbx + 6], r12b",
+        "dec r12d",
+        "jnz 4b",
+        "hlt",
+    );
+    everywhere(|config| {
+        let mut guest = Guest::new(config, head);
+        guest.write(ACROSS_PAGES, loop_across_pages());
+        guest.set(|state| state.gpr[3] = ACROSS_PAGES);
+        guest.halt();
+        let high: u64 = 1 + (2..=30).sum::<u64>();
+        assert_eq!(guest.gpr(14), 40 * (30 + (high << 24)));
+    });
+}
+
+#[test]
+fn an_instruction_across_pages_whose_second_page_can_not_be_fetched() {
+    let head = guest!(
+        "mov r13d, 40",
+        "call rbx",
+        "bts qword ptr [rsi], 63",
+        "invlpg [rdi]",
+        "mov r13d, 40",
+        "call rbx",
+        "hlt",
+    );
+    everywhere(|config| {
+        let mut guest = Guest::new(config, head);
+        guest.write(ACROSS_PAGES, loop_across_pages());
+        // The error code (an instruction fetch), where it happened, and what could not be fetched.
+        guest.handler(14, guest!("mov r8, [rsp]", "mov r9, [rsp + 8]", "mov r10, cr2", "hlt"));
+        let second = (ACROSS_PAGES & !0xfff) + 0x1000;
+        guest.set(|state| {
+            state.gpr[3] = ACROSS_PAGES;
+            state.gpr[6] = TABLE + (second >> 12) * 8;
+            state.gpr[7] = second;
+        });
+        guest.halt();
+        let found = [8, 9, 10].map(|n| guest.gpr(n));
+        assert_eq!((guest.gpr(14), found), (40 * 0x100_0001, [0x11, ACROSS_PAGES, second]));
+    });
+}

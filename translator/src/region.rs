@@ -11,7 +11,7 @@ use iced_x86::{
     Register, RflagsBits,
 };
 use semantics::{Insn, Operand, decode::GuestBlock};
-use x86::PAGE_MASK;
+use x86::{Mode, PAGE_MASK};
 
 /// Return addresses that a region's RETs are compared with, at most.
 const MOST_RETURNS: usize = 4;
@@ -24,14 +24,18 @@ pub struct RegionBlock {
     /// Host address minus linear address of its page, wrapping: where the TLB must still find it when control comes
     /// from another page.
     pub addend: u64,
+    /// The same of the next page, if the block is an instruction that goes on there: it is run only while that is so.
+    pub second: Option<u64>,
     effects: Effects,
 }
 
 impl RegionBlock {
     /// Of a decoded block and the bytes that it was decoded from.
-    pub fn new(guest: GuestBlock, bytes: &[u8], addend: u64) -> Self {
-        let effects = Effects::of(bytes, &guest);
-        Self { guest, addend, effects }
+    pub fn new(guest: GuestBlock, bytes: &[u8], addend: u64, second: Option<u64>) -> Self {
+        let mut effects = Effects::of(bytes, &guest);
+        // It may leave before it has begun.
+        effects.flags_observed |= second.is_some();
+        Self { guest, addend, second, effects }
     }
 }
 
@@ -324,4 +328,10 @@ fn successors(block: &GuestBlock, blocks: &HashMap<u64, usize>, returns: &[u64])
 /// Whether two addresses lie in the same page.
 pub(crate) fn same_page(a: u64, b: u64) -> bool {
     (a ^ b) & PAGE_MASK == 0
+}
+
+/// The linear page after that of `rip`.
+pub fn next_page(rip: u64, mode: Mode) -> u64 {
+    let next = (rip | !PAGE_MASK).wrapping_add(1);
+    if mode.is_64bit() { next } else { next & 0xffff_ffff }
 }

@@ -439,7 +439,13 @@ fn run_with(translate: Translate, host_flags: bool, state: fn() -> Box<CpuState>
 #[test]
 fn templates_do_what_the_interpreter_does() {
     let mut translator = TemplateTranslator::new();
-    run_with(Box::new(move |block| translator.translate(block)), true, long_mode_state, 20000, 0x4000_0000);
+    run_with(
+        Box::new(move |block| translator.translate(block, None)),
+        true,
+        long_mode_state,
+        20000,
+        0x4000_0000,
+    );
 }
 
 #[test]

@@ -22,7 +22,7 @@ fn guest_block(bytes: &[u8]) -> GuestBlock {
 }
 
 fn template(bytes: &[u8]) -> CodeBlock {
-    TemplateTranslator::new().translate(&guest_block(bytes)).unwrap()
+    TemplateTranslator::new().translate(&guest_block(bytes), None).unwrap()
 }
 
 fn cranelift(bytes: &[u8]) -> CodeBlock {
@@ -187,7 +187,7 @@ fn a_request_is_seen_before_anything_is_done() {
 
 #[test]
 fn a_counter_that_runs_out_ends_the_runs() {
-    let block = TemplateTranslator::counting().translate(&guest_block(&[0x48, 0x01, 0xd8])).unwrap();
+    let block = TemplateTranslator::counting().translate(&guest_block(&[0x48, 0x01, 0xd8]), None).unwrap();
     let placed: Placed = place_counting(block, 2);
     let mut machine = Machine::new();
     machine.state.gpr[3] = 1;
@@ -206,9 +206,12 @@ fn what_has_no_template_ends_the_block() {
     assert_eq!((machine.state.rip, machine.state.gpr[0], machine.state.instructions), (CODE + 3, 1, 1));
     let mut translator = TemplateTranslator::new();
     for first in [&[0xdb, 0xe3][..], &[0x0f, 0xa2]] {
-        assert!(matches!(translator.translate(&guest_block(first)), Err(TranslateError::FirstDeclined(_))));
+        assert!(matches!(
+            translator.translate(&guest_block(first), None),
+            Err(TranslateError::FirstDeclined(_))
+        ));
     }
-    translator.translate(&guest_block(&[0x48, 0x01, 0xd8])).unwrap();
+    translator.translate(&guest_block(&[0x48, 0x01, 0xd8]), None).unwrap();
 }
 
 #[test]

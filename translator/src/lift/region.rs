@@ -16,12 +16,13 @@ use x86::{CpuState, PAGE_MASK};
 use super::{
     Lifter,
     count::Count,
+    emit,
     registers::{RegisterFile, bits},
 };
 use crate::{
     TranslateError,
     abi::Leave,
-    region::{Plan, Region, same_page},
+    region::{Plan, Region, next_page, same_page},
 };
 
 /// A block of the region that is being lifted.
@@ -92,11 +93,14 @@ impl Lifter<'_> {
         self.go_inside(0);
         let (mut instructions, mut bytes) = (0, 0);
         while let Some(waiting) = self.course.as_mut().and_then(Course::next) {
-            let guest = &region.blocks[waiting.number].guest;
+            let block = &region.blocks[waiting.number];
             self.b.switch_to_block(waiting.at);
             self.file = waiting.file;
             self.source = u32::from(instructions);
-            let lifted = self.guest_block(guest);
+            if let Some(addend) = block.second {
+                self.guard_second(block.guest.rip, addend);
+            }
+            let lifted = self.guest_block(&block.guest);
             if waiting.number == 0
                 && let Some(reason) = lifted.first_declined
             {
@@ -149,6 +153,23 @@ impl Lifter<'_> {
         let file = self.file;
         self.write_back(&file);
         self.chain(target);
+        self.file = file;
+        self.b.switch_to_block(passed);
+    }
+
+    /// Leaves the instruction at `rip` to the interpreter unless the page that it goes on in is where it was.
+    fn guard_second(&mut self, rip: u64, addend: u64) {
+        self.cpu = emit::pinned(&mut self.b);
+        let next_page = self.word(next_page(rip, self.mode));
+        let addend = self.word(addend);
+        let fails = self.guard(next_page, addend);
+        let failed = self.b.create_block();
+        let passed = self.b.create_block();
+        self.b.set_cold_block(failed);
+        self.b.ins().brif(fails, failed, &[], passed, &[]);
+        self.b.switch_to_block(failed);
+        let file = self.file;
+        self.leave_step(&file, rip, 0);
         self.file = file;
         self.b.switch_to_block(passed);
     }

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     DirectExit, Relocation, RelocationKind, RelocationTarget,
     abi::{ChainSlot, JUMP_CACHE_ENTRIES, JumpEntry, Leave},
+    region::next_page,
 };
 
 const RSP: u8 = state::RSP as u8;
@@ -25,8 +26,9 @@ const JUMP_CACHE: usize = offset_of!(CpuState, jump_cache);
 const INDEX_SHIFT: u8 = (PAGE_SHIFT - ENTRY_SHIFT) as u8;
 
 impl Template<'_> {
-    /// The poll, the count of executions if that is wanted, and the count of instructions.
-    pub(super) fn enter(&mut self, counts: bool) {
+    /// The poll, the count of executions if that is wanted, the guard of the `second` page if there is one, and the count
+    /// of instructions.
+    pub(super) fn enter(&mut self, counts: bool, second: Option<u64>) {
         self.asm.compare_immediate32(Mem::state(REQUEST), 0);
         self.leave_at_entry_if(condition::NOT_EQUAL, Leave::Poll);
         if counts {
@@ -35,6 +37,15 @@ impl Template<'_> {
             self.relocations.push(Relocation { offset, kind, target, addend: 0 });
             self.asm.subtract_immediate32(Mem::new(RAX, 0), 1);
             self.leave_at_entry_if(condition::SIGN, Leave::Hot);
+        }
+        if let Some(addend) = second {
+            let page = next_page(self.insns[0].rip, self.mode);
+            self.fetch_entry_of(page);
+            self.asm.constant(RAX, addend);
+            self.asm.compare(RAX, Mem::new(RCX, offset_of!(Entry, addend) as i32));
+            self.leave_at_entry_if(condition::NOT_EQUAL, Leave::Step);
+            self.compare_execute(page);
+            self.leave_at_entry_if(condition::NOT_EQUAL, Leave::Step);
         }
         self.asm.add_immediate(Mem::state(INSTRUCTIONS), 0);
         self.counted_at = self.asm.code.len() - 4;
@@ -73,23 +84,32 @@ impl Template<'_> {
         let (kind, target_slot) = (RelocationKind::Pc32, RelocationTarget::Slot(slot));
         self.relocations.push(Relocation { offset, kind, target: target_slot, addend: -4 });
         if guarded {
-            let most = ((MAX_ENTRIES - 1) << ENTRY_SHIFT) as u64;
-            self.asm.constant(RCX, target >> INDEX_SHIFT & most);
-            self.fetch_entry(RCX);
+            self.fetch_entry_of(target);
             self.asm.load(RAX, Mem::new(RCX, offset_of!(Entry, addend) as i32));
             self.asm.compare(RAX, Mem::new(RDI, offset_of!(ChainSlot, addend) as i32));
             self.guard_fails_if(condition::NOT_EQUAL);
-            let execute = Mem::new(RCX, offset_of!(Entry, execute) as i32);
-            let page = target & PAGE_MASK;
-            if let Ok(page) = i32::try_from(page as i64) {
-                self.asm.compare_immediate(execute, page);
-            } else {
-                self.asm.constant(RAX, page);
-                self.asm.compare(RAX, execute);
-            }
+            self.compare_execute(target & PAGE_MASK);
             self.guard_fails_if(condition::NOT_EQUAL);
         }
         self.asm.jump_to(Mem::new(RDI, offset_of!(ChainSlot, code) as i32));
+    }
+
+    /// RCX becomes the entry for fetches at `target`.
+    fn fetch_entry_of(&mut self, target: u64) {
+        let most = ((MAX_ENTRIES - 1) << ENTRY_SHIFT) as u64;
+        self.asm.constant(RCX, target >> INDEX_SHIFT & most);
+        self.fetch_entry(RCX);
+    }
+
+    /// Compares the page of the entry in RCX with `page`.
+    fn compare_execute(&mut self, page: u64) {
+        let execute = Mem::new(RCX, offset_of!(Entry, execute) as i32);
+        if let Ok(page) = i32::try_from(page as i64) {
+            self.asm.compare_immediate(execute, page);
+        } else {
+            self.asm.constant(RAX, page);
+            self.asm.compare(RAX, execute);
+        }
     }
 
     fn guard_fails_if(&mut self, condition: u8) {

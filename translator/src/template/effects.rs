@@ -87,6 +87,8 @@ pub(super) fn of(insn: &Insn) -> Option<Effects> {
         M::Inc | M::Dec => row(Update, F::Merge),
         M::Not | M::Bswap => row(Update, F::None),
         M::Shl | M::Sal | M::Shr | M::Sar => row(Update, shift_flags(insn, 1)),
+        // What 16-bit ones shift in at counts above 16 is undefined, and processors differ.
+        M::Shld | M::Shrd if insn.operand_width(0) == Width::Word && !has_small_count(insn) => return None,
         M::Shld | M::Shrd => row(Update, shift_flags(insn, 2)),
         M::Rol | M::Ror => row(Update, F::Merge),
         // Of other counts OF is undefined, and processors differ.
@@ -142,6 +144,11 @@ fn shift_flags(insn: &Insn, count: usize) -> FlagUse {
         Operand::Immediate if insn.immediate & mask != 0 => FlagUse::Set,
         _ => FlagUse::Merge,
     }
+}
+
+/// Whether a double shift's count is known to be at most 16.
+fn has_small_count(insn: &Insn) -> bool {
+    insn.operand(2) == Operand::Immediate && insn.immediate & 0x1f <= 16
 }
 
 fn within(mnemonic: Mnemonic, list: &[Mnemonic]) -> bool {

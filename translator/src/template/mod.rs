@@ -75,8 +75,12 @@ impl TemplateTranslator {
         Self { counts: true, ..Self::new() }
     }
 
-    /// Translates a guest block, or its beginning.
-    pub fn translate(&mut self, block: &GuestBlock) -> Result<CodeBlock, TranslateError> {
+    /// Translates a guest block, or its beginning. `second` is [`crate::region::RegionBlock::second`].
+    pub fn translate(
+        &mut self,
+        block: &GuestBlock,
+        second: Option<u64>,
+    ) -> Result<CodeBlock, TranslateError> {
         if !block.mode.is_64bit() {
             return Err(TranslateError::Mode("not 64-bit"));
         }
@@ -84,7 +88,7 @@ impl TemplateTranslator {
             return Err(TranslateError::Mode("alignment checks"));
         }
         let mut template = Template::new(&mut self.assembler, block);
-        template.enter(self.counts);
+        template.enter(self.counts, second);
         let (guest_instructions, guest_bytes) = template.block(block)?;
         template.finish(guest_instructions);
         let Template { relocations, exits, .. } = template;
