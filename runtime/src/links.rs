@@ -287,6 +287,7 @@ mod tests {
             guest_instructions: 1,
             guest_bytes: 4,
             counts: false,
+            instrumentation: None,
             text: None,
         }
     }

@@ -1,6 +1,8 @@
 //! [`CodeBlock`]: what a translation yields. Position-independent host code, the places in it that must be told where
 //! its chain slots are, and what the slots lead to. The runtime finds a place for both and calls [`CodeBlock::link`].
 
+use crate::instrument::Instrumentation;
+
 /// Host code of a guest block.
 #[derive(Clone, Debug)]
 pub struct CodeBlock {
@@ -19,6 +21,8 @@ pub struct CodeBlock {
     /// It counts its executions down in a 32-bit word ([`RelocationTarget::Counter`]) and leaves with
     /// [`crate::abi::Leave::Hot`] once that is below zero.
     pub counts: bool,
+    /// What it counts, if it is instrumented.
+    pub instrumentation: Option<Box<Instrumentation>>,
     /// CLIF and host assembly, if [`crate::Options::text`] asked for them.
     pub text: Option<Text>,
 }
@@ -72,6 +76,8 @@ pub enum RelocationTarget {
     Slot(u32),
     /// The block's counter of executions, at an address that compiled code may write.
     Counter,
+    /// The beginning of what instrumented code counts; likewise.
+    Counters,
 }
 
 /// Code and slots were placed further apart than a 32-bit displacement reaches.
@@ -90,13 +96,16 @@ impl CodeBlock {
 
     /// Fills in the relocations of `code`, a copy of [`CodeBlock::code`] that will run at address `base`; `slots` is the
     /// address of the first [`crate::abi::ChainSlot`], as compiled code will see it, `counter` that of the counter if the
-    /// block [counts](CodeBlock::counts).
+    /// block [counts](CodeBlock::counts). What is counted for profiles is where its
+    /// [instrumentation](CodeBlock::instrumentation) has them.
     pub fn link(&self, code: &mut [u8], base: u64, slots: u64, counter: u64) -> Result<(), OutOfReach> {
+        let counters = self.instrumentation.as_ref().map_or(0, |all| all.counters.address());
         for relocation in &self.relocations {
             let size = size_of::<crate::abi::ChainSlot>() as u64;
             let target = match relocation.target {
                 RelocationTarget::Slot(slot) => slots.wrapping_add(u64::from(slot) * size),
                 RelocationTarget::Counter => counter,
+                RelocationTarget::Counters => counters,
             };
             let value = target.wrapping_add_signed(relocation.addend);
             let offset = relocation.offset as usize;

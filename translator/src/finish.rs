@@ -8,7 +8,7 @@ use cranelift_codegen::{
 
 use crate::{
     CodeBlock, Relocation, RelocationKind, RelocationTarget, Text, TranslateError,
-    lift::{Lifted, SLOT_NAMESPACE},
+    lift::{COUNTERS_NAMESPACE, Lifted, SLOT_NAMESPACE},
 };
 
 /// Makes the block out of what the code generator left.
@@ -36,10 +36,11 @@ pub(crate) fn code_block(
             return Err(refused());
         };
         let name = &function.params.user_named_funcs()[*name];
-        if name.namespace != SLOT_NAMESPACE {
-            return Err(refused());
-        }
-        let target = RelocationTarget::Slot(name.index);
+        let target = match name.namespace {
+            SLOT_NAMESPACE => RelocationTarget::Slot(name.index),
+            COUNTERS_NAMESPACE => RelocationTarget::Counters,
+            _ => return Err(refused()),
+        };
         relocations.push(Relocation { offset: found.offset, kind, target, addend: found.addend });
     }
     Ok(CodeBlock {
@@ -50,6 +51,7 @@ pub(crate) fn code_block(
         guest_instructions: lifted.guest_instructions,
         guest_bytes: lifted.guest_bytes,
         counts: false,
+        instrumentation: lifted.instrumentation.map(|all| Box::new(all.finished())),
         text,
     })
 }

@@ -6,6 +6,7 @@
 pub mod abi;
 mod code_block;
 mod finish;
+pub mod instrument;
 mod lift;
 pub mod mxcsr;
 pub mod region;
@@ -127,11 +128,12 @@ impl Translator {
         lift: impl FnOnce(&mut Lifter<'_>) -> Result<Lifted, TranslateError>,
     ) -> Result<CodeBlock, TranslateError> {
         self.context.clear();
-        let lifted = self.lift(mode, lift).inspect_err(|_| {
+        let mut lifted = self.lift(mode, lift).inspect_err(|_| {
             // Cranelift's builder wants to begin with nothing left over.
             self.builder_context = FunctionBuilderContext::new();
         })?;
-        let clif = self.options.text.then(|| self.context.func.display().to_string());
+        let wants_text = self.options.text || self.options.instrument;
+        let clif = wants_text.then(|| self.context.func.display().to_string());
 
         // The mid-end takes a carrier for what it looks like.
         let isa = if lifted.substituted.is_empty() { &self.isa } else { &self.plain_isa };
@@ -143,7 +145,18 @@ impl Translator {
         let mut code = compiled.code_buffer().to_vec();
         substitute::apply(&mut code, compiled.buffer.get_srclocs_sorted(), &lifted.substituted)
             .map_err(TranslateError::Codegen)?;
-        let text = clif.map(|clif| Text { clif, assembly: text::assembly(&code) });
+        if let (Some(instrumentation), Some(clif)) = (&mut lifted.instrumentation, &clif) {
+            for location in compiled.buffer.get_srclocs_sorted() {
+                if !location.loc.is_default() {
+                    let source = location.loc.bits() & substitute::SOURCE;
+                    instrumentation.source(location.start, location.end, source);
+                }
+            }
+            instrumentation.clif = Some(clif.clone());
+        }
+        let text = clif
+            .filter(|_| self.options.text)
+            .map(|clif| Text { clif, assembly: text::assembly(&code) });
         let Some(compiled) = self.context.compiled_code() else {
             return Err(TranslateError::Codegen("no code".to_owned()));
         };
@@ -157,6 +170,9 @@ impl Translator {
     ) -> Result<Lifted, TranslateError> {
         let builder = FunctionBuilder::new(&mut self.context.func, &mut self.builder_context);
         let mut lifter = Lifter::new(builder, mode, self.host);
+        if self.options.instrument {
+            lifter.instrument();
+        }
         let lifted = lift(&mut lifter)?;
         lifter.finish(self.isa.frontend_config());
         Ok(lifted)

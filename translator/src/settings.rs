@@ -41,6 +41,8 @@ pub struct Options {
     pub verify: bool,
     /// Keep CLIF and assembly as text.
     pub text: bool,
+    /// Code counts what it does: see [`crate::instrument`].
+    pub instrument: bool,
 }
 
 impl Default for Options {
@@ -51,6 +53,7 @@ impl Default for Options {
             optimize: false,
             verify: cfg!(debug_assertions),
             text: false,
+            instrument: false,
         }
     }
 }

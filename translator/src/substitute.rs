@@ -276,9 +276,12 @@ impl HostInstruction {
 /// The most instructions that a function can have substituted.
 pub(crate) const MOST: usize = 0xfffe;
 
-/// Source location of the `n`-th substituted instruction, belonging to guest instruction `index`.
-pub(crate) const fn mark(n: usize, index: u16) -> u32 {
-    (n as u32 + 1) << 16 | index as u32
+/// The part of a source location that is the number of the guest instruction.
+pub(crate) const SOURCE: u32 = 0xffff;
+
+/// Source location of the `n`-th substituted instruction, belonging to guest instruction `source`.
+pub(crate) const fn mark(n: usize, source: u32) -> u32 {
+    (n as u32 + 1) << 16 | source & SOURCE
 }
 
 /// Exchanges the carriers in finished code.

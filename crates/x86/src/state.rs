@@ -150,6 +150,9 @@ pub struct CpuState {
     pub pdptes: [u64; 4],
     /// Plain MSRs.
     pub msrs: Msrs,
+
+    /// Address of what instrumented code counts for the block that it entered last; 0 if there was none yet.
+    pub profiled: u64,
 }
 
 // SAFETY: the raw pointers are the owning engine's (its TLB, tables and itself), which move with the state or
@@ -227,6 +230,7 @@ impl CpuState {
                 kvm_system_time: 0,
                 kvm_wall_clock: 0,
             },
+            profiled: 0,
         };
         state.update_mode();
         state

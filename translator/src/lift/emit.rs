@@ -215,6 +215,7 @@ impl Lifter<'_> {
     }
 
     fn table_entry(&mut self, index: usize) -> Value {
+        self.count_call(index);
         let table = self.state_load(types::I64, core::mem::offset_of!(x86::CpuState, helpers));
         self.b.ins().load(types::I64, self.fields.tables, table, index as i32 * 8)
     }

@@ -12,6 +12,7 @@ use super::{Ended, Lifter, registers::RegisterFile};
 use crate::{
     DirectExit,
     abi::{ChainSlot, JUMP_CACHE_ENTRIES, JumpEntry, Leave},
+    instrument::Event,
 };
 
 /// Namespace of the symbols that stand for chain slots.
@@ -51,6 +52,7 @@ impl Lifter<'_> {
         self.store_rip(rip);
         if uncounted != 0 {
             self.count_in_state(-i64::from(uncounted));
+            self.count_event(Event::Undone, i64::from(uncounted));
         }
         self.leave(Leave::Step);
     }
@@ -83,6 +85,7 @@ impl Lifter<'_> {
         let file = self.file;
         self.write_back(&file);
         self.store_rip(rip);
+        self.count_event(Event::Anew, 1);
         self.leave(Leave::Indirect);
     }
 
@@ -92,6 +95,7 @@ impl Lifter<'_> {
         let rest = self.uncounted().saturating_sub(1);
         if rest != 0 {
             self.count(-i64::from(rest));
+            self.count_event(Event::Undone, i64::from(rest));
         }
     }
 
@@ -146,6 +150,7 @@ impl Lifter<'_> {
 
     pub(super) fn chain(&mut self, target: u64) {
         let guarded = target & PAGE_MASK != self.page;
+        self.count_event(Event::Direct, 1);
         let slot = self.slot_address(self.exits.len() as u32);
         self.exits.push(DirectExit { target, page: self.page, guarded });
         if guarded {
@@ -215,6 +220,7 @@ impl Lifter<'_> {
 
         self.b.switch_to_block(passed);
         self.write_back(&file);
+        self.count_event(Event::Indirect, 1);
         let code = self.table_load(entry, offset_of!(JumpEntry, code));
         let signature = self.block_signature();
         let no_slot = self.word(0);

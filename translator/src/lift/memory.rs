@@ -16,7 +16,7 @@ use memory::tlb::{ENTRY_SHIFT, Entry};
 use x86::{CpuState, PAGE_MASK, PAGE_SHIFT, Width};
 
 use super::{Lifter, emit::int_type};
-use crate::abi::SlowPath;
+use crate::{abi::SlowPath, instrument::Event};
 
 pub(super) const SCRATCH: usize = offset_of!(CpuState, scratch);
 pub(super) const SCRATCH_VECTOR: usize = offset_of!(CpuState, scratch_vector);
@@ -224,7 +224,10 @@ impl Lifter<'_> {
         self.store_rip(self.insn.rip);
         let uncounted = self.word(self.uncounted().into());
         self.state_store(uncounted, SCRATCH + 8);
+        // The thunk does not come back from an access that is abandoned.
+        self.count_event(Event::Undone, i64::from(self.uncounted()));
         self.call_thunk(path, arguments);
+        self.count_event(Event::Undone, -i64::from(self.uncounted()));
     }
 
     /// Ends the fast path (the current block) and the slow path with a value each, and goes on where they meet.

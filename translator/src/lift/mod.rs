@@ -4,7 +4,7 @@
 //! `CpuState` when first asked for, live in SSA values while the block runs ([`registers`], [`flags`]), and are stored
 //! only where the guest or the monitor could look: in exits ([`exits`]) and in cold paths ([`memory`]), which describe
 //! the state as of the instruction's start. Integer arithmetic that takes more than one CLIF instruction is in
-//! [`integer`], vector operations in [`vector`]; [`machine`] is the list of all of it.
+//! [`integer`], vector operations in [`vector`], counting for profiles in [`instrument`]; [`machine`] is the list of all of it.
 //!
 //! Lifting a block into a function is apart from making the function, so that several blocks can go into one.
 
@@ -13,6 +13,7 @@ mod count;
 mod emit;
 mod exits;
 mod flags;
+mod instrument;
 mod integer;
 mod lazy;
 mod machine;
@@ -33,9 +34,13 @@ use semantics::{
 };
 use x86::{Mode, PAGE_MASK};
 
-use crate::{DirectExit, TranslateError, settings::HostFeatures, substitute::HostInstruction};
+use crate::{
+    DirectExit, TranslateError, instrument::Instrumentation, settings::HostFeatures,
+    substitute::HostInstruction,
+};
 use emit::{Fields, Signatures};
 pub(crate) use exits::SLOT_NAMESPACE;
+pub(crate) use instrument::COUNTERS_NAMESPACE;
 use registers::RegisterFile;
 
 /// The code that a definition was emitting has ended: by a transfer, an exception, or because the rest is left to the
@@ -50,6 +55,7 @@ pub(crate) struct Lifted {
     pub guest_bytes: u16,
     /// Host instructions to be put in place of their carriers.
     pub substituted: Vec<HostInstruction>,
+    pub instrumentation: Option<Instrumentation>,
 }
 
 /// Emits CLIF for one guest block at a time.
@@ -95,6 +101,8 @@ pub(crate) struct Lifter<'f> {
     course: Option<region::Course>,
     /// Number of the current block's first instruction among all that were lifted: source locations.
     source: u32,
+    /// What the code counts, if it is to.
+    instrumentation: Option<Instrumentation>,
 }
 
 /// What lifting a block at some place gave.
@@ -159,6 +167,7 @@ impl<'f> Lifter<'f> {
             compared: None,
             course: None,
             source: 0,
+            instrumentation: None,
         }
     }
 
@@ -168,15 +177,16 @@ impl<'f> Lifter<'f> {
             return Err(TranslateError::FirstDeclined("not a lifted instruction"));
         }
         self.enter(block.rip);
-        let lifted = self.guest_block(block);
+        let lifted = self.guest_block(block, 0);
         match lifted.first_declined {
             Some(reason) => Err(TranslateError::FirstDeclined(reason)),
             None => Ok(self.lifted(lifted.instructions, lifted.bytes)),
         }
     }
 
-    /// Lifts a guest block at the current place, with what the file knows: count, instructions, exits.
-    fn guest_block(&mut self, block: &GuestBlock) -> LiftedBlock {
+    /// Lifts a guest block at the current place, with what the file knows: count, instructions, exits. `number` is its
+    /// number in the region.
+    fn guest_block(&mut self, block: &GuestBlock, number: usize) -> LiftedBlock {
         let liftable = liftable(block);
         if self.course.is_some() {
             // Anew for each block: it is a copy, and would keep a register busy all through the region.
@@ -187,6 +197,7 @@ impl<'f> Lifter<'f> {
         self.compared = None;
         self.declined = None;
         self.count(i64::from(self.counted));
+        self.count_execution(number);
 
         let mut lifted = LiftedBlock::default();
         for (index, insn) in block.insns[..liftable].iter().enumerate() {
@@ -244,6 +255,7 @@ impl<'f> Lifter<'f> {
     fn lifted(&mut self, guest_instructions: u16, guest_bytes: u16) -> Lifted {
         let exits = core::mem::take(&mut self.exits);
         let substituted = core::mem::take(&mut self.substituted);
-        Lifted { exits, guest_instructions, guest_bytes, substituted }
+        let instrumentation = self.instrumentation.take();
+        Lifted { exits, guest_instructions, guest_bytes, substituted, instrumentation }
     }
 }

@@ -94,11 +94,12 @@ impl Lifter<'_> {
 
     /// Emits the carrier of an instruction.
     fn carrier(&mut self, instruction: HostInstruction, emit: impl FnOnce(&mut Self) -> Value) -> Value {
-        let mark = substitute::mark(self.substituted.len(), self.insn.index);
+        let source = self.source + u32::from(self.insn.index);
+        let mark = substitute::mark(self.substituted.len(), source);
         self.substituted.push(instruction);
         self.b.set_srcloc(SourceLoc::new(mark));
         let value = emit(self);
-        self.b.set_srcloc(SourceLoc::new(u32::from(self.insn.index)));
+        self.b.set_srcloc(SourceLoc::new(source));
         value
     }
 

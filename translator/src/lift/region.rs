@@ -22,6 +22,7 @@ use super::{
 use crate::{
     TranslateError,
     abi::Leave,
+    instrument::Event,
     region::{Plan, Region, next_page, same_page},
 };
 
@@ -100,7 +101,7 @@ impl Lifter<'_> {
             if let Some(addend) = block.second {
                 self.guard_second(block.guest.rip, addend);
             }
-            let lifted = self.guest_block(&block.guest);
+            let lifted = self.guest_block(&block.guest, waiting.number);
             if waiting.number == 0
                 && let Some(reason) = lifted.first_declined
             {
@@ -248,6 +249,7 @@ impl Lifter<'_> {
         let file = self.file;
         self.write_back(&file);
         self.store_rip(rip);
+        self.count_event(Event::Polled, 1);
         self.leave(Leave::Poll);
         self.file = file;
         self.b.switch_to_block(go);

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     DirectExit, Relocation, RelocationKind, RelocationTarget,
     abi::{ChainSlot, JUMP_CACHE_ENTRIES, JumpEntry, Leave},
+    instrument::Event,
     region::next_page,
 };
 
@@ -49,6 +50,7 @@ impl Template<'_> {
         }
         self.asm.add_immediate(Mem::state(INSTRUCTIONS), 0);
         self.counted_at = self.asm.code.len() - 4;
+        self.count_execution();
     }
 
     fn leave_at_entry_if(&mut self, condition: u8, leave: Leave) {
@@ -66,6 +68,7 @@ impl Template<'_> {
     /// Ends the block; the next one is looked up under whatever the mode is by then.
     pub(super) fn leave_anew(&mut self, rip: u64) {
         self.settle();
+        self.count_event(Event::Anew, 1, RAX);
         self.store_rip(rip);
         self.leave(Leave::Indirect);
     }
@@ -78,6 +81,7 @@ impl Template<'_> {
 
     fn chain(&mut self, target: u64) {
         let guarded = target & PAGE_MASK != self.page;
+        self.count_event(Event::Direct, 1, RAX);
         let slot = self.exits.len() as u32;
         self.exits.push(DirectExit { target, page: self.page, guarded });
         let offset = self.asm.lea_relative(RDI);
@@ -148,6 +152,7 @@ impl Template<'_> {
         self.asm.compare(b, Mem::new(a, offset_of!(Entry, execute) as i32));
         let forbidden = self.asm.jump_if(condition::NOT_EQUAL);
         self.store_top(top);
+        self.count_event(Event::Indirect, 1, a);
         self.asm.jump_to(field(offset_of!(JumpEntry, code)));
 
         for miss in [other_rip, other_mode, elsewhere, forbidden] {

@@ -9,7 +9,10 @@ use super::{
     assembler::{Jump, Mem, RAX, RCX, RDI, Reg},
     memory::Address,
 };
-use crate::abi::{FIRST_THUNK, Leave, SlowPath};
+use crate::{
+    abi::{FIRST_THUNK, Leave, SlowPath},
+    instrument::Event,
+};
 
 const RIP: usize = offset_of!(CpuState, rip);
 const INSTRUCTIONS: usize = offset_of!(CpuState, instructions);
@@ -46,8 +49,10 @@ impl Template<'_> {
     /// Writes all cold paths, and the number of instructions at the entry.
     pub(super) fn finish(&mut self, counted: u16) {
         self.asm.patch32(self.counted_at, counted.into());
+        self.know_counted(counted);
         for cold in core::mem::take(&mut self.cold) {
             self.asm.bind(cold.from);
+            self.begin_source(cold.index);
             let rip = self.insns[cold.index].rip;
             let uncounted = i32::from(counted) - cold.index as i32;
             match cold.kind {
@@ -59,7 +64,12 @@ impl Template<'_> {
                     self.asm.store_immediate(Mem::state(SlowPath::argument(2)), alignment.into());
                     self.asm.store_constant(Mem::state(RIP), rip, second);
                     self.asm.store_immediate(Mem::state(SCRATCH + 8), uncounted);
-                    self.call_thunk(if write { SlowPath::FillWrite } else { SlowPath::FillRead }, second);
+                    let path = if write { SlowPath::FillWrite } else { SlowPath::FillRead };
+                    self.count_call(path, second);
+                    // The thunk does not come back from an access that is abandoned.
+                    self.count_event(Event::Undone, uncounted, second);
+                    self.call_thunk(path, second);
+                    self.count_event(Event::Undone, -uncounted, second);
                     self.asm.jump_back(cold.resume);
                 }
                 ColdKind::PackFlags => {
@@ -78,10 +88,12 @@ impl Template<'_> {
                 ColdKind::Abandon => {
                     self.asm.store_constant(Mem::state(RIP), rip, RCX);
                     self.asm.subtract_immediate(Mem::state(INSTRUCTIONS), uncounted);
+                    self.count_event(Event::Undone, uncounted, RCX);
                     self.leave(Leave::Step);
                 }
             }
         }
+        self.end_source();
     }
 
     /// Returns to the runtime.
@@ -105,6 +117,7 @@ impl Template<'_> {
 
     fn call_thunk_keeping_all(&mut self, path: SlowPath) {
         self.asm.push(RAX);
+        self.count_call(path, RAX);
         self.asm.load(RAX, Mem::state(offset_of!(CpuState, helpers)));
         self.asm.call(Mem::new(RAX, 8 * (FIRST_THUNK + path as usize) as i32));
         self.asm.pop(RAX);

@@ -18,6 +18,7 @@ mod cold;
 mod effects;
 mod flags;
 mod instruction;
+mod instrument;
 mod memory;
 mod registers;
 mod special;
@@ -32,7 +33,7 @@ use semantics::{
 };
 use x86::{Mode, PAGE_MASK};
 
-use crate::{CodeBlock, DirectExit, Relocation, TranslateError};
+use crate::{CodeBlock, DirectExit, Relocation, TranslateError, instrument::Instrumentation};
 use assembler::{Assembler, Mem, Reg, gpr_offset, xmm_offset};
 use cold::Cold;
 use flags::Flags;
@@ -55,6 +56,7 @@ enum Flow {
 pub struct TemplateTranslator {
     assembler: Assembler,
     counts: bool,
+    instruments: bool,
 }
 
 impl Default for TemplateTranslator {
@@ -66,13 +68,18 @@ impl Default for TemplateTranslator {
 impl TemplateTranslator {
     /// A translator. It needs nothing of the host but what every guest is promised.
     pub fn new() -> Self {
-        Self { assembler: Assembler::new(), counts: false }
+        Self { assembler: Assembler::new(), counts: false, instruments: false }
     }
 
     /// A translator whose blocks count their executions down and leave with [`crate::abi::Leave::Hot`] when the count has
     /// run out; see [`CodeBlock::counts`].
     pub fn counting() -> Self {
         Self { counts: true, ..Self::new() }
+    }
+
+    /// The same, but its blocks count what they do: see [`crate::instrument`].
+    pub fn instrumented(self) -> Self {
+        Self { instruments: true, ..self }
     }
 
     /// Translates a guest block, or its beginning. `second` is [`crate::region::RegionBlock::second`].
@@ -88,10 +95,13 @@ impl TemplateTranslator {
             return Err(TranslateError::Mode("alignment checks"));
         }
         let mut template = Template::new(&mut self.assembler, block);
+        if self.instruments {
+            template.instrument();
+        }
         template.enter(self.counts, second);
         let (guest_instructions, guest_bytes) = template.block(block)?;
         template.finish(guest_instructions);
-        let Template { relocations, exits, .. } = template;
+        let Template { relocations, exits, instrumentation, .. } = template;
         let code = self.assembler.code.clone();
         Ok(CodeBlock {
             rip: block.rip,
@@ -101,6 +111,7 @@ impl TemplateTranslator {
             guest_instructions,
             guest_bytes,
             counts: self.counts,
+            instrumentation: instrumentation.map(|all| Box::new(all.finished())),
             text: None,
         })
     }
@@ -122,6 +133,8 @@ struct Template<'a> {
     cold: Vec<Cold>,
     relocations: Vec<Relocation>,
     exits: Vec<DirectExit>,
+    /// What the code counts, if it is to.
+    instrumentation: Option<Instrumentation>,
 }
 
 /// What is put back when an instruction turns out to have no encoding.
@@ -149,6 +162,7 @@ impl<'a> Template<'a> {
             cold: Vec::with_capacity(16),
             relocations: Vec::with_capacity(4),
             exits: Vec::with_capacity(2),
+            instrumentation: None,
         }
     }
 
@@ -166,6 +180,7 @@ impl<'a> Template<'a> {
                 stretch_end = index + length;
             }
             let mark = self.mark();
+            self.begin_source(index);
             let flow = if is_callout { Err(Declined) } else { self.instruction(insn) };
             match flow {
                 Ok(Flow::Next) => bytes += u16::from(insn.length),
@@ -224,6 +239,7 @@ impl<'a> Template<'a> {
     fn reset(&mut self, mark: Mark) {
         self.asm.code.truncate(mark.code);
         self.cold.truncate(mark.cold);
+        self.relocations.retain(|relocation| (relocation.offset as usize) < mark.code);
         (self.registers, self.flags) = (mark.registers, mark.flags);
     }
 
