@@ -20,6 +20,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("transvisor-devices", &["transvisor-x86", "transvisor-memory", "transvisor-vcpu"]),
     ("transvisor-boot", &["transvisor-x86", "transvisor-memory"]),
     ("transvisor-guest-images", &[]),
+    ("transvisor-profiler", &[]),
     ("transvisor-translator", &["transvisor-x86", "transvisor-memory", "transvisor-semantics"]),
     (
         "transvisor-runtime",
@@ -31,6 +32,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "transvisor-interpreter",
             "transvisor-monitor",
             "transvisor-translator",
+            "transvisor-profiler",
         ],
     ),
     (
@@ -42,6 +44,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "transvisor-devices",
             "transvisor-boot",
             "transvisor-guest-images",
+            "transvisor-profiler",
             "transvisor-runtime",
         ],
     ),

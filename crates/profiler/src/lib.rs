@@ -1,0 +1,7 @@
+//! Profiles of guests: what a run is made of, whom its addresses belong to, and how it is shown.
+//!
+//! Nothing here knows an engine. The engine fills in a [`model::Profile`], [`symbols`] names its addresses, [`store`] keeps it
+//! in a directory, and [`report`], [`flame`], [`text`] and [`diff`] show it.
+
+pub mod listing;
+pub mod model;
