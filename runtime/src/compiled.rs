@@ -15,6 +15,7 @@ use crate::{
     engine::Engine,
     enter,
     jump_cache::JumpCache,
+    profile::Phase,
 };
 
 /// An exit that compiled code left through and that may be linked to the next block.
@@ -59,10 +60,16 @@ impl Engine {
         self.state.engine = (&raw mut self.mmu).cast();
         self.state.clock = (&raw const self.clock).cast();
         self.leaves.entered += 1;
+        if let Some(profile) = &self.profile {
+            profile.phase(Phase::Compiled);
+        }
         // SAFETY: `attach` and the MMU keep the state's tables valid; the state is boxed and, like the MMU, not
         // touched by anyone else during the call; `code` was found for the state's rip and mode by the caller.
         let leave = unsafe { enter::enter(&raw mut *self.state, code) };
         self.state.take_shadow();
+        if let Some(profile) = &self.profile {
+            profile.left(&self.state, leave);
+        }
         const UNLINKED: u64 = Leave::Unlinked as u64;
         const GUARD: u64 = Leave::Guard as u64;
         const INDIRECT: u64 = Leave::Indirect as u64;

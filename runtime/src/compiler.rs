@@ -11,6 +11,7 @@ use crate::{
     block_cache::CodeCache,
     finder,
     kick::KickTarget,
+    profile::{Phase, Recorder},
     region,
     tier::Policy,
     worker::{Done, Worker, processor_time},
@@ -35,6 +36,7 @@ pub struct Compiler {
     cache: Arc<CodeCache>,
     nanoseconds: u64,
     declined: u64,
+    profile: Option<Arc<Recorder>>,
 }
 
 impl Compiler {
@@ -55,7 +57,14 @@ impl Compiler {
     }
 
     fn at(policy: Policy, site: Site, cache: Arc<CodeCache>) -> Self {
-        Self { policy, templates: TemplateTranslator::counting(), site, cache, nanoseconds: 0, declined: 0 }
+        let templates = TemplateTranslator::counting();
+        Self { policy, templates, site, cache, nanoseconds: 0, declined: 0, profile: None }
+    }
+
+    /// Templates count for a profile, to which all code is made known. The translator was told the same.
+    pub fn recording(self, recorder: Arc<Recorder>) -> Self {
+        let templates = TemplateTranslator::counting().instrumented();
+        Self { templates, profile: Some(recorder), ..self }
     }
 
     /// Code for a block that is about to run: what it has, or new code if it is warm now. `None`: interpret it.
@@ -68,6 +77,12 @@ impl Compiler {
         }
         let executions = block.count()?;
         self.compile(block, executions, state, mmu)
+    }
+
+    fn phase(&self, phase: Phase) {
+        if let Some(profile) = &self.profile {
+            profile.phase(phase);
+        }
     }
 
     /// Nanoseconds in the translator.
@@ -85,6 +100,9 @@ impl Compiler {
     /// May evict all code, so no compiled code may be on the host stack.
     pub fn collect(&mut self) {
         while let Some(done) = self.take() {
+            if let Some(profile) = &self.profile {
+                profile.compiled_in_background(done.nanoseconds);
+            }
             self.install(done);
         }
     }
@@ -98,6 +116,7 @@ impl Compiler {
 
     #[cold]
     fn compile(&mut self, block: &Arc<Block>, executions: u32, state: &CpuState, mmu: &Mmu) -> Option<u64> {
+        self.phase(Phase::Translating);
         let invalidations = self.cache.invalidations(block.key.first.page());
         let warm_at = match self.policy.warm_at(block.key.mode, invalidations) {
             Some(executions) if block.key.extent == Extent::Full => executions,
@@ -124,7 +143,9 @@ impl Compiler {
     pub fn hot(&mut self, block: &Arc<Block>, state: &CpuState, mmu: &Mmu) {
         // Until there is better code, what there is runs on.
         self.cache.recount(block, NEVER);
+        self.phase(Phase::Translating);
         self.compile_region(block, block.executions(), state, mmu);
+        self.phase(Phase::Dispatch);
     }
 
     /// Translates a block by templates.
@@ -132,10 +153,12 @@ impl Compiler {
         let start = processor_time();
         let (guest, _) = finder::decode_again(block, mmu)?;
         let code = self.templates.translate(&guest, region::second_addend(block, mmu)?);
-        self.nanoseconds += processor_time() - start;
+        let taken = processor_time() - start;
+        self.nanoseconds += taken;
         // What has no template waits for the compiler.
         let code = code.ok()?;
-        self.put(core::slice::from_ref(block), &code, self.policy.hot_threshold.min(NEVER));
+        let countdown = self.policy.hot_threshold.min(NEVER);
+        self.put(core::slice::from_ref(block), &code, countdown, taken);
         block.code()
     }
 
@@ -174,7 +197,7 @@ impl Compiler {
             return;
         };
         let members = &done.formed.members;
-        self.put(members, &code, NEVER);
+        self.put(members, &code, NEVER, done.nanoseconds);
         if let Some(head) = members.first()
             && members.iter().any(|member| member.is_dead())
         {
@@ -183,11 +206,25 @@ impl Compiler {
         }
     }
 
-    fn put(&mut self, members: &[Arc<Block>], code: &CodeBlock, countdown: u32) {
+    fn put(&mut self, members: &[Arc<Block>], code: &CodeBlock, countdown: u32, nanoseconds: u64) {
+        let before = self.installed(members);
         if !self.cache.install(members, code, countdown) {
             self.cache.evict();
             // If it does not fit now either, it is larger than all of code memory, and stays interpreted.
             self.cache.install(members, code, countdown);
         }
+        if let Some(profile) = &self.profile {
+            let after = self.installed(members);
+            if let (_, Some(address)) = after
+                && after != before
+            {
+                profile.installed(members, code, address, nanoseconds);
+            }
+        }
+    }
+
+    /// What tells one installation of a head's code from the next.
+    fn installed(&self, members: &[Arc<Block>]) -> (u64, Option<u64>) {
+        (self.cache.generation(), members.first().and_then(|head| head.code()))
     }
 }

@@ -13,6 +13,7 @@ use crate::{
     block::Extent,
     compiled,
     engine::{Engine, failed},
+    profile::Way,
     step::Began,
     stress::Disturbance,
 };
@@ -101,6 +102,9 @@ impl Engine {
     fn run_block(&mut self) -> Result<(), Interruption> {
         let open = self.open.take();
         let block = self.finder.find(&self.state, &mut self.mmu, Extent::Full)?;
+        if let Some(profile) = &self.profile {
+            profile.run(block, &self.state, &self.mmu);
+        }
         if let Some(compiler) = &mut self.compiler
             && let Some(code) = compiler.code_for(block, &self.state, &self.mmu)
         {
@@ -111,8 +115,14 @@ impl Engine {
         }
         self.state.settle_flags();
         let before = self.state.instructions;
+        if let Some(profile) = &self.profile {
+            profile.begin_interpreting(block);
+        }
         let exit = interpreter::run_block(&mut self.state, &mut self.mmu, &block.decoded);
         self.interpreted += self.state.instructions - before;
+        if let Some(profile) = &self.profile {
+            profile.interpreted(block, self.state.instructions - before);
+        }
         match exit {
             BlockExit::Next => Ok(()),
             BlockExit::CodeWritten => {
@@ -137,9 +147,19 @@ impl Engine {
             Reason::Stop(Stop::Exception(exception)) => {
                 self.mmu.mmio.clear();
                 self.exceptions += 1;
+                if let Some(profile) = &self.profile {
+                    profile.exception(exception.vector as u8);
+                }
                 Ok(self.deliver(Event::Exception(exception)))
             }
-            Reason::Stop(Stop::Board) => self.ask_access().map(Some),
+            Reason::Stop(Stop::Board) => {
+                if let Some(profile) = &self.profile
+                    && self.mmu.mmio.pending().is_some_and(|access| !access.is_port())
+                {
+                    profile.way(Way::Device);
+                }
+                self.ask_access().map(Some)
+            }
             Reason::Stop(Stop::Exit(exit)) | Reason::Exit(exit) => Ok(Some(exit)),
             Reason::Failed(error) => Err(error),
         }

@@ -21,6 +21,7 @@ use crate::{
     helpers::HelperTable,
     jump_cache::JumpCache,
     kick::KickTarget,
+    profile::Recorder,
     stress::Stress,
     tier::{DEFAULT_HOT_THRESHOLD, DEFAULT_TEMPLATE_THRESHOLD, DEFAULT_THRESHOLD, EngineMode, Policy},
 };
@@ -42,6 +43,8 @@ pub struct EngineConfig {
     pub longest_block: usize,
     /// Compile on a thread of its own; else the guest waits for the compiler.
     pub background: bool,
+    /// Record a profile: [`Engine::recorder`].
+    pub profile: bool,
     /// For tests: drop code, blocks, links and caches at random, by this seed.
     pub stress: Option<u64>,
 }
@@ -56,6 +59,7 @@ impl Default for EngineConfig {
             code_memory: 256 << 20,
             longest_block: MAX_BLOCK,
             background: true,
+            profile: false,
             stress: None,
         }
     }
@@ -91,6 +95,7 @@ pub struct Engine {
     pub(crate) exceptions: u64,
     pub(crate) leaves: LeaveCounters,
     exits: u64,
+    pub(crate) profile: Option<Arc<Recorder>>,
 }
 
 pub(crate) fn failed(what: String) -> EngineError {
@@ -118,9 +123,17 @@ impl Engine {
         let state = Box::new(CpuState::new());
         // SAFETY: the word is in a box that the engine frees only after `drop` has disconnected the target.
         let kick = Arc::new(unsafe { KickTarget::new(&raw const state.exit_request) });
+        let profile = if config.profile {
+            // SAFETY: the word is in the same box, and `drop` stops the recorder before it is freed.
+            let recorder =
+                unsafe { Recorder::start(&raw const state.profiled, Arc::clone(&cache), Arc::clone(&kick)) };
+            Some(recorder.map_err(|error| failed(format!("starting the profile's sampler: {error}")))?)
+        } else {
+            None
+        };
         let (compiler, helpers) = if translates {
-            let translator =
-                Translator::new(Options::default()).map_err(|error| failed(error.to_string()))?;
+            let translator = Translator::new(Options { instrument: config.profile, ..Options::default() })
+                .map_err(|error| failed(error.to_string()))?;
             let policy = Policy {
                 mode: config.mode,
                 template_threshold: config.template_threshold,
@@ -132,6 +145,10 @@ impl Engine {
                     .map_err(|error| failed(format!("starting the compiler's thread: {error}")))?
             } else {
                 Compiler::here(policy, translator, Arc::clone(&cache))
+            };
+            let compiler = match &profile {
+                Some(recorder) => compiler.recording(Arc::clone(recorder)),
+                None => compiler,
             };
             (Some(compiler), Some(HelperTable::get().map_err(failed)?))
         } else {
@@ -155,9 +172,15 @@ impl Engine {
             exceptions: 0,
             leaves: LeaveCounters::default(),
             exits: 0,
+            profile,
         };
         engine.attach();
         Ok(engine)
+    }
+
+    /// The profile that is being recorded, if [`EngineConfig::profile`] asked for one.
+    pub fn recorder(&self) -> Option<Arc<Recorder>> {
+        self.profile.clone()
     }
 
     /// How often compiled code left, by reason.
@@ -203,7 +226,14 @@ impl Engine {
 impl Vcpu for Engine {
     fn run(&mut self, entry: Entry) -> Result<Exit, EngineError> {
         self.exits += 1;
-        self.run_guest(entry)
+        if let Some(profile) = &self.profile {
+            profile.enter_engine();
+        }
+        let exit = self.run_guest(entry);
+        if let Some(profile) = &self.profile {
+            profile.leave_engine(&self.state, matches!(exit, Ok(Exit::Halt)));
+        }
+        exit
     }
 
     fn ready_for_interrupt(&self) -> bool {
@@ -282,6 +312,9 @@ impl Roots {
 
 impl Drop for Engine {
     fn drop(&mut self) {
+        if let Some(profile) = &self.profile {
+            profile.stop();
+        }
         self.kick.disconnect();
     }
 }

@@ -9,6 +9,7 @@ use x86::state::exit_request;
 use crate::{
     dispatch::Interruption,
     engine::{Engine, failed},
+    profile::Way,
     step::Began,
 };
 use std::sync::atomic::Ordering;
@@ -77,6 +78,11 @@ impl Engine {
         self.state.settle_flags();
         let requests = self.state.exit_request.swap(0, Ordering::Acquire);
         if requests & exit_request::ENGINE != 0
+            && let Some(profile) = &self.profile
+        {
+            profile.drain(&self.state, &self.mmu);
+        }
+        if requests & exit_request::ENGINE != 0
             && let Some(compiler) = &mut self.compiler
         {
             compiler.collect();
@@ -118,6 +124,11 @@ impl Engine {
     /// Delivers an event; a triple fault shuts the processor down.
     pub(crate) fn deliver(&mut self, event: Event) -> Option<Exit> {
         self.open = None;
+        if let Some(profile) = &self.profile
+            && matches!(event, Event::Interrupt(_) | Event::Nmi)
+        {
+            profile.way(Way::Interrupt);
+        }
         match monitor::deliver(&mut self.context(), event) {
             Ok(()) => None,
             Err(monitor::TripleFault) => Some(self.shut_down()),

@@ -3,7 +3,7 @@
 //! Data flows: CS:RIP -> [`finder`] (fetch, look up, decode) -> [`block`] -> [`tier`] (interpret or compile) -> [`compiler`]
 //! -> [`links`] and [`code_memory`] (install, chain) -> [`enter`] (run it) -> [`compiled`] (why it left) -> [`dispatch`]
 //! (events, the next block). [`step`] does single instructions, [`events`] what the board asks, [`invalidate`] what a
-//! write to code means. [`block_cache`] says who owns what and when a block is dead.
+//! write to code means. [`profile`] counts all of it, if that is asked for. [`block_cache`] says who owns what and when a block is dead.
 
 pub mod block_cache;
 pub mod code_memory;
@@ -25,6 +25,7 @@ mod jump_cache;
 mod kick;
 mod links;
 mod lookup;
+pub mod profile;
 mod region;
 mod step;
 mod stress;
@@ -33,4 +34,5 @@ mod worker;
 pub use block_cache::CodeCache;
 pub use compiled::LeaveCounters;
 pub use engine::{Engine, EngineConfig};
+pub use profile::Recorder;
 pub use tier::EngineMode;

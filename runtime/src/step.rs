@@ -54,6 +54,9 @@ impl Engine {
         } else {
             0
         };
+        if let Some(profile) = &self.profile {
+            profile.begin_step(block, &self.state, &self.mmu);
+        }
         let state = &mut *self.state;
         let began = Began {
             trap: state.rflags & flags::TF != 0,
@@ -69,7 +72,13 @@ impl Engine {
             let result = monitor::execute(&mut self.context(), &insn);
             return self.finish_callout(&insn, began, result);
         }
+        let before = self.state.instructions;
         let result = interpreter::step(&mut self.state, &mut self.mmu, &insn);
+        if let Some(profile) = &self.profile
+            && result.is_ok()
+        {
+            profile.stepped(&insn, self.state.instructions - before, false);
+        }
         match result {
             Ok(()) => self.finish(&insn, began),
             Err(stop) => self.stop_instruction(stop.into(), began),
@@ -86,6 +95,9 @@ impl Engine {
         match result {
             Ok(()) | Err(Stop::Exit(Exit::Halt)) => {
                 self.state.instructions += 1;
+                if let Some(profile) = &self.profile {
+                    profile.stepped(insn, 1, true);
+                }
                 self.finish(insn, began)
             }
             Err(Stop::Exit(exit)) => {
@@ -152,6 +164,9 @@ impl Engine {
 
     fn debug_trap(&mut self, bits: u64) -> Result<(), Interruption> {
         self.exceptions += 1;
+        if let Some(profile) = &self.profile {
+            profile.exception(x86::Vector::Debug as u8);
+        }
         match monitor::debug_trap(&mut self.context(), bits) {
             Ok(()) => Ok(()),
             Err(monitor::TripleFault) => Err(Interruption::exit(self.shut_down())),

@@ -154,9 +154,8 @@ impl Translator {
             }
             instrumentation.clif = Some(clif.clone());
         }
-        let text = clif
-            .filter(|_| self.options.text)
-            .map(|clif| Text { clif, assembly: text::assembly(&code) });
+        let text =
+            clif.filter(|_| self.options.text).map(|clif| Text { clif, assembly: text::assembly(&code) });
         let Some(compiled) = self.context.compiled_code() else {
             return Err(TranslateError::Codegen("no code".to_owned()));
         };

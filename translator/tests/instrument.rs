@@ -86,7 +86,9 @@ fn templates_count_and_do_nothing_else_differently() {
     let mut counting = TemplateTranslator::counting().instrumented();
     let mut compared = 0;
     for guest in guests() {
-        let (Ok(plain), Ok(counting)) = (plain.translate(&guest), counting.translate(&guest)) else { continue };
+        let (Ok(plain), Ok(counting)) = (plain.translate(&guest), counting.translate(&guest)) else {
+            continue;
+        };
         assert!(plain.instrumentation.is_none() && counters(&plain).next().is_none());
         assert!(counters(&counting).count() >= 2);
         assert_eq!(without_counting(&counting), without_counting(&plain), "{guest:?}");

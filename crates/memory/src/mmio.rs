@@ -17,6 +17,11 @@ pub enum MmioAccess {
 }
 
 impl MmioAccess {
+    /// Port I/O, and not MMIO.
+    pub fn is_port(&self) -> bool {
+        matches!(self, Self::PortRead { .. } | Self::PortWrite { .. })
+    }
+
     /// Whether the accesses differ in the written value at most. That may change between the runs of an instruction
     /// (another processor may have changed its source), but the board has done the write and must not do it again.
     fn is_same_place(&self, other: &Self) -> bool {

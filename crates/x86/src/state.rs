@@ -9,6 +9,8 @@ use crate::{Flags, GuestVirt, LazyFlags, Mode, Segment, SegmentRegister, control
 
 /// Index of RSP in [`CpuState::gpr`]; the order is the encoding's: rax rcx rdx rbx rsp rbp rsi rdi r8..r15.
 pub const RSP: usize = 4;
+/// Index of RBP.
+pub const RBP: usize = 5;
 
 /// Bits of [`CpuState::exit_request`]. Compiled code polls the whole word at block entry and on back edges.
 pub mod exit_request {

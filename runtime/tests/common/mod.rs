@@ -82,6 +82,14 @@ pub fn configurations() -> Vec<(&'static str, EngineConfig)> {
         ("translate under stress", EngineConfig { threshold: 2, stress: Some(0x5eed), ..translate }),
         ("translate in little memory", EngineConfig { threshold: 1, code_memory: 64 << 10, ..translate }),
     ];
+    // A profile changes nothing that a guest can see; see also `drop`.
+    let profiled = [
+        ("interpret, profiled", EngineConfig::interpret()),
+        ("templates, then regions, profiled", all[3].1),
+        ("translate at once, profiled", all[1].1),
+        ("templates under stress, profiled", all[4].1),
+    ];
+    all.extend(profiled.map(|(name, config)| (name, EngineConfig { profile: true, ..config })));
     if let Ok(wanted) = std::env::var("ENGINE") {
         all.retain(|(name, _)| name.contains(&wanted));
     }
@@ -166,6 +174,18 @@ impl Guest {
     pub fn interrupt(&mut self, vector: u8) -> Exit {
         assert!(self.engine.ready_for_interrupt());
         self.enter(Entry { interrupt: Some(vector), ..Entry::default() })
+    }
+}
+
+impl Drop for Guest {
+    /// Every instruction of every guest is in its profile once.
+    fn drop(&mut self) {
+        if let Some(recorder) = self.engine.recorder()
+            && !std::thread::panicking()
+        {
+            let totals = recorder.snapshot(true).totals;
+            assert_eq!(totals.counted, self.engine.state().instructions, "{totals:?}");
+        }
     }
 }
 

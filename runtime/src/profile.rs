@@ -1,0 +1,203 @@
+//! Profiles of a vCPU: exact counts of what every guest block did, and samples of where host time goes.
+//!
+//! [`Recorder`] is there only if [`crate::EngineConfig::profile`] asked for it; then compiled code is instrumented
+//! ([`translator::instrument`]), and the engine tells the recorder what it does besides: whom it interprets, steps, compiles,
+//! and why compiled code left. [`sampler`] interrupts the vCPU's thread to see where it is, [`unwind`] looks at the guest's
+//! stack, [`snapshot`] makes a [`profiler::model::Profile`] of it all, at any time and from any thread.
+//!
+//! Every guest instruction is counted once: by the counters of the code that executed it, or in the tallies of the block that
+//! was interpreted, or that left it to be stepped. So the sum over all blocks is `CpuState::instructions`.
+
+mod book;
+mod sampler;
+mod snapshot;
+mod unwind;
+
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
+
+use iced_x86::Mnemonic;
+use memory::Mmu;
+use semantics::Insn;
+use translator::{CodeBlock, instrument::BlockCounters};
+use x86::CpuState;
+
+use crate::{block::Block, block_cache::CodeCache, kick::KickTarget};
+use book::Book;
+use sampler::{Sampler, Shared};
+
+pub(crate) use sampler::Phase;
+
+/// How a guest block was left, where the engine and not compiled code sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Way {
+    /// The monitor carried out its instruction.
+    Callout(Mnemonic),
+    /// The interpreter carried out a single instruction.
+    Interpreter(Mnemonic),
+    /// An exception of this vector was delivered.
+    Exception(u8),
+    /// An external interrupt, or an NMI.
+    Interrupt,
+    /// Something that is not RAM was accessed.
+    Device,
+}
+
+/// What is recorded of one vCPU.
+pub struct Recorder {
+    book: Mutex<Book>,
+    shared: Arc<Shared>,
+    sampler: Sampler,
+    cache: Arc<CodeCache>,
+    /// Guest instructions retired when the vCPU was last outside its engine.
+    instructions: AtomicU64,
+}
+
+impl Recorder {
+    /// For the vCPU whose state says at `profiled` what it is in, and which `target` makes look up.
+    ///
+    /// # Safety
+    /// `profiled` stays valid until [`Recorder::stop`].
+    pub(crate) unsafe fn start(
+        profiled: *const u64,
+        cache: Arc<CodeCache>,
+        target: Arc<KickTarget>,
+    ) -> std::io::Result<Arc<Self>> {
+        let shared = Arc::new(Shared::new(profiled));
+        let sampler = Sampler::start(Arc::clone(&shared), target)?;
+        let book = Mutex::new(Book::new());
+        Ok(Arc::new(Self { book, shared, sampler, cache, instructions: AtomicU64::new(0) }))
+    }
+
+    /// The state that is profiled is about to go away.
+    pub(crate) fn stop(&self) {
+        self.sampler.stop();
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        // Counters are right at every moment, whoever panicked.
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The vCPU's thread is in its engine from here on.
+    pub(crate) fn enter_engine(&self) {
+        self.shared.attach();
+        self.phase(Phase::Dispatch);
+    }
+
+    /// It is with the board now, or asleep.
+    pub(crate) fn leave_engine(&self, state: &CpuState, asleep: bool) {
+        self.instructions.store(state.instructions, Ordering::Relaxed);
+        self.phase(if asleep { Phase::Idle } else { Phase::Board });
+        self.shared.detach();
+    }
+
+    /// What the vCPU's thread does from here on.
+    #[inline]
+    pub(crate) fn phase(&self, phase: Phase) {
+        self.shared.set_phase(phase);
+    }
+
+    /// Compiled code has returned.
+    pub(crate) fn left(&self, state: &CpuState, leave: u64) {
+        self.phase(Phase::Dispatch);
+        if state.profiled == 0 {
+            return;
+        }
+        // SAFETY: instrumented code stores nothing else there than the address of counters, which the book keeps.
+        let counters = unsafe { &*(state.profiled as *const BlockCounters) };
+        if let Some(count) = counters.leaves.get(leave as usize) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        let number = counters.number.load(Ordering::Relaxed);
+        let block = self.book().block_of(number as usize);
+        if let Some(block) = block {
+            self.shared.set_current(block);
+        }
+    }
+
+    /// A block is about to be run.
+    pub(crate) fn run(&self, block: &Arc<Block>, state: &CpuState, mmu: &Mmu) {
+        self.book().know(block, state, mmu);
+    }
+
+    /// A block is about to be interpreted.
+    pub(crate) fn begin_interpreting(&self, block: &Block) {
+        self.shared.set_current(block.id);
+        self.phase(Phase::Interpreting);
+    }
+
+    /// It was, and executed so many instructions.
+    pub(crate) fn interpreted(&self, block: &Block, instructions: u64) {
+        self.phase(Phase::Dispatch);
+        if let Some(record) = self.book().record(block.id) {
+            record.interpreted.executions += 1;
+            record.interpreted.instructions += instructions;
+        }
+    }
+
+    /// The one instruction of `single` is about to be carried out. It belongs to the block that was run last, if it is in it.
+    pub(crate) fn begin_step(&self, single: &Arc<Block>, state: &CpuState, mmu: &Mmu) {
+        let mut book = self.book();
+        let current = self.shared.current();
+        if !current.is_some_and(|current| book.contains(current, single)) {
+            book.know(single, state, mmu);
+            self.shared.set_current(single.id);
+        }
+        self.phase(Phase::Stepping);
+    }
+
+    /// It has completed, as so many instructions (none, if it goes on).
+    pub(crate) fn stepped(&self, insn: &Insn, instructions: u64, callout: bool) {
+        let way = if callout { Way::Callout(insn.mnemonic) } else { Way::Interpreter(insn.mnemonic) };
+        self.count(way, instructions);
+        self.phase(Phase::Dispatch);
+    }
+
+    /// The current block was left.
+    pub(crate) fn way(&self, way: Way) {
+        self.count(way, 0);
+    }
+
+    fn count(&self, way: Way, instructions: u64) {
+        let Some(current) = self.shared.current() else { return };
+        if let Some(record) = self.book().record(current) {
+            record.stepped.executions += u64::from(instructions != 0);
+            record.stepped.instructions += instructions;
+            record.count(way);
+        }
+    }
+
+    /// Code was installed at `address`.
+    pub(crate) fn installed(&self, members: &[Arc<Block>], code: &CodeBlock, address: u64, nanoseconds: u64) {
+        self.book().install(members, code, address, nanoseconds, self.cache.generation());
+    }
+
+    /// A region was compiled on another thread, in the time until now.
+    pub(crate) fn compiled_in_background(&self, nanoseconds: u64) {
+        self.book().timeline.background(self.shared.elapsed(), nanoseconds);
+    }
+
+    /// Takes in what the sampler has seen. The state is up to date.
+    pub(crate) fn drain(&self, state: &CpuState, mmu: &Mmu) {
+        let samples = self.shared.take();
+        if samples.is_empty() {
+            return;
+        }
+        self.instructions.store(state.instructions, Ordering::Relaxed);
+        let stack = unwind::stack(state, mmu);
+        let mut book = self.book();
+        for sample in &samples {
+            book.sample(sample, self.cache.generation());
+        }
+        book.stack(stack, samples.len() as u64);
+    }
+
+    /// An exception was delivered.
+    pub(crate) fn exception(&self, vector: u8) {
+        self.book().exceptions += 1;
+        self.way(Way::Exception(vector));
+    }
+}

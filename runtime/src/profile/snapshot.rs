@@ -1,0 +1,343 @@
+//! From what was recorded to a [`Profile`].
+
+use std::{collections::BTreeMap, fmt::Write, sync::atomic::Ordering};
+
+use iced_x86::{Decoder, DecoderOptions, Instruction};
+use profiler::{
+    listing::{self, GuestPart},
+    model::{
+        Block, Code, Counts, End, FORMAT, Listing, Member, Profile, Stack, Tier, Timeline, VERSION, VersionOf,
+    },
+};
+use translator::{
+    abi::Leave,
+    instrument::{BlockCounters, CountedBlock},
+};
+
+use super::{
+    Recorder, Way,
+    book::{BlockRecord, Book, Version},
+    sampler::Phase,
+};
+use crate::{block::BlockKey, hash::Map};
+
+/// Pieces of code that get a listing: those with the most samples and the most instructions, so many of each.
+const LISTED: usize = 150;
+
+/// Finds blocks in the profile by what identifies them there: the mode's other bits don't show.
+type Index = Map<(u64, u64, u32, u8), usize>;
+
+fn identity(key: &BlockKey) -> (u64, u64, u32, u8) {
+    (key.rip, key.first.0, key.mode.code_bits(), key.mode.cpl())
+}
+
+impl Recorder {
+    /// Everything so far; with listings of the code that matters most, if wanted. Exact while the vCPU is not in its
+    /// engine. What ran, names and the frames of stacks are left to the caller.
+    pub fn snapshot(&self, listings: bool) -> Profile {
+        let [asleep, board] = self.shared.take_outside();
+        let book = &mut *self.book();
+        let now = self.shared.elapsed();
+        book.timeline.sample(now, Phase::Idle, asleep as u32);
+        book.timeline.sample(now, Phase::Board, board as u32);
+        let mut profile = Profile { format: FORMAT.into(), version: VERSION, ..Profile::default() };
+        profile.run.wall_ns = now;
+        let index = blocks(book, &mut profile);
+        self.code(book, &index, &mut profile);
+        if listings {
+            list(book, &mut profile);
+        }
+        finish(book, &mut profile);
+        profile.totals.instructions = self.instructions.load(Ordering::Relaxed);
+        profile.totals.lost = self.shared.lost();
+        profile
+    }
+
+    fn code(&self, book: &Book, index: &Index, profile: &mut Profile) {
+        let generation = self.cache.generation();
+        for (number, version) in book.versions.iter().enumerate() {
+            let mut code = piece(version);
+            code.end = end(version, generation);
+            let hosts = host_sizes(version);
+            for (position, counted) in version.instrumentation.blocks.iter().enumerate() {
+                let mut member = member(version, position, counted);
+                (member.host_bytes, member.host_instructions) = hosts[position];
+                let key = version.members.get(counted.number).map(|block| &block.key);
+                member.block = key.and_then(|key| index.get(&identity(key)).copied());
+                if let Some(at) = member.block {
+                    let block = &mut profile.blocks[at];
+                    block.executed = block.executed.wrapping_add(member.executed());
+                    block.executions += member.executions;
+                    block.samples += member.samples;
+                    block.versions.push(VersionOf { code: number, member: position });
+                    add(&mut block.exits, &member.exits);
+                    match code.end {
+                        End::Invalidated => {
+                            *block.exits.entry("invalidated by a write".into()).or_default() += 1
+                        }
+                        End::Evicted => *block.exits.entry("evicted".into()).or_default() += 1,
+                        End::Live | End::Replaced => {}
+                    }
+                }
+                code.members.push(member);
+            }
+            profile.totals.compile_ns += code.compile_ns;
+            profile.code.push(code);
+        }
+    }
+}
+
+/// Every block that there is a record of, with what it did outside compiled code.
+fn blocks(book: &Book, profile: &mut Profile) -> Index {
+    let mut index = Index::default();
+    for record in book.records() {
+        let key = &record.block.key;
+        let at = *index.entry(identity(key)).or_insert_with(|| {
+            profile.blocks.push(Block {
+                rip: key.rip,
+                physical: key.first.0,
+                user: key.mode.cpl() == 3,
+                bits: key.mode.code_bits(),
+                address_space: record.address_space,
+                ..Block::default()
+            });
+            profile.blocks.len() - 1
+        });
+        let block = &mut profile.blocks[at];
+        if record.bytes.len() * 2 >= block.bytes.len() {
+            block.bytes = record.bytes.iter().fold(String::new(), |mut text, byte| {
+                // Writing to a String can't fail.
+                let _ = write!(text, "{byte:02x}");
+                text
+            });
+            block.instructions = count_guest_instructions(record);
+        }
+        block.decoded += 1;
+        for (sum, part) in
+            [(&mut block.interpreted, &record.interpreted), (&mut block.stepped, &record.stepped)]
+        {
+            sum.executions += part.executions;
+            sum.instructions += part.instructions;
+            block.executed += part.instructions;
+        }
+        block.executions += record.interpreted.executions;
+        block.samples += record.samples;
+        for &(way, count) in &record.ways {
+            *block.exits.entry(name(way)).or_default() += count;
+        }
+        profile.totals.interpreted += record.interpreted.instructions + record.stepped.instructions;
+        profile.totals.decoded += 1;
+    }
+    index
+}
+
+fn count_guest_instructions(record: &BlockRecord) -> u32 {
+    let mode = record.block.key.mode;
+    let mut decoder = Decoder::new(mode.code_bits(), &record.bytes, DecoderOptions::NONE);
+    let mut instruction = Instruction::default();
+    let mut count = 0;
+    while decoder.can_decode() {
+        decoder.decode_out(&mut instruction);
+        count += 1;
+    }
+    count
+}
+
+fn piece(version: &Version) -> Code {
+    let (counting_bytes, counting) = counting_size(version);
+    Code {
+        tier: if version.templates { Tier::Templates } else { Tier::Region },
+        compile_ns: version.nanoseconds,
+        host_bytes: version.host.len() as u32 - counting_bytes,
+        host_instructions: listing::count_host_instructions(&version.host) - counting,
+        guest_instructions: version.guest_instructions,
+        guest_bytes: version.guest_bytes,
+        samples: version.samples.iter().sum(),
+        ..Code::default()
+    }
+}
+
+/// Bytes and instructions of the counting itself, by the places where counters are named: those instructions and the ones after
+/// them that use the register which has the address.
+fn counting_size(version: &Version) -> (u32, u32) {
+    let (mut bytes, mut instructions) = (0, 0);
+    for &field in &version.counting {
+        let start = (field - 2) as usize;
+        let mut decoder = Decoder::new(64, &version.host[start..], DecoderOptions::NONE);
+        let address = decoder.decode();
+        bytes += address.len() as u32;
+        instructions += 1;
+        for next in decoder.iter().take(4) {
+            let profiled = core::mem::offset_of!(x86::CpuState, profiled) as u64;
+            let uses = next.memory_base() == address.op0_register()
+                || next.memory_displacement64() == profiled && next.op1_register() == address.op0_register();
+            if !uses {
+                break;
+            }
+            bytes += next.len() as u32;
+            instructions += 1;
+        }
+    }
+    (bytes, instructions)
+}
+
+/// Bytes and instructions of host code that belong to the instructions of each block.
+fn host_sizes(version: &Version) -> Vec<(u32, u32)> {
+    let all = &version.instrumentation;
+    let mut sizes = vec![(0, 0); all.blocks.len()];
+    for range in &all.sources {
+        let Some(position) = all.blocks.iter().rposition(|block| block.source <= range.source) else {
+            continue;
+        };
+        let code = version.host.get(range.start as usize..range.end as usize).unwrap_or(&[]);
+        sizes[position].0 += range.end - range.start;
+        sizes[position].1 += listing::count_host_instructions(code);
+    }
+    sizes
+}
+
+fn end(version: &Version, generation: u64) -> End {
+    let head = version.members.first();
+    if version.members.iter().any(|block| block.is_dead()) && version.generation == generation {
+        End::Invalidated
+    } else if version.generation != generation {
+        End::Evicted
+    } else if head.and_then(|head| head.code()) == Some(version.address) {
+        End::Live
+    } else {
+        End::Replaced
+    }
+}
+
+fn member(version: &Version, position: usize, counted: &CountedBlock) -> Member {
+    let all = &version.instrumentation;
+    let Some(counters) = all.counters.block(counted.counters) else { return Member::default() };
+    let mut member = Member {
+        instructions: counted.instructions.into(),
+        executions: counters.executions.load(Ordering::Relaxed),
+        undone: counters.undone.load(Ordering::Relaxed),
+        samples: version.samples[position],
+        exits: exits(counters),
+        ..Member::default()
+    };
+    for call in all.calls.iter().filter(|call| call.block == position) {
+        let kind = if call.callee.is_access() { "TLB miss" } else { "helper" };
+        count(&mut member.exits, format!("{kind}: {}", call.callee), all.counters.word(call.counter));
+    }
+    member
+}
+
+/// How compiled code left a block. What is left of its executions went on inside the region.
+fn exits(counters: &BlockCounters) -> Counts {
+    let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+    let left = |leave: Leave| load(&counters.leaves[leave as usize]);
+    let (direct, indirect) = (load(&counters.direct), load(&counters.indirect));
+    let (anew, polled) = (load(&counters.anew), load(&counters.polled));
+    let misses = left(Leave::Indirect).saturating_sub(anew);
+    let outside = direct + indirect + misses + anew + polled + left(Leave::Step);
+    let mut exits = Counts::new();
+    for (name, number) in [
+        ("chained", direct.saturating_sub(left(Leave::Unlinked) + left(Leave::Guard))),
+        ("not chained yet", left(Leave::Unlinked)),
+        ("chain guard failed", left(Leave::Guard)),
+        ("indirect hit", indirect),
+        ("indirect miss", misses),
+        ("mode may have changed", anew),
+        ("left to be stepped", left(Leave::Step)),
+        ("asked to leave", left(Leave::Poll)),
+        ("hot", left(Leave::Hot)),
+        ("on in the region", load(&counters.executions).saturating_sub(outside)),
+    ] {
+        count(&mut exits, name.into(), number);
+    }
+    exits
+}
+
+fn name(way: Way) -> String {
+    match way {
+        Way::Callout(mnemonic) => format!("callout: {mnemonic:?}").to_lowercase(),
+        Way::Interpreter(mnemonic) => format!("interpreter: {mnemonic:?}").to_lowercase(),
+        Way::Exception(vector) => format!("exception: {vector}"),
+        Way::Interrupt => "interrupt".into(),
+        Way::Device => "access to a device's memory".into(),
+    }
+}
+
+fn count(counts: &mut Counts, name: String, number: u64) {
+    if number != 0 {
+        *counts.entry(name).or_default() += number;
+    }
+}
+
+fn add(to: &mut Counts, more: &Counts) {
+    for (name, number) in more {
+        *to.entry(name.clone()).or_default() += number;
+    }
+}
+
+/// Adds listings to the code that matters most.
+fn list(book: &Book, profile: &mut Profile) {
+    let mut wanted: Vec<usize> = Vec::new();
+    for weight in [(|code: &Code| code.samples) as fn(&Code) -> u64, |code: &Code| {
+        code.members.iter().map(Member::executed).sum()
+    }] {
+        let mut order: Vec<usize> = (0..profile.code.len()).collect();
+        order.sort_by_cached_key(|&number| std::cmp::Reverse(weight(&profile.code[number])));
+        wanted.extend(order.into_iter().take(LISTED));
+    }
+    for number in wanted {
+        let version = &book.versions[number];
+        let listing = listing_of(book, version, &profile.code[number]);
+        profile.code[number].listing = Some(listing);
+    }
+}
+
+fn listing_of(book: &Book, version: &Version, code: &Code) -> Listing {
+    let all = &version.instrumentation;
+    let bytes: BTreeMap<u64, &Vec<u8>> =
+        version.members.iter().filter_map(|member| Some((member.id.0, book.known(member.id)?))).collect();
+    let parts: Vec<GuestPart> = all
+        .blocks
+        .iter()
+        .enumerate()
+        .filter_map(|(position, counted)| {
+            let block = version.members.get(counted.number)?;
+            Some(GuestPart {
+                member: position,
+                bytes: bytes.get(&block.id.0)?.to_vec(),
+                rip: block.key.rip,
+                bits: block.key.mode.code_bits(),
+                source: counted.source,
+                instructions: counted.instructions.into(),
+                executions: code.members.get(position).map_or(0, |member| member.executions),
+            })
+        })
+        .collect();
+    let sources: Vec<listing::Source> =
+        all.sources.iter().map(|range| (range.start, range.end, range.source)).collect();
+    listing::align(&parts, &version.host, &sources, all.clif.as_deref(), &version.hits)
+}
+
+/// What takes all blocks together.
+fn finish(book: &Book, profile: &mut Profile) {
+    for block in &profile.blocks {
+        profile.totals.counted = profile.totals.counted.wrapping_add(block.executed);
+        add(&mut profile.exits, &block.exits);
+    }
+    profile.totals.samples = book.samples;
+    profile.totals.exceptions = book.exceptions;
+    profile.timeline = Timeline {
+        bin_ns: book.timeline.bin_ns,
+        phases: Phase::ALL.iter().map(|(_, name)| (*name).to_owned()).collect(),
+        bins: book.timeline.bins.iter().map(|bin| bin.to_vec()).collect(),
+        background_ns: book.timeline.background_ns.clone(),
+    };
+    let stacks = book.stacks.iter().map(|(addresses, &count)| Stack {
+        addresses: addresses.clone(),
+        frames: Vec::new(),
+        count,
+    });
+    profile.stacks.stacks = stacks.collect();
+    profile.stacks.unwound = book.unwound;
+    profile.stacks.leaf_only = book.leaf_only;
+}
