@@ -86,7 +86,8 @@ fn templates_count_and_do_nothing_else_differently() {
     let mut counting = TemplateTranslator::counting().instrumented();
     let mut compared = 0;
     for guest in guests() {
-        let (Ok(plain), Ok(counting)) = (plain.translate(&guest), counting.translate(&guest)) else {
+        let (Ok(plain), Ok(counting)) = (plain.translate(&guest, None), counting.translate(&guest, None))
+        else {
             continue;
         };
         assert!(plain.instrumentation.is_none() && counters(&plain).next().is_none());
@@ -120,7 +121,7 @@ fn every_block_of_a_region_has_its_counters_and_sources() {
     let starts = [0usize, 5, 10];
     let blocks = starts.map(|at| {
         let guest = decode_block(&bytes[at..], RIP + at as u64, long_mode_state().mode);
-        RegionBlock::new(guest, &bytes[at..], 0)
+        RegionBlock::new(guest, &bytes[at..], 0, None)
     });
     let region = Region { blocks: blocks.to_vec() };
     let code = Translator::new(options(true)).unwrap().translate_region(&region).unwrap();
