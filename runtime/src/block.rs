@@ -1,9 +1,12 @@
 //! A guest block as the runtime keeps it.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{
+    OnceLock,
+    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+};
 
 use interpreter::DecodedBlock;
-use semantics::decode::BlockEnd;
+use semantics::decode::{BlockEnd, GuestBlock};
 use x86::{GuestPhys, Mode};
 
 /// What identifies a block: the same bytes, run at the same address in the same mode, mean the same.
@@ -35,39 +38,49 @@ pub enum Extent {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct BlockId(pub u64);
 
-/// A decoded guest block. Immutable but for its counters and its life: it is made by [`crate::CodeCache::insert`] and
+/// A guest block. Immutable but for its counters and its life: it is made by [`crate::CodeCache::insert`] and
 /// dies when its bytes are overwritten; whoever still holds it then must not start it again.
-#[repr(C, align(64))]
+///
+/// It does not keep its instructions, which are in guest memory, unless it is interpreted: most blocks are translated at
+/// their first execution, and there are hundreds of thousands of them.
+#[repr(C)]
 pub struct Block {
     // What every run looks at comes first: one line of the host's cache, mostly.
     executions: AtomicU32,
     /// Executions before which there is no point in asking the tier policy again.
     ask_at: AtomicU32,
     code: AtomicU64,
-    dead: AtomicBool,
     /// The page that the one instruction of this block reaches into, if it crosses a page's end. Such a block
     /// is run only after a look at where its second page is mapped now, which compiled code takes itself.
     pub second: Option<GuestPhys>,
-    /// Its instructions, ready for the interpreter.
-    pub decoded: DecodedBlock,
+    dead: AtomicBool,
+    /// Why it ends.
+    pub end: BlockEnd,
+    /// Guest bytes from `key.first` on. Those beyond the page's end lie in `second`.
+    pub bytes: u16,
+    /// Where [`crate::links::Links`] has its code; theirs.
+    pub(crate) installed: AtomicU32,
+    /// How often code of its page had been overwritten when it was made.
+    pub changes: u32,
     /// Its number.
     pub id: BlockId,
     /// Its key.
     pub key: BlockKey,
-    /// Guest bytes from `key.first` on. Those beyond the page's end lie in `second`.
-    pub bytes: u64,
-    /// Why it ends.
-    pub end: BlockEnd,
+    /// Its instructions, ready for the interpreter, once that has run it.
+    decoded: OnceLock<Box<DecodedBlock>>,
 }
+
+/// [`Block::installed`] of a block without code.
+pub(crate) const NOT_INSTALLED: u32 = u32::MAX;
 
 impl Block {
     pub(crate) fn new(
         id: BlockId,
         key: BlockKey,
-        bytes: u64,
+        bytes: u16,
         second: Option<GuestPhys>,
         end: BlockEnd,
-        decoded: DecodedBlock,
+        changes: u32,
     ) -> Self {
         Self {
             id,
@@ -75,12 +88,20 @@ impl Block {
             bytes,
             second,
             end,
-            decoded,
+            changes,
+            decoded: OnceLock::new(),
+            installed: AtomicU32::new(NOT_INSTALLED),
             executions: AtomicU32::new(0),
             ask_at: AtomicU32::new(0),
             code: AtomicU64::new(0),
             dead: AtomicBool::new(false),
         }
+    }
+
+    /// Its instructions for the interpreter, made by `decode` when they are wanted first.
+    #[inline]
+    pub fn decoded(&self, decode: impl FnOnce() -> GuestBlock) -> &DecodedBlock {
+        self.decoded.get_or_init(|| Box::new(DecodedBlock::new(&decode())))
     }
 
     /// Address of its compiled code, if it is alive and installed.
@@ -132,8 +153,9 @@ impl Block {
     pub fn overlaps(&self, first: GuestPhys, length: u64) -> bool {
         let in_page = PAGE - self.key.first.page_offset();
         let meets = |start: u64, bytes: u64| first.0 < start + bytes && start < first.0 + length;
-        meets(self.key.first.0, self.bytes.min(in_page))
-            || self.second.is_some_and(|page| meets(page.0, self.bytes.saturating_sub(in_page)))
+        let bytes = u64::from(self.bytes);
+        meets(self.key.first.0, bytes.min(in_page))
+            || self.second.is_some_and(|page| meets(page.0, bytes.saturating_sub(in_page)))
     }
 
     pub(crate) fn set_code(&self, code: u64) {

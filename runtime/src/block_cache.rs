@@ -12,8 +12,7 @@
 //! 1. The vCPU calls [`CodeCache::watch_page`], and if the page was not marked, takes write permission out of the
 //!    TLBs ([`memory::Mmu::protect_page`]). Only then does it read and decode the bytes: later writes are noticed.
 //! 2. [`CodeCache::insert`] enters it in the map and in the record of its page (both pages, if it crosses).
-//! 3. It is run by the interpreter, counted, and perhaps compiled ([`CodeCache::install`]): it gets code, and others chain to
-//!    it ([`CodeCache::link`]).
+//! 3. It is translated ([`CodeCache::install`]) and others chain to it ([`CodeCache::link`]), or the interpreter runs it.
 //! 4. It dies when a byte of it is about to be overwritten ([`crate::invalidate`]): `dead` is set, it leaves the map and the page
 //!    records, all slots that lead to it get the stub back, and jump caches forget it. Lookups see `dead`.
 //!    The code bytes stay where they are: frames that are in it finish undisturbed.
@@ -35,11 +34,10 @@ use std::{
     ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
-use interpreter::DecodedBlock;
 use memory::CodePages;
 use semantics::decode::BlockEnd;
 use translator::{CodeBlock, abi::ChainSlot};
@@ -51,15 +49,17 @@ use crate::{
     enter,
     hash::Map,
     jump_cache::JumpCache,
-    links::Links,
+    links::{Installation, Links},
 };
 
-/// More decoded blocks than this are not kept: some 200 MB of host memory, if a guest runs that much code.
-pub const MAX_BLOCKS: usize = 1 << 18;
+/// More blocks than this are not kept: some 100 MB of host memory without their code, if a guest runs that much.
+pub const MAX_BLOCKS: usize = 1 << 19;
 
 /// See the module's description.
 pub struct CodeCache {
     pages: Arc<CodePages>,
+    /// Code was written since [`CodeCache::take_written`].
+    written: Arc<AtomicBool>,
     generation: AtomicU64,
     /// Where code memory lies, as compiled code sees it.
     code: Range<u64>,
@@ -106,19 +106,28 @@ pub(crate) struct PageRecord {
     pub(crate) invalidations: u32,
 }
 
+impl PageRecord {
+    fn enter(&mut self, block: &Arc<Block>, page: GuestPhys) {
+        self.occupied |= block.occupies(page);
+        self.blocks.push(Arc::clone(block));
+    }
+}
+
 impl CodeCache {
     /// An empty cache over a code memory.
     pub fn new(pages: Arc<CodePages>, memory: CodeMemory) -> Arc<Self> {
         let code = memory.range();
         let stub = enter::unlinked as *const () as u64;
+        let written = Arc::new(AtomicBool::new(false));
         Arc::new(Self {
             pages,
+            written: Arc::clone(&written),
             generation: AtomicU64::new(0),
             code,
             inner: Mutex::new(Inner {
                 blocks: Map::default(),
                 pages: Map::default(),
-                links: Links::new(memory, stub),
+                links: Links::new(memory, stub, written),
                 jump_caches: Vec::new(),
                 next_id: 0,
                 counters: Counters::default(),
@@ -142,24 +151,17 @@ impl CodeCache {
         self.lock().blocks.get(key).cloned()
     }
 
-    /// Enters a decoded block. Its pages must be watched since before they were read.
-    pub fn insert(
-        &self,
-        key: BlockKey,
-        bytes: u64,
-        second: Option<GuestPhys>,
-        end: BlockEnd,
-        decoded: DecodedBlock,
-    ) -> Arc<Block> {
+    /// Enters a block of that many bytes. Its pages must be watched since before they were read.
+    pub fn insert(&self, key: BlockKey, bytes: u16, second: Option<GuestPhys>, end: BlockEnd) -> Arc<Block> {
         let inner = &mut *self.lock();
         let id = BlockId(inner.next_id);
         inner.next_id += 1;
         inner.counters.blocks += 1;
-        let block = Arc::new(Block::new(id, key, bytes, second, end, decoded));
-        for page in [Some(key.first.page()), second].into_iter().flatten() {
-            let record = inner.pages.entry(page).or_default();
-            record.occupied |= block.occupies(page);
-            record.blocks.push(Arc::clone(&block));
+        let record = inner.pages.entry(key.first.page()).or_default();
+        let block = Arc::new(Block::new(id, key, bytes, second, end, record.invalidations));
+        record.enter(&block, key.first.page());
+        if let Some(second) = second {
+            inner.pages.entry(second).or_default().enter(&block, second);
         }
         if let Some(old) = inner.blocks.insert(key, Arc::clone(&block)) {
             // Two vCPUs decoded it at the same time; the later one stays.
@@ -183,11 +185,6 @@ impl CodeCache {
         self.len() == 0
     }
 
-    /// How often blocks of a page were killed by writes.
-    pub fn invalidations(&self, page: GuestPhys) -> u32 {
-        self.lock().pages.get(&page).map_or(0, |record| record.invalidations)
-    }
-
     /// Puts the code of a region, entered at the first of its blocks, into code memory. False if that is full:
     /// [`CodeCache::evict`] and try again. If it counts its executions, it counts them down from `countdown`.
     pub fn install(&self, members: &[Arc<Block>], code: &CodeBlock, countdown: u32) -> bool {
@@ -199,8 +196,10 @@ impl CodeCache {
             }
             return true;
         }
-        let Some(replaced) = inner.links.install(members, code, countdown) else { return false };
-        if let (Some(head), Some(replaced)) = (members.first(), replaced.0) {
+        let Installation::Done { replaced } = inner.links.install(members, code, countdown) else {
+            return false;
+        };
+        if let (Some(head), Some(replaced)) = (members.first(), replaced) {
             for cache in &inner.jump_caches {
                 cache.forget(head.key.rip, replaced);
             }
@@ -213,22 +212,23 @@ impl CodeCache {
 
     /// Executions of a block so far.
     pub fn executions(&self, block: &Block) -> u32 {
-        block.executions().saturating_add(self.lock().links.counted(block.id))
+        block.executions().saturating_add(self.lock().links.counted(block))
     }
 
     /// Has the code of a block, if it counts executions, leave after that many more.
     pub fn recount(&self, block: &Block, countdown: u32) {
-        self.lock().links.recount(block.id, countdown);
+        self.lock().links.recount(block, countdown);
     }
 
     /// Guest rip that the slot leads to which compiled code has just left through; `None` if that is none. Takes no
     /// lock: blocks that end before a callout leave so every time.
     #[inline]
     pub fn target(&self, slot: u64) -> Option<u64> {
-        let address = slot + offset_of!(ChainSlot, target) as u64;
-        if !self.code.contains(&slot) || !address.is_multiple_of(8) || address + 8 > self.code.end {
+        let size = size_of::<ChainSlot>() as u64;
+        if !self.code.contains(&slot) || !slot.is_multiple_of(8) || self.code.end - slot < size {
             return None;
         }
+        let address = slot + offset_of!(ChainSlot, target) as u64;
         // SAFETY: within code memory, which stays mapped and readable as long as the cache; aligned. The runtime
         // writes targets only before compiled code can leave through them.
         Some(unsafe { (address as *const u64).read() })
@@ -241,6 +241,12 @@ impl CodeCache {
             inner.links.link(slot, block, addend);
             inner.counters.links += 1;
         }
+    }
+
+    /// Whether code was written since this was asked last: then the processor must be made to see it before it runs.
+    #[inline]
+    pub fn take_written(&self) -> bool {
+        self.written.load(Ordering::Relaxed) && self.written.swap(false, Ordering::Relaxed)
     }
 
     /// Changes whenever slots lose their meaning.
@@ -272,8 +278,8 @@ impl CodeCache {
         let inner = &mut *self.lock();
         let blocks = inner.links.blocks().count() as u64;
         let chosen = choice.checked_rem(blocks).and_then(|n| inner.links.blocks().nth(n as usize));
-        if let Some(id) = chosen.map(|block| block.id) {
-            inner.links.unlink_exits(id);
+        if let Some(block) = chosen.cloned() {
+            inner.links.unlink_exits(&block);
         }
     }
 

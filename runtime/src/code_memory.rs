@@ -90,13 +90,13 @@ impl CodeMemory {
         Some((base + start as u64, base + slot as u64))
     }
 
-    /// Copies code to an address from [`CodeMemory::allocate`].
+    /// The bytes at an address from [`CodeMemory::allocate`], for code that is not running.
     ///
     /// # Panics
-    /// If the bytes reach outside the memory.
-    pub fn write(&mut self, address: u64, bytes: &[u8]) {
-        let offset = self.offset(address, bytes.len());
-        self.writable[offset..offset + bytes.len()].copy_from_slice(bytes);
+    /// If they reach outside the memory.
+    pub fn bytes(&mut self, address: u64, length: usize) -> &mut [u8] {
+        let offset = self.offset(address, length);
+        &mut self.writable[offset..offset + length]
     }
 
     /// Stores an aligned word that compiled code may be reading at the same time.
@@ -110,15 +110,6 @@ impl CodeMemory {
         // SAFETY: in bounds by `offset`, aligned by the assertion, and no reference to these bytes exists; the other
         // view's readers are compiled code, whose 64-bit loads are atomic.
         unsafe { AtomicU64::from_ptr(word) }.store(value, Ordering::Release);
-    }
-
-    /// The address in the writable view of a word with an address in the executable one: for compiled code that counts.
-    ///
-    /// # Panics
-    /// If the address is not within the memory.
-    pub fn writable_address(&mut self, address: u64) -> u64 {
-        let offset = self.offset(address, 8);
-        self.writable[offset..].as_mut_ptr() as u64
     }
 
     /// Loads an aligned word.
@@ -167,7 +158,7 @@ mod tests {
     fn what_is_written_can_be_executed_at_the_other_view() {
         let mut memory = CodeMemory::new(64 << 10).unwrap();
         let (code, _) = memory.allocate(16, 0).unwrap();
-        memory.write(code, &[0x8d, 0x47, 0x05, 0xc3]); // lea eax, [rdi+5]; ret
+        memory.bytes(code, 4).copy_from_slice(&[0x8d, 0x47, 0x05, 0xc3]); // lea eax, [rdi+5]; ret
         // SAFETY: the bytes are a complete System V function.
         let function: extern "C" fn(u32) -> u32 = unsafe { std::mem::transmute(code as *const u8) };
         assert_eq!(function(37), 42);

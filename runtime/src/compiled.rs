@@ -63,6 +63,9 @@ impl Engine {
         if let Some(profile) = &self.profile {
             profile.phase(Phase::Compiled);
         }
+        if self.cache.take_written() {
+            enter::serialize();
+        }
         // SAFETY: `attach` and the MMU keep the state's tables valid; the state is boxed and, like the MMU, not
         // touched by anyone else during the call; `code` was found for the state's rip and mode by the caller.
         let leave = unsafe { enter::enter(&raw mut *self.state, code) };
@@ -105,7 +108,7 @@ impl Engine {
             }
             HOT => {
                 self.leaves.hot += 1;
-                let block = self.finder.find(&self.state, &mut self.mmu, Extent::Full)?;
+                let (block, _) = self.finder.find(&self.state, &mut self.mmu, Extent::Full)?;
                 if let Some(compiler) = &mut self.compiler {
                     compiler.hot(block, &self.state, &self.mmu);
                 }

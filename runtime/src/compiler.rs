@@ -1,6 +1,6 @@
 //! From a warm block to installed code: asks the [`Policy`], forms a region, has it compiled, finds room.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use memory::Mmu;
 use translator::{CodeBlock, TemplateTranslator, Translator};
@@ -9,12 +9,12 @@ use x86::CpuState;
 use crate::{
     block::{Block, Extent},
     block_cache::CodeCache,
-    finder,
+    finder::Fresh,
     kick::KickTarget,
     profile::{Phase, Recorder},
     region,
     tier::Policy,
-    worker::{Done, Worker, processor_time},
+    worker::{Done, Worker},
 };
 
 /// A counter that does not run out.
@@ -71,12 +71,18 @@ impl Compiler {
     ///
     /// May evict all code, so no compiled code may be on the host stack.
     #[inline]
-    pub fn code_for(&mut self, block: &Arc<Block>, state: &CpuState, mmu: &Mmu) -> Option<u64> {
+    pub fn code_for(
+        &mut self,
+        block: &Arc<Block>,
+        fresh: &mut Fresh,
+        state: &CpuState,
+        mmu: &Mmu,
+    ) -> Option<u64> {
         if let Some(code) = block.code() {
             return Some(code);
         }
         let executions = block.count()?;
-        self.compile(block, executions, state, mmu)
+        self.compile(block, fresh, executions, state, mmu)
     }
 
     fn phase(&self, phase: Phase) {
@@ -115,10 +121,16 @@ impl Compiler {
     }
 
     #[cold]
-    fn compile(&mut self, block: &Arc<Block>, executions: u32, state: &CpuState, mmu: &Mmu) -> Option<u64> {
+    fn compile(
+        &mut self,
+        block: &Arc<Block>,
+        fresh: &mut Fresh,
+        executions: u32,
+        state: &CpuState,
+        mmu: &Mmu,
+    ) -> Option<u64> {
         self.phase(Phase::Translating);
-        let invalidations = self.cache.invalidations(block.key.first.page());
-        let warm_at = match self.policy.warm_at(block.key.mode, invalidations) {
+        let warm_at = match self.policy.warm_at(block.key.mode, block.changes) {
             Some(executions) if block.key.extent == Extent::Full => executions,
             _ => {
                 block.give_up();
@@ -127,13 +139,13 @@ impl Compiler {
         };
         if executions < warm_at {
             let template_at =
-                self.policy.template_at(block.key.mode, invalidations, warm_at).unwrap_or(warm_at);
+                self.policy.template_at(block.key.mode, block.changes, warm_at).unwrap_or(warm_at);
             if executions < template_at {
                 block.ask_at(template_at);
                 return None;
             }
             block.ask_at(warm_at);
-            return self.translate(block, mmu);
+            return self.translate(block, fresh, mmu);
         }
         self.compile_region(block, executions, state, mmu)
     }
@@ -149,16 +161,21 @@ impl Compiler {
     }
 
     /// Translates a block by templates.
-    fn translate(&mut self, block: &Arc<Block>, mmu: &Mmu) -> Option<u64> {
-        let start = processor_time();
-        let (guest, _) = finder::decode_again(block, mmu)?;
+    fn translate(&mut self, block: &Arc<Block>, fresh: &mut Fresh, mmu: &Mmu) -> Option<u64> {
+        // Not the processor's time: asking for that takes as long as a translation.
+        let start = Instant::now();
+        let guest = fresh.of(block, mmu)?;
         let code = self.templates.translate(&guest, region::second_addend(block, mmu)?);
-        let taken = processor_time() - start;
+        let taken = start.elapsed().as_nanos() as u64;
         self.nanoseconds += taken;
-        // What has no template waits for the compiler.
-        let code = code.ok()?;
-        let countdown = self.policy.hot_threshold.min(NEVER);
-        self.put(core::slice::from_ref(block), &code, countdown, taken);
+        match code {
+            Ok(code) => {
+                let countdown = self.policy.hot_threshold.min(NEVER);
+                put(&self.cache, self.profile.as_ref(), core::slice::from_ref(block), code, countdown, taken);
+            }
+            // What has no template waits for the compiler.
+            Err(_) => fresh.keep(block, guest),
+        }
         block.code()
     }
 
@@ -197,7 +214,7 @@ impl Compiler {
             return;
         };
         let members = &done.formed.members;
-        self.put(members, &code, NEVER, done.nanoseconds);
+        put(&self.cache, self.profile.as_ref(), members, &code, NEVER, done.nanoseconds);
         if let Some(head) = members.first()
             && members.iter().any(|member| member.is_dead())
         {
@@ -205,26 +222,29 @@ impl Compiler {
             self.cache.recount(head, self.policy.hot_threshold.min(NEVER));
         }
     }
+}
 
-    fn put(&mut self, members: &[Arc<Block>], code: &CodeBlock, countdown: u32, nanoseconds: u64) {
-        let before = self.installed(members);
-        if !self.cache.install(members, code, countdown) {
-            self.cache.evict();
-            // If it does not fit now either, it is larger than all of code memory, and stays interpreted.
-            self.cache.install(members, code, countdown);
-        }
-        if let Some(profile) = &self.profile {
-            let after = self.installed(members);
-            if let (_, Some(address)) = after
-                && after != before
-            {
-                profile.installed(members, code, address, nanoseconds);
-            }
-        }
+fn put(
+    cache: &CodeCache,
+    profile: Option<&Arc<Recorder>>,
+    members: &[Arc<Block>],
+    code: &CodeBlock,
+    countdown: u32,
+    nanoseconds: u64,
+) {
+    // What tells one installation of a head's code from the next.
+    let installed = || (cache.generation(), members.first().and_then(|head| head.code()));
+    let before = installed();
+    if !cache.install(members, code, countdown) {
+        cache.evict();
+        // If it does not fit now either, it is larger than all of code memory, and stays interpreted.
+        cache.install(members, code, countdown);
     }
-
-    /// What tells one installation of a head's code from the next.
-    fn installed(&self, members: &[Arc<Block>]) -> (u64, Option<u64>) {
-        (self.cache.generation(), members.first().and_then(|head| head.code()))
+    if let Some(profile) = profile
+        && let after = installed()
+        && let (_, Some(address)) = after
+        && after != before
+    {
+        profile.installed(members, code, address, nanoseconds);
     }
 }

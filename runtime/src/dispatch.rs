@@ -101,12 +101,12 @@ impl Engine {
     /// Runs the block at rip, by compiled code if it has some.
     fn run_block(&mut self) -> Result<(), Interruption> {
         let open = self.open.take();
-        let block = self.finder.find(&self.state, &mut self.mmu, Extent::Full)?;
+        let (block, fresh) = self.finder.find(&self.state, &mut self.mmu, Extent::Full)?;
         if let Some(profile) = &self.profile {
             profile.run(block, &self.state, &self.mmu);
         }
         if let Some(compiler) = &mut self.compiler
-            && let Some(code) = compiler.code_for(block, &self.state, &self.mmu)
+            && let Some(code) = compiler.code_for(block, fresh, &self.state, &self.mmu)
         {
             if let Some(open) = open {
                 compiled::chain(&self.state, &self.cache, &self.jump_cache, open, block, code);
@@ -118,7 +118,8 @@ impl Engine {
         if let Some(profile) = &self.profile {
             profile.begin_interpreting(block);
         }
-        let exit = interpreter::run_block(&mut self.state, &mut self.mmu, &block.decoded);
+        let decoded = fresh.decoded(block, &self.mmu);
+        let exit = interpreter::run_block(&mut self.state, &mut self.mmu, decoded);
         self.interpreted += self.state.instructions - before;
         if let Some(profile) = &self.profile {
             profile.interpreted(block, self.state.instructions - before);
@@ -131,7 +132,7 @@ impl Engine {
             }
             BlockExit::Stop(stop) => Err(Stop::from(stop).into()),
             BlockExit::Callout => {
-                let Some(&insn) = block.decoded.callout() else { return Ok(()) };
+                let Some(&insn) = decoded.callout() else { return Ok(()) };
                 let result = monitor::execute(&mut self.context(), &insn);
                 self.finish_callout(&insn, Began::default(), result)
             }

@@ -41,6 +41,8 @@ pub struct EngineConfig {
     pub code_memory: usize,
     /// Instructions that a guest block has at most; for tests, which run blocks of one.
     pub longest_block: usize,
+    /// Wait longer with code in pages that keep changing; tests want it translated all the same.
+    pub patient: bool,
     /// Compile on a thread of its own; else the guest waits for the compiler.
     pub background: bool,
     /// Record a profile: [`Engine::recorder`].
@@ -58,6 +60,7 @@ impl Default for EngineConfig {
             hot_threshold: DEFAULT_HOT_THRESHOLD,
             code_memory: 256 << 20,
             longest_block: MAX_BLOCK,
+            patient: true,
             background: true,
             profile: false,
             stress: None,
@@ -139,6 +142,7 @@ impl Engine {
                 template_threshold: config.template_threshold,
                 threshold: config.threshold,
                 hot_threshold: config.hot_threshold,
+                patient: config.patient,
             };
             let compiler = if config.background {
                 Compiler::in_background(policy, translator, Arc::clone(&cache), Arc::clone(&kick))

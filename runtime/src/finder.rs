@@ -15,7 +15,7 @@ use semantics::{
 use x86::{CpuState, Exception, GuestPhys, GuestVirt, Mode, PAGE_SIZE};
 
 use crate::{
-    block::{Block, BlockKey, Extent},
+    block::{Block, BlockId, BlockKey, Extent},
     block_cache::{CodeCache, MAX_BLOCKS},
     dispatch::Interruption,
     lookup::{Lookup, Place, Tag},
@@ -27,12 +27,47 @@ pub struct Finder {
     cache: Arc<CodeCache>,
     /// Instructions that a block has at most.
     longest: usize,
+    /// The block that was decoded last, for whoever translates or interprets it first.
+    fresh: Fresh,
+}
+
+/// A block's instructions as they were decoded when it was made.
+#[derive(Default)]
+pub(crate) struct Fresh(Option<(BlockId, GuestBlock)>);
+
+impl Fresh {
+    /// Those of `block`, decoded again if it is not the last one that was made. `None` if it has died.
+    pub fn of(&mut self, block: &Block, mmu: &Mmu) -> Option<GuestBlock> {
+        match self.0.take() {
+            Some((id, guest)) if id == block.id && !block.is_dead() => Some(guest),
+            _ => decode_again(block, mmu).map(|(guest, _)| guest),
+        }
+    }
+
+    /// Gives them back, for whoever wants them next.
+    pub fn keep(&mut self, block: &Block, guest: GuestBlock) {
+        self.0 = Some((block.id, guest));
+    }
+
+    /// The same, ready for the interpreter. Nothing if it has died.
+    #[inline]
+    pub fn decoded<'a>(&mut self, block: &'a Block, mmu: &Mmu) -> &'a DecodedBlock {
+        block.decoded(|| {
+            let nothing = GuestBlock {
+                rip: block.key.rip,
+                mode: block.key.mode,
+                insns: Vec::new(),
+                end: BlockEnd::Length,
+            };
+            self.of(block, mmu).unwrap_or(nothing)
+        })
+    }
 }
 
 impl Finder {
     /// Over a shared cache. Blocks end after `longest` instructions (at least one).
     pub fn new(cache: Arc<CodeCache>, longest: usize) -> Self {
-        Self { lookup: Lookup::new(), cache, longest: longest.max(1) }
+        Self { lookup: Lookup::new(), cache, longest: longest.max(1), fresh: Fresh::default() }
     }
 
     /// The block at the state's CS:RIP, decoded if need be. The exception is the fetch's or the decoder's.
@@ -42,7 +77,7 @@ impl Finder {
         state: &CpuState,
         mmu: &mut Mmu,
         extent: Extent,
-    ) -> Result<&Arc<Block>, Interruption> {
+    ) -> Result<(&Arc<Block>, &mut Fresh), Interruption> {
         let linear = state.linear_rip(state.rip);
         check_limit(state, state.rip)?;
         // A page that the TLB does not know is walked to, which is what `fill` begins with.
@@ -54,7 +89,7 @@ impl Finder {
             Some(place) => place,
             None => self.fill(state, mmu, linear, extent)?,
         };
-        Ok(self.lookup.block(place))
+        Ok((self.lookup.block(place), &mut self.fresh))
     }
 
     #[cold]
@@ -67,7 +102,7 @@ impl Finder {
     ) -> Result<Place, Interruption> {
         let first = fetch(state, mmu, linear, state.rip)?;
         let key = BlockKey { first, rip: state.rip, mode: state.mode, extent };
-        let block = load(&self.cache, state, mmu, linear, key, self.longest)?;
+        let block = self.load(state, mmu, linear, key)?;
         // The fetch has just filled the entry; an instruction that crosses pages may have taken it for its second one.
         if mmu.fetch_addend(linear).is_none() {
             fetch(state, mmu, linear, state.rip)?;
@@ -78,9 +113,63 @@ impl Finder {
         Ok(self.lookup.insert(Tag::new(state, linear, addend, extent), block))
     }
 
+    /// Finds a block in the shared cache, or decodes it and enters it there.
+    fn load(
+        &mut self,
+        state: &CpuState,
+        mmu: &mut Mmu,
+        linear: GuestVirt,
+        key: BlockKey,
+    ) -> Result<Arc<Block>, Exception> {
+        let cache = &self.cache;
+        if let Some(block) = cache.find(&key) {
+            if stands(state, mmu, linear, &block) {
+                return Ok(block);
+            }
+            cache.remove(&block);
+        }
+        if cache.len() >= MAX_BLOCKS {
+            cache.clear();
+        }
+        // Watch first, read then: a write in between is noticed.
+        watch(cache, mmu, key.first);
+        let mut buffer = [0; MAX_BLOCK * MAX_LENGTH];
+        let bytes = read(state, mmu, key.first, &mut buffer);
+        let mut decoded = match key.extent {
+            Extent::Full => decode::decode_block(bytes, key.rip, key.mode),
+            Extent::Single => {
+                let insns = decode::decode_one(bytes, key.rip, key.mode).into_iter().collect();
+                GuestBlock { rip: key.rip, mode: key.mode, insns, end: BlockEnd::Length }
+            }
+        };
+        if decoded.insns.len() > self.longest {
+            decoded.insns.truncate(self.longest);
+            decoded.end = BlockEnd::Length;
+        }
+        let mut second = None;
+        if decoded.insns.is_empty() {
+            let insn = match decode::decode_one(bytes, key.rip, key.mode) {
+                Err(DecodeError::Truncated) => {
+                    let (page, insn) = crossing(cache, state, mmu, linear, key, bytes)?;
+                    second = Some(page);
+                    insn
+                }
+                Err(error) => return Err(error.exception().unwrap_or(Exception::UD)),
+                // Not reached: the block would have had that instruction.
+                Ok(insn) => insn,
+            };
+            decoded = GuestBlock { insns: vec![insn], end: BlockEnd::Length, ..decoded };
+        }
+        // At most [`MAX_BLOCK`] times [`MAX_LENGTH`].
+        let block = cache.insert(key, decoded.length() as u16, second, decoded.end);
+        self.fresh = Fresh(Some((block.id, decoded)));
+        Ok(block)
+    }
+
     /// Forgets what this vCPU remembers.
     pub fn clear(&mut self) {
         self.lookup.clear();
+        self.fresh = Fresh::default();
     }
 }
 
@@ -124,64 +213,15 @@ fn advance(state: &CpuState, linear: GuestVirt, bytes: u64) -> (GuestVirt, u64) 
     }
 }
 
-/// Finds a block in the shared cache, or decodes it and enters it there.
-#[cold]
-fn load(
-    cache: &Arc<CodeCache>,
-    state: &CpuState,
-    mmu: &mut Mmu,
-    linear: GuestVirt,
-    key: BlockKey,
-    longest: usize,
-) -> Result<Arc<Block>, Exception> {
-    if let Some(block) = cache.find(&key) {
-        if stands(state, mmu, linear, &block) {
-            return Ok(block);
-        }
-        cache.remove(&block);
-    }
-    if cache.len() >= MAX_BLOCKS {
-        cache.clear();
-    }
-    // Watch first, read then: a write in between is noticed.
-    watch(cache, mmu, key.first);
-    let mut buffer = [0; MAX_BLOCK * MAX_LENGTH];
-    let bytes = read(state, mmu, key.first, &mut buffer);
-    let block = match key.extent {
-        Extent::Full => {
-            let mut block = decode::decode_block(bytes, key.rip, key.mode);
-            if block.insns.len() > longest {
-                block.insns.truncate(longest);
-                block.end = BlockEnd::Length;
-            }
-            block
-        }
-        Extent::Single => {
-            let insns = decode::decode_one(bytes, key.rip, key.mode).into_iter().collect();
-            GuestBlock { rip: key.rip, mode: key.mode, insns, end: BlockEnd::Length }
-        }
-    };
-    if !block.insns.is_empty() {
-        let length = block.length();
-        return Ok(cache.insert(key, length, None, block.end, DecodedBlock::new(&block)));
-    }
-    match decode::decode_one(bytes, key.rip, key.mode) {
-        Err(DecodeError::Truncated) => load_crossing(cache, state, mmu, linear, key, bytes),
-        Err(error) => Err(error.exception().unwrap_or(Exception::UD)),
-        // Not reached: the block would have had that instruction.
-        Ok(insn) => Ok(enter_single(cache, key, None, insn)),
-    }
-}
-
-/// An instruction that goes on in the next page, or beyond CS's limit.
-fn load_crossing(
-    cache: &Arc<CodeCache>,
+/// An instruction that goes on in the next page, and where that is; or the #GP(0) of one beyond CS's limit.
+fn crossing(
+    cache: &CodeCache,
     state: &CpuState,
     mmu: &mut Mmu,
     linear: GuestVirt,
     key: BlockKey,
     bytes: &[u8],
-) -> Result<Arc<Block>, Exception> {
+) -> Result<(GuestPhys, Insn), Exception> {
     let in_page = PAGE_SIZE - linear.page_offset();
     let (next_linear, next_rip) = advance(state, linear, in_page);
     // Also the #GP(0) of an instruction that reaches over the limit: then the limit lies before `next_rip`.
@@ -194,16 +234,11 @@ fn load_crossing(
     let rest = read_at(state, mmu, second, next_rip, &mut rest);
     buffer[length..length + rest.len()].copy_from_slice(rest);
     match decode::decode_one(&buffer[..length + rest.len()], key.rip, key.mode) {
-        Ok(insn) => Ok(enter_single(cache, key, Some(second), insn)),
+        Ok(insn) => Ok((second, insn)),
         // Cut by the limit.
         Err(DecodeError::Truncated) => Err(Exception::GP0),
         Err(error) => Err(error.exception().unwrap_or(Exception::UD)),
     }
-}
-
-fn enter_single(cache: &Arc<CodeCache>, key: BlockKey, second: Option<GuestPhys>, insn: Insn) -> Arc<Block> {
-    let block = GuestBlock { rip: key.rip, mode: key.mode, insns: vec![insn], end: BlockEnd::Length };
-    cache.insert(key, block.length(), second, block.end, DecodedBlock::new(&block))
 }
 
 fn watch(cache: &CodeCache, mmu: &mut Mmu, address: GuestPhys) {
@@ -248,7 +283,7 @@ pub fn decode_again(block: &Block, mmu: &Mmu) -> Option<(GuestBlock, Vec<u8>)> {
 /// The bytes of a block as they are in memory now.
 pub fn bytes_of(block: &Block, mmu: &Mmu) -> Vec<u8> {
     let mut bytes = vec![0; block.bytes as usize];
-    let in_page = (PAGE_SIZE - block.key.first.page_offset()).min(block.bytes) as usize;
+    let in_page = (PAGE_SIZE - block.key.first.page_offset()).min(block.bytes.into()) as usize;
     let (first, rest) = bytes.split_at_mut(in_page);
     // Both pages were RAM when they were decoded, and RAM does not go away.
     let _ = mmu.ram().read(block.key.first, first);

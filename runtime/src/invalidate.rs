@@ -48,9 +48,9 @@ impl Inner {
             }
         }
         // What it is a part of dies with it; the other parts live and count anew.
-        for head in self.links.regions_of(block.id) {
+        for head in self.links.regions_of(block) {
             let Some(code) = head.code() else { continue };
-            self.links.remove(head.id);
+            self.links.remove(&head);
             for cache in &self.jump_caches {
                 cache.forget(head.key.rip, code);
             }
@@ -64,11 +64,12 @@ impl Block {
     /// Bit n: it has bytes in the n-th 64 bytes of the page.
     pub(crate) fn occupies(&self, page: GuestPhys) -> u64 {
         let offset = self.key.first.page_offset();
-        let in_first = self.bytes.min(PAGE_SIZE - offset);
+        let bytes = u64::from(self.bytes);
+        let in_first = bytes.min(PAGE_SIZE - offset);
         if self.key.first.page() == page {
             chunks(offset, in_first)
         } else if self.second == Some(page) {
-            chunks(0, self.bytes - in_first)
+            chunks(0, bytes - in_first)
         } else {
             0
         }

@@ -14,6 +14,7 @@ mod block;
 mod breakpoints;
 mod compiled;
 mod compiler;
+mod counters;
 mod dispatch;
 mod engine;
 mod enter;

@@ -1,239 +1,331 @@
 //! Installed code and how it is chained: code memory, chain slots, and who leads where.
 //!
 //! Invariants, all under the block cache's lock:
-//! - A slot's `code` is either the unlinked stub or the code of the living block in [`SlotRecord::linked`], and then
-//!   the slot is in that block's `incoming`.
+//! - A slot's `code` is either the unlinked stub or the code at [`SlotRecord::linked`], and then the slot is in that
+//!   code's list of incoming slots.
 //! - A block's slots stay allocated until [`Links::clear`], also after its death: compiled code that is just leaving
-//!   through one finds the stub there.
+//!   through one finds the stub there. They have no owner any more.
+//! - [`Block::installed`] is the place of the block's code in [`Links::installed`].
+//!
+//! Hundreds of thousands of blocks are installed while a guest starts its programs, so a block alone costs no allocation
+//! here: lists are numbers in the records, and tables are indexed.
+
+use std::{
+    mem::offset_of,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use translator::{CodeBlock, abi::ChainSlot};
-
 use x86::GuestPhys;
 
 use crate::{
-    block::{Block, BlockId},
+    block::{Block, BlockId, NOT_INSTALLED},
     code_memory::CodeMemory,
-    hash::{Map, Set},
+    counters::{Counter, Counters},
+    hash::Map,
 };
-use std::{mem::offset_of, ops::Range, sync::Arc};
 
-/// What is known of a slot besides its contents.
+/// The end of a list of slots; no place of code.
+const NONE: u32 = u32::MAX;
+
+const _: () = assert!(NONE == NOT_INSTALLED);
+
+/// What is known of a slot besides its contents. Its number is in the slot ([`ChainSlot::number`]).
 struct SlotRecord {
     address: u64,
-    owner: BlockId,
     /// Where the guest block lies that ends in the exit: in a region not always the head.
     page: GuestPhys,
+    /// Place of the code that it is an exit of, while that is installed.
+    owner: u32,
+    /// Place of the code that it leads to, or [`NONE`].
+    linked: u32,
+    /// Its neighbours among the slots that lead there.
+    previous: u32,
+    next: u32,
     guarded: bool,
-    linked: Option<BlockId>,
+    jump: Option<Jump>,
+}
+
+/// Addresses of an [`translator::ExitJump`]'s parts.
+#[derive(Clone, Copy)]
+struct Jump {
+    displacement: u64,
+    unlinked: u64,
+    addend: Option<u64>,
 }
 
 /// What is known of a block that has code.
 struct Installed {
     block: Arc<Block>,
-    /// All blocks that the code is made from.
-    members: Vec<BlockId>,
-    slots: Range<usize>,
-    incoming: Set<usize>,
+    /// The other blocks that the code is made from.
+    others: Box<[BlockId]>,
+    slots: Range<u32>,
+    /// First of the slots that lead to it.
+    incoming: u32,
     countdown: Option<Countdown>,
 }
 
 /// The counter of code that counts its executions.
 #[derive(Clone, Copy)]
 struct Countdown {
-    address: u64,
+    counter: Counter,
     /// What it was set to.
     from: u32,
 }
 
-/// Code of the same block that new code has taken the place of.
-pub struct Replaced(pub Option<u64>);
+/// What became of code that was to be installed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Installation {
+    /// It is installed, in the place of `replaced` if the block had code before.
+    Done {
+        /// Address of that code.
+        replaced: Option<u64>,
+    },
+    /// Code memory is full.
+    Full,
+}
 
 /// See the module's description.
 pub struct Links {
     memory: CodeMemory,
+    counters: Counters,
+    /// Set whenever code is written. Whoever runs it then has the processor notice first: [`crate::enter::serialize`].
+    written: Arc<AtomicBool>,
     /// Address of the unlinked stub.
     stub: u64,
     slots: Vec<SlotRecord>,
-    /// Slot number by address.
-    numbers: Map<u64, usize>,
-    installed: Map<BlockId, Installed>,
-    /// Heads of the regions that a block is part of.
-    regions: Map<BlockId, Vec<BlockId>>,
+    installed: Vec<Option<Installed>>,
+    /// Places in `installed` that are free.
+    free: Vec<u32>,
+    /// Places of the regions that a block is part of without being their head.
+    regions: Map<BlockId, Vec<u32>>,
 }
 
 impl Links {
-    /// With empty code memory; `stub` is what unlinked slots lead to.
-    pub fn new(memory: CodeMemory, stub: u64) -> Self {
+    /// With empty code memory; `stub` is what unlinked slots lead to. `written` is set whenever code is written.
+    pub fn new(memory: CodeMemory, stub: u64, written: Arc<AtomicBool>) -> Self {
         Self {
             memory,
+            counters: Counters::default(),
+            written,
             stub,
             slots: Vec::new(),
-            numbers: Map::default(),
-            installed: Map::default(),
+            installed: Vec::new(),
+            free: Vec::new(),
             regions: Map::default(),
         }
     }
 
     /// Installs the code of a region that begins with the first of `members`, all exits unlinked. Slots that lead to older
-    /// code of that block lead to the new one. Code that counts its executions counts down from `countdown`. `None`: the
-    /// memory is full.
-    pub fn install(
-        &mut self,
-        members: &[Arc<Block>],
-        compiled: &CodeBlock,
-        countdown: u32,
-    ) -> Option<Replaced> {
-        let block = members.first()?;
+    /// code of that block lead to the new one. Code that counts its executions counts down from `countdown`.
+    pub fn install(&mut self, members: &[Arc<Block>], compiled: &CodeBlock, countdown: u32) -> Installation {
+        let Some(block) = members.first() else { return Installation::Done { replaced: None } };
         let size = size_of::<ChainSlot>();
-        let slot_bytes = compiled.exits.len() * size;
-        let counter_bytes = if compiled.counts { size_of::<u64>() } else { 0 };
-        let (code, slots) = self.memory.allocate(compiled.code.len(), slot_bytes + counter_bytes)?;
-        let countdown =
-            compiled.counts.then(|| Countdown { address: slots + slot_bytes as u64, from: countdown });
-        let counter = match countdown {
-            Some(countdown) => {
-                self.memory.store(countdown.address, countdown.from.into());
-                self.memory.writable_address(countdown.address)
-            }
-            None => 0,
+        let Some((code, slots)) = self.memory.allocate(compiled.code.len(), compiled.exits.len() * size)
+        else {
+            return Installation::Full;
         };
-        let mut bytes = compiled.code.clone();
-        if compiled.link(&mut bytes, code, slots, counter).is_err() {
+        self.written.store(true, Ordering::Relaxed);
+        let countdown =
+            compiled.counts.then(|| Countdown { counter: self.counters.take(countdown), from: countdown });
+        let counter = countdown.map_or(0, |countdown| self.counters.address(countdown.counter));
+        let bytes = self.memory.bytes(code, compiled.code.len());
+        bytes.copy_from_slice(&compiled.code);
+        if compiled.link(bytes, code, slots, counter).is_err() {
             // Code memory is at most 1 GiB, so this can't be; not installing is right all the same.
-            return Some(Replaced(None));
+            return Installation::Done { replaced: None };
         }
-        self.memory.write(code, &bytes);
-        let first = self.slots.len();
+        let replaced = block.code();
+        let (place, incoming) = match self.take_out(block) {
+            Some(taken) => taken,
+            None => (self.free.pop().unwrap_or(self.installed.len() as u32), NONE),
+        };
+        let first = self.slots.len() as u32;
         for (n, exit) in compiled.exits.iter().enumerate() {
             let address = slots + (n * size) as u64;
             self.memory.store(address + offset_of!(ChainSlot, code) as u64, self.stub);
             self.memory.store(address + offset_of!(ChainSlot, addend) as u64, 0);
             self.memory.store(address + offset_of!(ChainSlot, target) as u64, exit.target);
-            self.memory.store(address + offset_of!(ChainSlot, owner) as u64, block.id.0);
-            self.numbers.insert(address, self.slots.len());
+            self.memory.store(address + offset_of!(ChainSlot, number) as u64, self.slots.len() as u64);
             let from = members.iter().find(|member| member.key.rip & x86::PAGE_MASK == exit.page);
             let page = from.unwrap_or(block).key.first.page();
             let guarded = exit.guarded;
-            self.slots.push(SlotRecord { address, owner: block.id, page, guarded, linked: None });
+            let jump = exit.jump.map(|jump| Jump {
+                displacement: code + u64::from(jump.displacement),
+                unlinked: code + u64::from(jump.unlinked),
+                addend: jump.addend.map(|addend| code + u64::from(addend)),
+            });
+            self.slots.push(SlotRecord {
+                address,
+                page,
+                owner: place,
+                linked: NONE,
+                previous: NONE,
+                next: NONE,
+                guarded,
+                jump,
+            });
         }
-        let slots = first..self.slots.len();
-        let replaced = block.code();
-        let incoming = self.take_out(block.id);
-        for &number in &incoming {
-            self.memory.store(self.slots[number].address + offset_of!(ChainSlot, code) as u64, code);
+        let slots = first..self.slots.len() as u32;
+        let mut number = incoming;
+        while number != NONE {
+            self.lead(number, code);
+            number = self.slots[number as usize].next;
         }
-        for member in members {
-            self.regions.entry(member.id).or_default().push(block.id);
+        for other in &members[1..] {
+            self.regions.entry(other.id).or_default().push(place);
         }
-        let members = members.iter().map(|member| member.id).collect();
-        let installed = Installed { block: Arc::clone(block), members, slots, incoming, countdown };
-        self.installed.insert(block.id, installed);
+        let others = members[1..].iter().map(|member| member.id).collect();
+        let installed = Installed { block: Arc::clone(block), others, slots, incoming, countdown };
+        match self.installed.get_mut(place as usize) {
+            Some(free) => *free = Some(installed),
+            None => self.installed.push(Some(installed)),
+        }
+        block.installed.store(place, Ordering::Relaxed);
         block.set_code(code);
-        Some(Replaced(replaced))
+        Installation::Done { replaced }
     }
 
     /// Executions that a block's code has counted.
-    pub fn counted(&self, id: BlockId) -> u32 {
-        let countdown = self.installed.get(&id).and_then(|installed| installed.countdown);
+    pub fn counted(&self, block: &Block) -> u32 {
+        let countdown = self.of(block).and_then(|installed| installed.countdown);
         countdown.map_or(0, |countdown| self.executions(countdown))
     }
 
     /// Has a block's code, if it counts, count down from another number; what it has counted is added to the block's.
-    pub fn recount(&mut self, id: BlockId, from: u32) {
-        let Some(installed) = self.installed.get(&id) else { return };
-        let Some(countdown) = installed.countdown else { return };
-        installed.block.add_executions(self.executions(countdown));
-        self.memory.store(countdown.address, from.into());
-        if let Some(installed) = self.installed.get_mut(&id) {
+    pub fn recount(&mut self, block: &Block, from: u32) {
+        let Some(countdown) = self.of(block).and_then(|installed| installed.countdown) else { return };
+        block.add_executions(self.executions(countdown));
+        self.counters.set(countdown.counter, from);
+        if let Some(installed) = self.at(block.installed.load(Ordering::Relaxed)) {
             installed.countdown = Some(Countdown { from, ..countdown });
         }
     }
 
     fn executions(&self, countdown: Countdown) -> u32 {
-        let left = self.memory.load(countdown.address) as i32;
+        let left = self.counters.left(countdown.counter);
         (i64::from(countdown.from) - i64::from(left)) as u32
     }
 
     /// The blocks whose code a block is part of.
-    pub fn regions_of(&self, id: BlockId) -> Vec<Arc<Block>> {
-        let heads = self.regions.get(&id).into_iter().flatten();
-        heads
-            .filter_map(|head| self.installed.get(head))
-            .map(|installed| Arc::clone(&installed.block))
-            .collect()
+    pub fn regions_of(&self, block: &Block) -> Vec<Arc<Block>> {
+        let heads = self.regions.get(&block.id).into_iter().flatten();
+        let heads = heads.filter_map(|&place| self.installed.get(place as usize)?.as_ref());
+        self.of(block).into_iter().chain(heads).map(|installed| Arc::clone(&installed.block)).collect()
     }
 
     /// Makes the slot at an address jump to `block`, which must be installed; guarded slots under `addend`. An exit to
     /// the same linear page has no guard, so it is only linked within the same physical page: if that page's mapping was
     /// changed and not yet flushed, the lookup may have seen more than the running block.
     pub fn link(&mut self, slot: u64, block: &Block, addend: u64) {
-        let (Some(&number), Some(code)) = (self.numbers.get(&slot), block.code()) else { return };
-        let record = &self.slots[number];
-        let Some(owner) = self.installed.get(&record.owner) else { return };
+        let number = self.memory.load(slot + offset_of!(ChainSlot, number) as u64) as u32;
+        let Some(record) = self.slots.get(number as usize).filter(|record| record.address == slot) else {
+            return;
+        };
+        let owner = self.installed.get(record.owner as usize).and_then(Option::as_ref);
+        let (Some(owner), Some(code)) = (owner, block.code()) else { return };
         let to = &block.key;
         if owner.block.key.mode != to.mode || !record.guarded && record.page != to.first.page() {
             return;
         }
         self.unlink(number);
-        let Some(target) = self.installed.get_mut(&block.id) else { return };
-        target.incoming.insert(number);
-        self.slots[number].linked = Some(block.id);
-        self.memory.store(slot + offset_of!(ChainSlot, addend) as u64, addend);
-        self.memory.store(slot + offset_of!(ChainSlot, code) as u64, code);
+        let place = block.installed.load(Ordering::Relaxed);
+        let Some(target) = self.installed.get_mut(place as usize).and_then(Option::as_mut) else { return };
+        let next = core::mem::replace(&mut target.incoming, number);
+        if let Some(next) = self.slots.get_mut(next as usize) {
+            next.previous = number;
+        }
+        let record = &mut self.slots[number as usize];
+        (record.linked, record.previous, record.next) = (place, NONE, next);
+        match record.jump {
+            None => self.memory.store(slot + offset_of!(ChainSlot, addend) as u64, addend),
+            Some(Jump { addend: Some(at), .. }) => {
+                self.memory.bytes(at, 8).copy_from_slice(&addend.to_le_bytes());
+            }
+            Some(_) => {}
+        }
+        self.lead(number, code);
+    }
+
+    /// Makes an exit lead to code.
+    fn lead(&mut self, number: u32, code: u64) {
+        let record = &self.slots[number as usize];
+        match record.jump {
+            None => self.memory.store(record.address + offset_of!(ChainSlot, code) as u64, code),
+            Some(Jump { displacement: at, .. }) => {
+                // Code memory is smaller than what 32 bits reach.
+                let displacement = code.wrapping_sub(at + 4) as i32;
+                self.memory.bytes(at, 4).copy_from_slice(&displacement.to_le_bytes());
+                self.written.store(true, Ordering::Relaxed);
+            }
+        }
     }
 
     /// Takes a block's code out of every chain. Its bytes and slots stay where they are.
-    pub fn remove(&mut self, id: BlockId) {
-        for number in self.take_out(id) {
+    pub fn remove(&mut self, block: &Block) {
+        let Some((place, mut number)) = self.take_out(block) else { return };
+        self.free.push(place);
+        while number != NONE {
+            let next = self.slots[number as usize].next;
             self.reset_slot(number);
+            number = next;
         }
     }
 
-    /// Forgets a block's code and unlinks its exits; gives the slots that lead to it, which are the caller's to see to.
-    fn take_out(&mut self, id: BlockId) -> Set<usize> {
-        let Some(installed) = self.installed.get_mut(&id) else { return Set::default() };
-        let slots = installed.slots.clone();
+    /// Forgets a block's code and unlinks its exits; gives its place, and the first of the slots that lead to it, which
+    /// are the caller's to see to.
+    fn take_out(&mut self, block: &Block) -> Option<(u32, u32)> {
+        let place = block.installed.swap(NOT_INSTALLED, Ordering::Relaxed);
+        let slots = self.at(place)?.slots.clone();
         for number in slots {
             self.unlink(number);
+            self.slots[number as usize].owner = NONE;
         }
-        let Some(installed) = self.installed.remove(&id) else { return Set::default() };
+        let installed = self.installed.get_mut(place as usize)?.take()?;
         if let Some(countdown) = installed.countdown {
             installed.block.add_executions(self.executions(countdown));
+            self.counters.give_back(countdown.counter);
         }
-        for member in installed.members {
-            if let Some(heads) = self.regions.get_mut(&member) {
-                heads.retain(|&head| head != id);
-                if heads.is_empty() {
-                    self.regions.remove(&member);
+        for other in installed.others {
+            if let Some(places) = self.regions.get_mut(&other) {
+                places.retain(|&other| other != place);
+                if places.is_empty() {
+                    self.regions.remove(&other);
                 }
             }
         }
-        installed.incoming
+        Some((place, installed.incoming))
     }
 
     /// Unlinks every slot of the given block, so that its exits are looked up anew.
-    pub fn unlink_exits(&mut self, id: BlockId) {
-        let Some(installed) = self.installed.get(&id) else { return };
-        for number in installed.slots.clone() {
+    pub fn unlink_exits(&mut self, block: &Block) {
+        let Some(slots) = self.of(block).map(|installed| installed.slots.clone()) else { return };
+        for number in slots {
             self.unlink(number);
         }
     }
 
     /// Takes the code from every block and forgets it. Nothing may run in it.
     pub fn clear(&mut self) {
-        for (_, installed) in self.installed.drain() {
+        for installed in self.installed.drain(..).flatten() {
+            installed.block.installed.store(NOT_INSTALLED, Ordering::Relaxed);
             installed.block.set_code(0);
             installed.block.cool_down();
         }
+        self.free.clear();
         self.regions.clear();
         self.slots.clear();
-        self.numbers.clear();
+        self.counters = Counters::default();
         self.memory.reset();
     }
 
     /// Blocks that have code, in no order.
     pub fn blocks(&self) -> impl Iterator<Item = &Arc<Block>> {
-        self.installed.values().map(|installed| &installed.block)
+        self.installed.iter().flatten().map(|installed| &installed.block)
     }
 
     /// Bytes of code memory in use.
@@ -241,19 +333,38 @@ impl Links {
         self.memory.used()
     }
 
-    fn unlink(&mut self, number: usize) {
-        let Some(old) = self.slots[number].linked else { return };
-        if let Some(target) = self.installed.get_mut(&old) {
-            target.incoming.remove(&number);
+    fn of(&self, block: &Block) -> Option<&Installed> {
+        self.installed.get(block.installed.load(Ordering::Relaxed) as usize)?.as_ref()
+    }
+
+    fn at(&mut self, place: u32) -> Option<&mut Installed> {
+        self.installed.get_mut(place as usize)?.as_mut()
+    }
+
+    fn unlink(&mut self, number: u32) {
+        let &SlotRecord { linked, previous, next, .. } = &self.slots[number as usize];
+        if linked == NONE {
+            return;
+        }
+        if let Some(next) = self.slots.get_mut(next as usize) {
+            next.previous = previous;
+        }
+        match self.slots.get_mut(previous as usize) {
+            Some(previous) => previous.next = next,
+            None => {
+                if let Some(target) = self.at(linked) {
+                    target.incoming = next;
+                }
+            }
         }
         self.reset_slot(number);
     }
 
-    fn reset_slot(&mut self, number: usize) {
-        let record = &mut self.slots[number];
-        record.linked = None;
-        let address = record.address;
-        self.memory.store(address + offset_of!(ChainSlot, code) as u64, self.stub);
+    fn reset_slot(&mut self, number: u32) {
+        let record = &mut self.slots[number as usize];
+        (record.linked, record.previous, record.next) = (NONE, NONE, NONE);
+        let code = record.jump.map_or(self.stub, |jump| jump.unlinked);
+        self.lead(number, code);
     }
 }
 
@@ -261,8 +372,7 @@ impl Links {
 mod tests {
     use super::*;
     use crate::block::{BlockKey, Extent};
-    use interpreter::DecodedBlock;
-    use semantics::decode::{BlockEnd, GuestBlock};
+    use semantics::decode::BlockEnd;
     use translator::DirectExit;
     use x86::Mode;
 
@@ -271,8 +381,7 @@ mod tests {
     fn block(id: u64, first: u64) -> Arc<Block> {
         let key =
             BlockKey { first: GuestPhys(first), rip: first, mode: Mode::default(), extent: Extent::Full };
-        let guest = GuestBlock { rip: first, mode: key.mode, insns: Vec::new(), end: BlockEnd::Length };
-        Arc::new(Block::new(BlockId(id), key, 4, None, BlockEnd::Length, DecodedBlock::new(&guest)))
+        Arc::new(Block::new(BlockId(id), key, 4, None, BlockEnd::Length, 0))
     }
 
     fn code(rip: u64, exits: &[(u64, bool)]) -> CodeBlock {
@@ -282,7 +391,12 @@ mod tests {
             relocations: Vec::new(),
             exits: exits
                 .iter()
-                .map(|&(target, guarded)| DirectExit { target, page: rip & x86::PAGE_MASK, guarded })
+                .map(|&(target, guarded)| DirectExit {
+                    target,
+                    page: rip & x86::PAGE_MASK,
+                    guarded,
+                    jump: None,
+                })
                 .collect(),
             guest_instructions: 1,
             guest_bytes: 4,
@@ -294,7 +408,7 @@ mod tests {
 
     fn install(links: &mut Links, members: &[&Arc<Block>], code: &CodeBlock) -> bool {
         let members: Vec<_> = members.iter().map(|&block| Arc::clone(block)).collect();
-        links.install(&members, code, 0).is_some()
+        links.install(&members, code, 0) != Installation::Full
     }
 
     struct Fixture {
@@ -306,7 +420,7 @@ mod tests {
     }
 
     fn fixture() -> Fixture {
-        let mut links = Links::new(CodeMemory::new(64 << 10).unwrap(), STUB);
+        let mut links = Links::new(CodeMemory::new(64 << 10).unwrap(), STUB, Arc::default());
         let (a, b) = (block(1, 0x1000), block(2, 0x1100));
         assert!(install(&mut links, &[&a], &code(0x1000, &[(0x1100, false), (0x2000, true)])));
         assert!(install(&mut links, &[&b], &code(0x1100, &[])));
@@ -326,7 +440,7 @@ mod tests {
         assert_eq!(f.leads_to(f.slots[0]), STUB);
         f.links.link(f.slots[0], &f.b, 0);
         assert_eq!(f.leads_to(f.slots[0]), f.b.code().unwrap());
-        f.links.remove(f.b.id);
+        f.links.remove(&f.b);
         assert_eq!(f.leads_to(f.slots[0]), STUB);
         let target = f.slots[0] + offset_of!(ChainSlot, target) as u64;
         assert_eq!(f.leads_to(target), 0x1100, "the slot still knows where it leads");
@@ -336,11 +450,11 @@ mod tests {
     fn a_dead_owner_is_no_longer_linked() {
         let mut f = fixture();
         f.links.link(f.slots[0], &f.b, 0);
-        f.links.remove(f.a.id);
+        f.links.remove(&f.a);
         assert_eq!(f.leads_to(f.slots[0]), STUB);
         f.links.link(f.slots[0], &f.b, 0);
         assert_eq!(f.leads_to(f.slots[0]), STUB, "the frame that left through it may ask once more");
-        f.links.remove(f.b.id);
+        f.links.remove(&f.b);
     }
 
     #[test]
@@ -355,7 +469,7 @@ mod tests {
         f.links.link(f.slots[1], &d, 0x88);
         let addend = f.slots[1] + offset_of!(ChainSlot, addend) as u64;
         assert_eq!((f.leads_to(f.slots[1]), f.leads_to(addend)), (d.code().unwrap(), 0x88));
-        f.links.remove(c.id);
+        f.links.remove(&c);
         assert_eq!(f.leads_to(f.slots[1]), d.code().unwrap(), "c is no longer its target");
     }
 
@@ -376,7 +490,7 @@ mod tests {
         region.exits[0].page = 0x2000;
         assert!(install(&mut f.links, &[&f.a, &member], &region));
         assert!(install(&mut f.links, &[&there], &code(0x2100, &[])));
-        let slot = f.links.slots[f.links.installed[&f.a.id].slots.start].address;
+        let slot = f.links.slots[f.links.of(&f.a).unwrap().slots.start as usize].address;
         f.links.link(slot, &f.b, 0);
         assert_eq!(f.leads_to(slot), STUB, "the head's page, not the member's");
         f.links.link(slot, &there, 0);
@@ -405,7 +519,7 @@ mod tests {
         let new = f.b.code().unwrap();
         assert_ne!(old, new);
         assert_eq!(f.leads_to(f.slots[0]), new);
-        f.links.remove(f.b.id);
+        f.links.remove(&f.b);
         assert_eq!(f.leads_to(f.slots[0]), STUB);
     }
 
@@ -414,10 +528,10 @@ mod tests {
         let mut f = fixture();
         assert!(install(&mut f.links, &[&f.b, &f.a], &code(0x1100, &[])));
         let heads = |links: &Links, block: &Block| -> Vec<u64> {
-            links.regions_of(block.id).iter().map(|head| head.id.0).collect()
+            links.regions_of(block).iter().map(|head| head.id.0).collect()
         };
         assert_eq!((heads(&f.links, &f.a), heads(&f.links, &f.b)), (vec![1, 2], vec![2]));
-        f.links.remove(f.b.id);
+        f.links.remove(&f.b);
         assert_eq!((heads(&f.links, &f.a), heads(&f.links, &f.b)), (vec![1], vec![]));
     }
 }

@@ -116,8 +116,7 @@ impl Lookup {
 mod tests {
     use super::*;
     use crate::block::{BlockId, BlockKey};
-    use interpreter::DecodedBlock;
-    use semantics::decode::{BlockEnd, GuestBlock};
+    use semantics::decode::BlockEnd;
     use x86::{GuestPhys, Mode};
 
     fn tag(rip: u64, addend: u64, extent: Extent) -> Tag {
@@ -127,8 +126,7 @@ mod tests {
 
     fn block(id: u64, extent: Extent) -> Arc<Block> {
         let key = BlockKey { first: GuestPhys(id), rip: id, mode: Mode::default(), extent };
-        let guest = GuestBlock { rip: id, mode: key.mode, insns: Vec::new(), end: BlockEnd::Length };
-        Arc::new(Block::new(BlockId(id), key, 4, None, BlockEnd::Length, DecodedBlock::new(&guest)))
+        Arc::new(Block::new(BlockId(id), key, 4, None, BlockEnd::Length, 0))
     }
 
     fn found(lookup: &Lookup, tag: &Tag) -> Option<u64> {

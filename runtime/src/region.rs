@@ -48,22 +48,21 @@ pub(crate) fn form(
     let mut instructions = 0;
     while let Some(block) = waiting.pop_front() {
         let is_head = formed.members.is_empty();
-        let count = block.decoded.len();
-        if !is_head && (instructions + count > MOST_INSTRUCTIONS || formed.members.len() == MOST_BLOCKS) {
-            continue;
-        }
         let Some(decoded) = region_block(&block, mmu) else {
             if is_head {
                 return None;
             }
             continue;
         };
+        let count = decoded.guest.insns.len();
+        if !is_head && (instructions + count > MOST_INSTRUCTIONS || formed.members.len() == MOST_BLOCKS) {
+            continue;
+        }
         instructions += count;
         for rip in successors(decoded.guest.insns.last()) {
             if seen.insert(rip)
                 && let Some(next) = find(head, rip, cache, state, mmu)
                 && cache.executions(&next) >= warm
-                && !next.decoded.is_empty()
             {
                 waiting.push_back(next);
             }

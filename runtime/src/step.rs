@@ -44,8 +44,11 @@ impl Engine {
         if armed && let Some(bits) = self.breakpoint_here() {
             return self.debug_trap(bits);
         }
-        let block = self.finder.find(&self.state, &mut self.mmu, Extent::Single)?;
-        let Some(&insn) = block.decoded.insns().next() else {
+        let (block, fresh) = self.finder.find(&self.state, &mut self.mmu, Extent::Single)?;
+        let Some(&insn) = fresh.decoded(block, &self.mmu).insns().next() else {
+            if block.is_dead() {
+                return Ok(());
+            }
             // Blocks are made of at least one instruction.
             return Err(Interruption::failed(format!("an empty block at {:#x}", self.state.rip)));
         };

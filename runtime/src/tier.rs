@@ -1,24 +1,16 @@
 //! The tier policy: which blocks are interpreted and which are compiled. Nothing else knows it.
 //!
 //! Tier 0 interprets and counts. Tier 1 translates a block by templates once it has run [`Policy::template_threshold`]
-//! times: that costs some 10 us, installation included, as much as interpreting some 600 instructions. Tier 2 compiles
-//! a region around a block that has run [`Policy::hot_threshold`] times by templates, or [`Policy::threshold`] times by the
-//! interpreter if there is no template for it: that costs milliseconds. Booting Debian's cloud kernel takes, in user+system CPU
-//! seconds (two runs each on a busy machine, `transvisor run debian --template-threshold T --compile-threshold C`):
+//! times: that costs some 2 us, installation included. Tier 2 compiles a region around a block that has run
+//! [`Policy::hot_threshold`] times by templates, or [`Policy::threshold`] times by the interpreter if there is no template
+//! for it: that costs a millisecond or more, on another processor if there is one.
 //!
-//! | T  | C     |            |
-//! |----|-------|------------|
-//! | -  | 1500  | 5.41, 5.58 |
-//! | 16 | 1500  | 6.38, 6.52 |
-//! | 16 | 4000  | 3.10, 2.99 |
-//! | 16 | 10000 | 2.66, 2.52 |
-//! | 16 | 30000 | 2.20, 2.32 |
-//! | 8  | 10000 | 2.55, 2.45 |
-//! | 30 | 10000 | 2.52, 2.50 |
-//!
-//! and with fetches in TLB arrays of their own, T = 16, user CPU and wall seconds, three rounds of a host whose
-//! speed drifts: C = 8000: 2.78 2.80 3.23 and 1.90 2.15 2.57; 15000: 2.26 2.12 3.08 and 2.02 2.12 2.85;
-//! 30000: 2.31 2.64 3.06 and 2.14 2.60 2.91; 60000: 2.44 2.93 2.92 and 2.44 3.01 3.02.
+//! Between 1 and 16 executions before templates the boot of Debian's cloud kernel does not change beyond noise (1.2 to
+//! 1.3 CPU seconds to init, 4 rounds); memory does, 98 to 134 MiB beyond the guest, and programs that run much new code
+//! prefer few (gcc: 5.0 CPU seconds at 16, 4.4 at 4). A compilation costs as much as 100,000 executions of a block save, so
+//! it waits for half as many: CPU seconds at 15,000 and 50,000 (both with what the interpreter runs waiting as long)
+//! were 0.49 and 0.33 for the page-fault loop, 0.45 and 0.36 for fork, 0.71 and 0.55 for the pipe, and within noise for
+//! loops of one hot region (`side-by-side loops --no-qemu --with "--compile-threshold 50000"`, 2 rounds).
 //!
 //! Blocks in pages whose code was overwritten wait longer, doubling with every time, so that a guest that patches or
 //! generates code in a loop is interpreted, not translated over and over.
@@ -45,16 +37,18 @@ pub struct Policy {
     pub threshold: u32,
     /// Executions of a block that was translated by templates before it is compiled.
     pub hot_threshold: u32,
+    /// Wait longer with code in pages that keep changing.
+    pub patient: bool,
 }
 
 /// See the module's description.
 pub const DEFAULT_THRESHOLD: u32 = 1500;
 
 /// See the module's description.
-pub const DEFAULT_HOT_THRESHOLD: u32 = 15000;
+pub const DEFAULT_HOT_THRESHOLD: u32 = 50_000;
 
 /// See the module's description.
-pub const DEFAULT_TEMPLATE_THRESHOLD: u32 = 16;
+pub const DEFAULT_TEMPLATE_THRESHOLD: u32 = 4;
 
 /// A block belongs to a warm block's region if it has run at least this fraction of the times that make a block warm.
 const REGION_SHARE: u32 = 8;
@@ -68,8 +62,8 @@ const MAX_DOUBLINGS: u32 = 12;
 /// Templates cost so little that a page may change this many times as often before they wait.
 const TEMPLATE_PATIENCE: u32 = 16;
 
-/// Thresholds below this are meant to translate whatever comes, however often it changes: for tests.
-const STRESS: u32 = 8;
+/// Executions before a block in a page that keeps changing is translated by templates, at least.
+const CHANGING: u32 = 8;
 
 /// Overwritings of a page that are not held against it: loaders and the kernel's own patching at boot write a few times.
 const FREE_INVALIDATIONS: u32 = 4;
@@ -95,7 +89,13 @@ impl Policy {
     /// After how many executions a block is translated by templates, if that comes before `warm_at`, the number after
     /// which it is compiled.
     pub fn template_at(&self, mode: Mode, invalidations: u32, warm_at: u32) -> Option<u32> {
-        let at = later(self.template_threshold, invalidations / TEMPLATE_PATIENCE);
+        let changes = invalidations / TEMPLATE_PATIENCE;
+        let threshold = self.template_threshold;
+        let at = if changes > FREE_INVALIDATIONS && self.patient {
+            later(threshold.max(CHANGING), changes)
+        } else {
+            threshold.max(1)
+        };
         (mode.is_64bit() && at < warm_at).then_some(at)
     }
 
@@ -110,14 +110,14 @@ impl Policy {
         if !self.compiles(mode) {
             return None;
         }
-        Some(later(self.threshold, invalidations))
+        Some(if self.patient { later(self.threshold, invalidations) } else { self.threshold.max(1) })
     }
 }
 
-/// A threshold for a block whose page has lost code to writes `invalidations` times. A stress setting stays as it is.
+/// A threshold for a block whose page has lost code to writes `invalidations` times.
 fn later(threshold: u32, invalidations: u32) -> u32 {
     let doublings = invalidations.saturating_sub(FREE_INVALIDATIONS).min(MAX_DOUBLINGS);
-    if threshold < STRESS { threshold.max(1) } else { threshold.saturating_mul(1 << doublings) }
+    threshold.max(1).saturating_mul(1 << doublings)
 }
 
 #[cfg(test)]
@@ -136,8 +136,13 @@ mod tests {
 
     #[test]
     fn modes_decide() {
-        let policy =
-            Policy { mode: EngineMode::Translate, template_threshold: 9, threshold: 10, hot_threshold: 20 };
+        let policy = Policy {
+            mode: EngineMode::Translate,
+            template_threshold: 9,
+            threshold: 10,
+            hot_threshold: 20,
+            patient: true,
+        };
         assert_eq!(policy.warm_at(mode64(), 0), Some(10));
         assert_eq!(policy.warm_at(CpuState::new().mode, 0), None, "real mode");
         assert_eq!(Policy { mode: EngineMode::Interpret, ..policy }.warm_at(mode64(), 0), None);
@@ -145,8 +150,13 @@ mod tests {
 
     #[test]
     fn pages_that_keep_changing_wait_longer() {
-        let policy =
-            Policy { mode: EngineMode::Translate, template_threshold: 9, threshold: 10, hot_threshold: 20 };
+        let policy = Policy {
+            mode: EngineMode::Translate,
+            template_threshold: 9,
+            threshold: 10,
+            hot_threshold: 20,
+            patient: true,
+        };
         assert_eq!(policy.warm_at(mode64(), FREE_INVALIDATIONS), Some(10));
         assert_eq!(policy.warm_at(mode64(), FREE_INVALIDATIONS + 1), Some(20));
         assert_eq!(policy.warm_at(mode64(), u32::MAX), Some(10 << MAX_DOUBLINGS));
@@ -156,7 +166,10 @@ mod tests {
         assert_eq!(policy.template_at(mode64(), often, 20), Some(18));
         assert_eq!(policy.template_at(mode64(), 0, 9), None, "compiled as soon");
         assert_eq!(policy.template_at(CpuState::new().mode, 0, 10), None, "16-bit code has no templates");
-        let eager = Policy { threshold: 1, ..policy };
+        let eager = Policy { threshold: 1, template_threshold: 1, patient: false, ..policy };
         assert_eq!(eager.warm_at(mode64(), u32::MAX), Some(1));
+        assert_eq!(eager.template_at(mode64(), u32::MAX, 10), Some(1));
+        let at_once = Policy { template_threshold: 1, ..policy };
+        assert_eq!(at_once.template_at(mode64(), often, u32::MAX), Some(2 * CHANGING));
     }
 }

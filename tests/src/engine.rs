@@ -65,6 +65,8 @@ impl Way {
         let config = EngineConfig {
             threshold: 1,
             background: false,
+            template_threshold: u32::MAX,
+            patient: false,
             code_memory: 64 << 20,
             ..EngineConfig::default()
         };

@@ -32,7 +32,12 @@ fn assemble(name: &str) -> PathBuf {
 }
 
 fn engines() -> Vec<(&'static str, EngineConfig)> {
-    let translate = EngineConfig { mode: EngineMode::Translate, ..EngineConfig::default() };
+    let translate = EngineConfig {
+        mode: EngineMode::Translate,
+        template_threshold: u32::MAX,
+        patient: false,
+        ..EngineConfig::default()
+    };
     vec![
         ("interpret", EngineConfig { mode: EngineMode::Interpret, ..EngineConfig::default() }),
         ("translate", translate),

@@ -19,7 +19,9 @@
 //! instruction fetches and jumps
 //! only if `execute == page of target && addend == slot.addend`; otherwise it leaves with [`Leave::Guard`], slot in
 //! scratch[0]. That catches every change of mapping, permission, view and address space, because all of them
-//! change the array or the entry. Same-page targets need no guard: the key of a block includes its linear page, so
+//! change the array or the entry. Code may also take an exit by a jump of its own ([`crate::ExitJump`]), which leads to
+//! the same `lea` and jump through the slot until the runtime points it at the next block; it then takes the addend from
+//! its own bytes too. Same-page targets need no guard: the key of a block includes its linear page, so
 //! whoever runs in the page runs it under the same mapping.
 //!
 //! **Indirect exits.** The jump cache at `CpuState::jump_cache` (array of
@@ -99,8 +101,8 @@ pub struct ChainSlot {
     pub addend: u64,
     /// Guest rip of the target.
     pub target: u64,
-    /// Number of the block that the slot belongs to (runtime's business).
-    pub owner: u64,
+    /// Number of the slot (runtime's business).
+    pub number: u64,
 }
 
 /// One entry of the jump cache.
@@ -118,7 +120,7 @@ pub struct JumpEntry {
 }
 
 /// Entries in a jump cache.
-pub const JUMP_CACHE_ENTRIES: usize = 4096;
+pub const JUMP_CACHE_ENTRIES: usize = 16384;
 
 /// Index of a target in the jump cache: compiled code computes the same.
 #[inline]

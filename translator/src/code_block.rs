@@ -4,7 +4,7 @@
 use crate::instrument::Instrumentation;
 
 /// Host code of a guest block.
-#[derive(Clone, Debug)]
+#[derive(Clone, Default, Debug)]
 pub struct CodeBlock {
     /// Offset within CS of the guest block.
     pub rip: u64,
@@ -45,6 +45,20 @@ pub struct DirectExit {
     pub page: u64,
     /// The target lies in another linear page than that; see [`crate::abi`].
     pub guarded: bool,
+    /// The jump in the code that takes it, if it does not jump through the slot.
+    pub jump: Option<ExitJump>,
+}
+
+/// A jump in the code itself by which a direct exit is taken. The runtime points it at the next block when that has
+/// code: unlike a jump through a slot, it touches no data and is known to the host before it is executed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ExitJump {
+    /// Offset of its displacement, 32 bits.
+    pub displacement: u32,
+    /// Offset of where it leads while it is not linked: to code that jumps through the slot.
+    pub unlinked: u32,
+    /// Of a guarded exit: offset of the addend that the guard compares with, 64 bits.
+    pub addend: Option<u32>,
 }
 
 /// A place in code to be filled in.

@@ -26,7 +26,9 @@ use lift::{Lifted, Lifter};
 use region::Region;
 use settings::HostFeatures;
 
-pub use code_block::{CodeBlock, DirectExit, OutOfReach, Relocation, RelocationKind, RelocationTarget, Text};
+pub use code_block::{
+    CodeBlock, DirectExit, ExitJump, OutOfReach, Relocation, RelocationKind, RelocationTarget, Text,
+};
 pub use settings::{HostCode, Options, RegisterAllocator};
 pub use template::TemplateTranslator;
 pub use thunks::Thunks;

@@ -440,7 +440,7 @@ fn run_with(translate: Translate, host_flags: bool, state: fn() -> Box<CpuState>
 fn templates_do_what_the_interpreter_does() {
     let mut translator = TemplateTranslator::new();
     run_with(
-        Box::new(move |block| translator.translate(block, None)),
+        Box::new(move |block| translator.translate(block, None).cloned()),
         true,
         long_mode_state,
         20000,

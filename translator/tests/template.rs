@@ -22,7 +22,7 @@ fn guest_block(bytes: &[u8]) -> GuestBlock {
 }
 
 fn template(bytes: &[u8]) -> CodeBlock {
-    TemplateTranslator::new().translate(&guest_block(bytes), None).unwrap()
+    TemplateTranslator::new().translate(&guest_block(bytes), None).unwrap().clone()
 }
 
 fn cranelift(bytes: &[u8]) -> CodeBlock {
@@ -187,7 +187,8 @@ fn a_request_is_seen_before_anything_is_done() {
 
 #[test]
 fn a_counter_that_runs_out_ends_the_runs() {
-    let block = TemplateTranslator::counting().translate(&guest_block(&[0x48, 0x01, 0xd8]), None).unwrap();
+    let block =
+        TemplateTranslator::counting().translate(&guest_block(&[0x48, 0x01, 0xd8]), None).unwrap().clone();
     let placed: Placed = place_counting(block, 2);
     let mut machine = Machine::new();
     machine.state.gpr[3] = 1;
@@ -211,7 +212,7 @@ fn what_has_no_template_ends_the_block() {
             Err(TranslateError::FirstDeclined(_))
         ));
     }
-    translator.translate(&guest_block(&[0x48, 0x01, 0xd8]), None).unwrap();
+    translator.translate(&guest_block(&[0x48, 0x01, 0xd8]), None).unwrap().clone();
 }
 
 #[test]

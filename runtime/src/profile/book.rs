@@ -184,7 +184,7 @@ impl Book {
         let offset = single.key.rip.wrapping_sub(block.key.rip);
         block.key.extent == Extent::Full
             && block.key.mode == single.key.mode
-            && offset < block.bytes
+            && offset < u64::from(block.bytes)
             && single.key.first.0.wrapping_sub(block.key.first.0) == offset
     }
 

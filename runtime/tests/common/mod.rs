@@ -55,8 +55,13 @@ macro_rules! guest {
 /// Every configuration that a guest must behave alike in; those whose name contains the environment's ENGINE, if it
 /// is set.
 pub fn configurations() -> Vec<(&'static str, EngineConfig)> {
-    let translate =
-        EngineConfig { mode: EngineMode::Translate, background: false, ..EngineConfig::default() };
+    let translate = EngineConfig {
+        mode: EngineMode::Translate,
+        template_threshold: u32::MAX,
+        background: false,
+        patient: false,
+        ..EngineConfig::default()
+    };
     let mut all = vec![
         ("interpret", EngineConfig::interpret()),
         ("translate at once", EngineConfig { threshold: 1, ..translate }),

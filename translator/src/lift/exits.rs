@@ -152,7 +152,7 @@ impl Lifter<'_> {
         let guarded = target & PAGE_MASK != self.page;
         self.count_event(Event::Direct, 1);
         let slot = self.slot_address(self.exits.len() as u32);
-        self.exits.push(DirectExit { target, page: self.page, guarded });
+        self.exits.push(DirectExit { target, page: self.page, guarded, jump: None });
         if guarded {
             let target = self.word(target);
             let linked = self.table_load(slot, offset_of!(ChainSlot, addend));

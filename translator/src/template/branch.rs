@@ -13,8 +13,8 @@ use super::{
     stack::Pushed,
 };
 use crate::{
-    DirectExit, Relocation, RelocationKind, RelocationTarget,
-    abi::{ChainSlot, JUMP_CACHE_ENTRIES, JumpEntry, Leave},
+    DirectExit, ExitJump, Relocation, RelocationKind, RelocationTarget,
+    abi::{JUMP_CACHE_ENTRIES, JumpEntry, Leave},
     instrument::Event,
     region::next_page,
 };
@@ -83,19 +83,28 @@ impl Template<'_> {
         let guarded = target & PAGE_MASK != self.page;
         self.count_event(Event::Direct, 1, RAX);
         let slot = self.exits.len() as u32;
-        self.exits.push(DirectExit { target, page: self.page, guarded });
-        let offset = self.asm.lea_relative(RDI);
-        let (kind, target_slot) = (RelocationKind::Pc32, RelocationTarget::Slot(slot));
-        self.relocations.push(Relocation { offset, kind, target: target_slot, addend: -4 });
+        let mut addend = None;
         if guarded {
             self.fetch_entry_of(target);
-            self.asm.load(RAX, Mem::new(RCX, offset_of!(Entry, addend) as i32));
-            self.asm.compare(RAX, Mem::new(RDI, offset_of!(ChainSlot, addend) as i32));
-            self.guard_fails_if(condition::NOT_EQUAL);
+            addend = Some(self.asm.constant_to_come(RAX));
+            self.asm.compare(RAX, Mem::new(RCX, offset_of!(Entry, addend) as i32));
+            self.guard_fails_if(condition::NOT_EQUAL, slot);
             self.compare_execute(target & PAGE_MASK);
-            self.guard_fails_if(condition::NOT_EQUAL);
+            self.guard_fails_if(condition::NOT_EQUAL, slot);
         }
-        self.asm.jump_to(Mem::new(RDI, offset_of!(ChainSlot, code) as i32));
+        let from = self.asm.jump();
+        let displacement = self.asm.code.len() as u32 - 4;
+        self.cold.push(Cold { from, resume: 0, index: self.index, kind: ColdKind::Unlinked(slot) });
+        // Where the jump leads is known when cold paths are written.
+        let jump = Some(ExitJump { displacement, unlinked: 0, addend });
+        self.exits.push(DirectExit { target, page: self.page, guarded, jump });
+    }
+
+    /// RDI becomes the address of a slot.
+    pub(super) fn slot_address(&mut self, slot: u32) {
+        let offset = self.asm.lea_relative(RDI);
+        let (kind, target) = (RelocationKind::Pc32, RelocationTarget::Slot(slot));
+        self.relocations.push(Relocation { offset, kind, target, addend: -4 });
     }
 
     /// RCX becomes the entry for fetches at `target`.
@@ -116,9 +125,9 @@ impl Template<'_> {
         }
     }
 
-    fn guard_fails_if(&mut self, condition: u8) {
+    fn guard_fails_if(&mut self, condition: u8, slot: u32) {
         let from = self.asm.jump_if(condition);
-        self.cold.push(Cold { from, resume: 0, index: self.index, kind: ColdKind::Guard });
+        self.cold.push(Cold { from, resume: 0, index: self.index, kind: ColdKind::Guard(slot) });
     }
 
     /// Goes on at a computed target, through the jump cache. The state is settled, but for RSP if that changes: `top`

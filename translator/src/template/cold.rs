@@ -10,7 +10,7 @@ use super::{
     memory::Address,
 };
 use crate::{
-    abi::{FIRST_THUNK, Leave, SlowPath},
+    abi::{ChainSlot, FIRST_THUNK, Leave, SlowPath},
     instrument::Event,
 };
 
@@ -37,8 +37,10 @@ pub(super) enum ColdKind {
     Miss { address: Address, bytes: u8, alignment: u8, write: bool, temporaries: [Reg; 2] },
     /// Leaves with a reason, at the block's start.
     AtEntry(Leave),
-    /// Leaves by a guarded slot that is in RDI.
-    Guard,
+    /// Leaves by a guarded slot.
+    Guard(u32),
+    /// Jumps through a slot.
+    Unlinked(u32),
     /// Abandons the instruction.
     Abandon,
     /// Makes the state's flags packed.
@@ -81,7 +83,16 @@ impl Template<'_> {
                     self.asm.store_constant(Mem::state(RIP), rip, RCX);
                     self.leave(leave);
                 }
-                ColdKind::Guard => {
+                ColdKind::Unlinked(slot) => {
+                    let here = self.asm.code.len() as u32;
+                    if let Some(jump) = &mut self.exits[slot as usize].jump {
+                        jump.unlinked = here;
+                    }
+                    self.slot_address(slot);
+                    self.asm.jump_to(Mem::new(RDI, offset_of!(ChainSlot, code) as i32));
+                }
+                ColdKind::Guard(slot) => {
+                    self.slot_address(slot);
                     self.asm.store(Mem::state(SCRATCH), RDI);
                     self.leave(Leave::Guard);
                 }

@@ -55,8 +55,9 @@ enum Flow {
 /// Translates guest blocks by templates.
 pub struct TemplateTranslator {
     assembler: Assembler,
-    counts: bool,
     instruments: bool,
+    /// The last translation: what it allocated serves the next one.
+    block: CodeBlock,
 }
 
 impl Default for TemplateTranslator {
@@ -68,13 +69,15 @@ impl Default for TemplateTranslator {
 impl TemplateTranslator {
     /// A translator. It needs nothing of the host but what every guest is promised.
     pub fn new() -> Self {
-        Self { assembler: Assembler::new(), counts: false, instruments: false }
+        Self { assembler: Assembler::new(), instruments: false, block: CodeBlock::default() }
     }
 
     /// A translator whose blocks count their executions down and leave with [`crate::abi::Leave::Hot`] when the count has
     /// run out; see [`CodeBlock::counts`].
     pub fn counting() -> Self {
-        Self { counts: true, ..Self::new() }
+        let mut new = Self::new();
+        new.block.counts = true;
+        new
     }
 
     /// The same, but its blocks count what they do: see [`crate::instrument`].
@@ -87,33 +90,34 @@ impl TemplateTranslator {
         &mut self,
         block: &GuestBlock,
         second: Option<u64>,
-    ) -> Result<CodeBlock, TranslateError> {
+    ) -> Result<&CodeBlock, TranslateError> {
         if !block.mode.is_64bit() {
             return Err(TranslateError::Mode("not 64-bit"));
         }
         if block.mode.checks_alignment() {
             return Err(TranslateError::Mode("alignment checks"));
         }
+        self.assembler.code = core::mem::take(&mut self.block.code);
         let mut template = Template::new(&mut self.assembler, block);
+        template.relocations = core::mem::take(&mut self.block.relocations);
+        template.exits = core::mem::take(&mut self.block.exits);
+        template.relocations.clear();
+        template.exits.clear();
         if self.instruments {
             template.instrument();
         }
-        template.enter(self.counts, second);
-        let (guest_instructions, guest_bytes) = template.block(block)?;
-        template.finish(guest_instructions);
+        template.enter(self.block.counts, second);
+        let translated = template.block(block);
+        if let Ok((guest_instructions, _)) = translated {
+            template.finish(guest_instructions);
+        }
         let Template { relocations, exits, instrumentation, .. } = template;
-        let code = self.assembler.code.clone();
-        Ok(CodeBlock {
-            rip: block.rip,
-            code,
-            relocations,
-            exits,
-            guest_instructions,
-            guest_bytes,
-            counts: self.counts,
-            instrumentation: instrumentation.map(|all| Box::new(all.finished())),
-            text: None,
-        })
+        self.block.code = core::mem::take(&mut self.assembler.code);
+        (self.block.relocations, self.block.exits) = (relocations, exits);
+        self.block.instrumentation = instrumentation.map(|all| Box::new(all.finished()));
+        self.block.rip = block.rip;
+        (self.block.guest_instructions, self.block.guest_bytes) = translated?;
+        Ok(&self.block)
     }
 }
 
@@ -160,8 +164,8 @@ impl<'a> Template<'a> {
             index: 0,
             counted_at: 0,
             cold: Vec::with_capacity(16),
-            relocations: Vec::with_capacity(4),
-            exits: Vec::with_capacity(2),
+            relocations: Vec::new(),
+            exits: Vec::new(),
             instrumentation: None,
         }
     }

@@ -82,6 +82,26 @@ impl Placed {
     /// # Safety
     /// The other block must stay where it is while this one is run.
     pub unsafe fn link(&self, slot: usize, to: &Placed, addend: u64) {
+        if let Some(jump) = self.block.exits[slot].jump {
+            let base = self.code.as_ptr().cast_mut();
+            let field = self.code() + u64::from(jump.displacement);
+            let displacement = i32::try_from(to.code().wrapping_sub(field + 4) as i64).expect("within reach");
+            let protect = |rights| {
+                // SAFETY: exactly the pages of the code, which nobody runs now.
+                let protected = unsafe { libc::mprotect(base.cast(), self.slots, rights) };
+                assert_eq!(protected, 0, "executable memory");
+            };
+            protect(libc::PROT_READ | libc::PROT_WRITE);
+            // SAFETY: within the code.
+            unsafe {
+                base.add(jump.displacement as usize).cast::<i32>().write_unaligned(displacement);
+                if let Some(at) = jump.addend {
+                    base.add(at as usize).cast::<u64>().write_unaligned(addend);
+                }
+            }
+            protect(libc::PROT_READ | libc::PROT_EXEC);
+            return;
+        }
         // SAFETY: slots are in a page of their own, which `place` left writable.
         unsafe {
             let slot = self.slot(slot).cast_mut();
@@ -169,7 +189,7 @@ pub fn place_counting(block: CodeBlock, counter: i32) -> Placed {
     memory[counter_at..counter_at + 4].copy_from_slice(&counter.to_le_bytes());
     for (n, exit) in block.exits.iter().enumerate() {
         let code = unlinked as *const () as u64;
-        let slot = ChainSlot { code, addend: 0, target: exit.target, owner: 0 };
+        let slot = ChainSlot { code, addend: 0, target: exit.target, number: 0 };
         // SAFETY: within the mapping, and aligned to a page.
         unsafe { memory.as_mut_ptr().add(slots).cast::<ChainSlot>().add(n).write(slot) };
     }
