@@ -10,11 +10,12 @@
 
 mod book;
 mod sampler;
+mod sizes;
 mod snapshot;
 mod unwind;
 
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
+    Arc, Mutex, MutexGuard, PoisonError, TryLockError,
     atomic::{AtomicU64, Ordering},
 };
 
@@ -76,7 +77,21 @@ impl Recorder {
         self.sampler.stop();
     }
 
+    /// On the vCPU's thread.
     fn book(&self) -> MutexGuard<'_, Book> {
+        match self.book.try_lock() {
+            Ok(book) => book,
+            Err(TryLockError::Poisoned(error)) => error.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                let phase = self.shared.wait();
+                let book = self.book_elsewhere();
+                self.phase(phase);
+                book
+            }
+        }
+    }
+
+    fn book_elsewhere(&self) -> MutexGuard<'_, Book> {
         // Counters are right at every moment, whoever panicked.
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -3,5 +3,13 @@
 //! Nothing here knows an engine. The engine fills in a [`model::Profile`], [`symbols`] names its addresses, [`store`] keeps it
 //! in a directory, and [`report`], [`flame`], [`text`] and [`diff`] show it.
 
+mod arrange;
+pub mod diff;
+pub mod flame;
+pub mod kallsyms;
 pub mod listing;
 pub mod model;
+pub mod report;
+pub mod store;
+pub mod symbols;
+pub mod text;

@@ -210,11 +210,16 @@ pub enum End {
 pub struct Code {
     /// What made it.
     pub tier: Tier,
+    /// Where it lies in host memory, or lay.
+    #[serde(with = "hex")]
+    pub host_address: u64,
     /// Nanoseconds of the compiling thread.
     pub compile_ns: u64,
-    /// Its size.
+    /// Bytes in host memory, with the counting for this profile.
+    pub installed_bytes: u32,
+    /// Bytes without it.
     pub host_bytes: u32,
-    /// Host instructions in it.
+    /// Host instructions without it.
     pub host_instructions: u32,
     /// Guest instructions in it.
     pub guest_instructions: u32,

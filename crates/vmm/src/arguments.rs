@@ -25,6 +25,69 @@ pub enum Command {
     List,
     /// Fetch and prepare a guest without booting it
     Fetch(FetchArguments),
+    /// Look at what `run --profile` has recorded
+    #[command(subcommand)]
+    Profile(ProfileCommand),
+    /// Watch a machine that runs with --profile
+    Top(TopArguments),
+}
+
+/// `transvisor profile`
+#[derive(Subcommand, Debug)]
+pub enum ProfileCommand {
+    /// Print the hottest blocks
+    Show {
+        /// A profile's directory, or a blocks.json
+        profile: PathBuf,
+        /// How many blocks
+        #[arg(long, value_name = "N", default_value_t = 20)]
+        top: usize,
+        /// What is hot
+        #[arg(long, value_enum, default_value_t = SortArgument::Instructions)]
+        sort: SortArgument,
+    },
+    /// Compare two profiles: what got hotter, what got bigger
+    Diff {
+        /// The profile before
+        before: PathBuf,
+        /// The profile after
+        after: PathBuf,
+        /// How many blocks of each kind
+        #[arg(long, value_name = "N", default_value_t = 20)]
+        top: usize,
+    },
+    /// Make report.html, flamegraph.svg and the speedscope file again, for a machine that died before it could
+    Report {
+        /// A profile's directory
+        profile: PathBuf,
+    },
+}
+
+/// `--sort`
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SortArgument {
+    /// Guest instructions executed
+    Instructions,
+    /// Host time, sampled
+    Time,
+    /// Times entered
+    Executions,
+}
+
+/// `transvisor top`
+#[derive(Args, Debug)]
+pub struct TopArguments {
+    /// The directory that the machine was given with --profile
+    pub profile: PathBuf,
+    /// How many blocks [default: what fits on the terminal]
+    #[arg(long, value_name = "N")]
+    pub top: Option<usize>,
+    /// What is hot
+    #[arg(long, value_enum, default_value_t = SortArgument::Instructions)]
+    pub sort: SortArgument,
+    /// Print once, and end
+    #[arg(long)]
+    pub once: bool,
 }
 
 /// `transvisor fetch`
@@ -88,6 +151,15 @@ pub struct RunArguments {
     /// Memory for compiled code
     #[arg(long, value_name = "SIZE")]
     pub code_memory: Option<Size>,
+    /// Record a profile of the guest in this directory, which must be new or empty; open its report.html
+    #[arg(long, value_name = "DIR")]
+    pub profile: Option<PathBuf>,
+    /// Names for the profile, from a System.map or vmlinux [default: the running kernel's own kallsyms]
+    #[arg(long, value_name = "FILE", requires = "profile")]
+    pub symbols: Option<PathBuf>,
+    /// Also write /tmp/perf-PID.map, so that Linux `perf` names translated code
+    #[arg(long, requires = "profile")]
+    pub perf_map: bool,
     /// Flush, unchain and evict compiled code at random, from this seed: a test of the engine
     #[arg(long, value_name = "SEED", hide = true)]
     pub stress: Option<u64>,

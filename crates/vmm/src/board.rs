@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use devices::{Chipset, ChipsetConfig, PowerEvent};
 use memory::Ram;
@@ -21,6 +22,9 @@ pub enum MachineError {
     /// The engine.
     #[error(transparent)]
     Engine(#[from] vcpu::EngineError),
+    /// The profile's directory.
+    #[error(transparent)]
+    Profile(#[from] profiler::store::StoreError),
     /// The file for the serial console.
     #[error("--serial file={path}: {source}; name a file that can be written")]
     Serial {
@@ -50,6 +54,8 @@ pub struct Board {
     pub chipset: Chipset,
     /// The one clock.
     pub clock: Clock,
+    /// What records the processor's profile, if it is recorded, and the memory in which symbols are found.
+    pub recorder: Option<(Arc<runtime::Recorder>, Ram)>,
     /// CR8 as it was last seen, see [`Board::match_task_priority`].
     cr8: u64,
     /// The last exit waits for its answer.
@@ -74,9 +80,11 @@ impl Board {
         )?;
         let clock = Clock::host();
         let chipset = Chipset::new(clock.clone(), ChipsetConfig::new(console));
-        let mut vcpu: Box<dyn Vcpu> = Box::new(runtime::Engine::new(config.engine, ram, clock.clone())?);
+        let engine = runtime::Engine::new(config.engine, ram.clone(), clock.clone())?;
+        let recorder = engine.recorder().map(|recorder| (recorder, ram));
+        let mut vcpu: Box<dyn Vcpu> = Box::new(engine);
         vcpu.update_state(&mut |state| booted.start.apply(state));
-        Ok((Self { vcpu, chipset, clock, cr8: 0, asked: false }, booted))
+        Ok((Self { vcpu, chipset, clock, recorder, cr8: 0, asked: false }, booted))
     }
 
     /// CR8 and the local APIC's TPR are one register, kept in two places: the one that was written wins. While the processor waits

@@ -18,7 +18,7 @@ use crate::{
     board::{MachineError, serial_output},
     config::Config,
     console::RawTerminal,
-    machine,
+    machine, profile_command,
     progress::TerminalProgress,
     wake::{Input, Mailbox},
 };
@@ -40,6 +40,8 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
         Command::Run(arguments) => run(&arguments),
         Command::List => list(),
         Command::Fetch(arguments) => fetch(&arguments),
+        Command::Profile(command) => profile_command::profile(&command),
+        Command::Top(arguments) => profile_command::top(&arguments),
     };
     match result {
         Ok(status) => ExitCode::from(status),
@@ -84,7 +86,10 @@ fn run(arguments: &RunArguments) -> anyhow::Result<u8> {
         Some(name) => Some(prepare(name, arguments.cache_dir.clone(), arguments.quiet)?),
         None => None,
     };
-    let config = Config::resolve(arguments, guest.as_ref()).map_err(anyhow::Error::msg)?;
+    let mut config = Config::resolve(arguments, guest.as_ref()).map_err(anyhow::Error::msg)?;
+    if let Some(profile) = profile_command::prepare(arguments)? {
+        config = config.profiled(profile);
+    }
     let interactive = config.serial == SerialArgument::Stdio;
     let mailbox = Mailbox::new();
     let signals = watch_signals(&mailbox)?;
@@ -123,6 +128,12 @@ fn run(arguments: &RunArguments) -> anyhow::Result<u8> {
         }
         if arguments.stats {
             eprintln!("{report}");
+        }
+        if let Some(profile) = &config.profile
+            && !arguments.quiet
+        {
+            let path = profile.directory.path().join(profiler::store::REPORT);
+            eprintln!("transvisor: the profile is in {}", path.display());
         }
     }
     Ok(outcome.exit_status())

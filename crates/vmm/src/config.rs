@@ -6,6 +6,7 @@ use runtime::{EngineConfig, EngineMode};
 
 use crate::{
     arguments::{BootArgument, EngineArgument, RunArguments, SerialArgument},
+    profile::ProfileConfig,
     size::Size,
 };
 
@@ -31,6 +32,8 @@ pub struct Config {
     pub serial: SerialArgument,
     /// A reboot ends the run.
     pub no_reboot: bool,
+    /// What is recorded of the run, if anything.
+    pub profile: Option<ProfileConfig>,
 }
 
 impl Config {
@@ -45,10 +48,18 @@ impl Config {
             engine: EngineConfig::default(),
             serial: SerialArgument::Stdio,
             no_reboot: false,
+            profile: None,
         }
     }
 
-    /// From the command line; `guest` is what it names, already fetched. Errors name the option.
+    /// Records a profile of the run.
+    pub fn profiled(mut self, profile: ProfileConfig) -> Self {
+        self.engine.profile = true;
+        self.profile = Some(profile);
+        self
+    }
+
+    /// From the command line, but for the profile; `guest` is what it names, already fetched. Errors name the option.
     pub fn resolve(arguments: &RunArguments, guest: Option<&guest_images::Guest>) -> Result<Self, String> {
         let kernel = match (&arguments.kernel, guest) {
             (Some(kernel), _) => kernel.clone(),
@@ -99,6 +110,7 @@ impl Config {
             engine,
             serial: arguments.serial.clone(),
             no_reboot: arguments.no_reboot,
+            profile: None,
         })
     }
 }

@@ -12,6 +12,8 @@ pub mod harness;
 pub mod machine;
 pub mod outcome;
 pub mod panic_watch;
+pub mod profile;
+pub mod profile_command;
 pub mod progress;
 pub mod report;
 pub mod size;

@@ -15,6 +15,7 @@ use crate::{
     config::Config,
     outcome::Outcome,
     panic_watch::PanicWatch,
+    profile::ProfileWriter,
     report::{ExitCounts, Report},
     wake::{Alarm, Input, Mailbox, Watcher},
 };
@@ -31,10 +32,16 @@ pub fn run(
     let host = |what| move |source| MachineError::Host { what, source };
     let (_watcher, mut alarm) = Watcher::start(Arc::clone(mailbox), input).map_err(host("a thread"))?;
     let mut report = Report::start();
+    let mut boot = 0;
     loop {
+        boot += 1;
         let (console, panicked) = PanicWatch::new(console()?);
         let (mut board, booted) = Board::build(config, Box::new(console))?;
         started(&booted);
+        let profile = match (&config.profile, board.recorder.take()) {
+            (Some(profile), Some(recorder)) => Some(ProfileWriter::start(profile, boot, recorder, config)?),
+            _ => None,
+        };
         mailbox.connect(board.vcpu.kick_handle());
         let result = ExitLoop {
             board: &mut board,
@@ -46,6 +53,12 @@ pub fn run(
         .run();
         board.chipset.flush_console();
         report.add(&board.vcpu.statistics());
+        if let Some(profile) = profile {
+            profile.finish(match &result {
+                Ok(outcome) => outcome.to_string(),
+                Err(error) => error.to_string(),
+            })?;
+        }
         let outcome = match result? {
             Outcome::Reboot if panicked.load(Ordering::Relaxed) => Outcome::Panic,
             Outcome::Reboot if !config.no_reboot => continue,

@@ -10,6 +10,7 @@ use x86::CpuState;
 use super::{
     Way,
     sampler::{PHASES, Phase, Sample},
+    sizes::Sizes,
 };
 use crate::{
     block::{Block, BlockId, Extent},
@@ -52,6 +53,8 @@ pub(super) struct Version {
     pub guest_instructions: u32,
     pub guest_bytes: u32,
     pub instrumentation: Instrumentation,
+    /// Found out when first asked for.
+    pub sizes: std::cell::OnceCell<Sizes>,
     /// Samples by offset in the code.
     pub hits: BTreeMap<u32, u64>,
     /// Samples by index in the instrumentation's blocks.
@@ -87,9 +90,9 @@ impl Timeline {
         bin
     }
 
-    pub fn sample(&mut self, at_ns: u64, phase: Phase, count: u32) {
+    pub fn sample(&mut self, at_ns: u64, phase: Phase) {
         let bin = self.bin(at_ns);
-        self.bins[bin][phase as usize] += count;
+        self.bins[bin][phase as usize] += 1;
     }
 
     /// Compiling that ended at a moment; it goes to the bins before, as far as there is room in them.
@@ -228,6 +231,7 @@ impl Book {
             guest_bytes: code.guest_bytes.into(),
             samples: vec![0; instrumentation.blocks.len()],
             instrumentation: instrumentation.clone(),
+            sizes: std::cell::OnceCell::new(),
             hits: BTreeMap::new(),
         });
     }
@@ -282,7 +286,7 @@ impl Book {
         {
             record.samples += 1;
         }
-        self.timeline.sample(sample.at_ns, phase, 1);
+        self.timeline.sample(sample.at_ns, phase);
     }
 
     /// Takes in the guest's stack, as it was after some samples.

@@ -25,6 +25,9 @@ const PERIOD: Duration = Duration::from_millis(1);
 /// Notes that fit before they are taken in.
 const NOTES: usize = 256;
 
+/// Looks outside the engine that are kept until a snapshot is made.
+const MOST_OUTSIDE: usize = 1 << 18;
+
 /// What the vCPU's thread is doing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(u32)]
@@ -46,10 +49,12 @@ pub(crate) enum Phase {
     Stepping,
     /// Translating or compiling, or forming a region for that.
     Translating,
+    /// Waiting until a snapshot of the profile is made.
+    Waiting,
 }
 
 /// Number of phases.
-pub(super) const PHASES: usize = 8;
+pub(super) const PHASES: usize = 9;
 
 impl Phase {
     /// All, in numeric order, with their names.
@@ -62,6 +67,7 @@ impl Phase {
         (Self::Interpreting, "interpreter"),
         (Self::Stepping, "callouts and single steps"),
         (Self::Translating, "translating"),
+        (Self::Waiting, "waiting for the profile"),
     ];
 
     fn from_number(number: u32) -> Self {
@@ -109,8 +115,8 @@ pub(super) struct Shared {
     written: AtomicUsize,
     read: AtomicUsize,
     lost: AtomicU64,
-    /// Looks that found it outside the engine and were not taken in yet: [asleep, with the board].
-    outside: [AtomicU64; 2],
+    /// Looks that found it outside the engine and were not taken in yet, with their times.
+    outside: Mutex<Vec<(u64, Phase)>>,
     stop: AtomicBool,
 }
 
@@ -138,7 +144,7 @@ impl Shared {
             written: AtomicUsize::new(0),
             read: AtomicUsize::new(0),
             lost: AtomicU64::new(0),
-            outside: Default::default(),
+            outside: Mutex::default(),
             stop: AtomicBool::new(false),
         }
     }
@@ -182,9 +188,26 @@ impl Shared {
         self.lost.load(Ordering::Relaxed)
     }
 
-    /// Takes the looks that found the vCPU outside its engine: asleep, with the board.
-    pub fn take_outside(&self) -> [u64; 2] {
-        [&self.outside[0], &self.outside[1]].map(|count| count.swap(0, Ordering::Relaxed))
+    /// Takes the looks that found the vCPU outside its engine.
+    pub fn take_outside(&self) -> Vec<(u64, Phase)> {
+        std::mem::take(&mut *self.outside.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The vCPU's thread waits for a lock; gives what it was doing.
+    pub fn wait(&self) -> Phase {
+        let phase = self.phase.load(Ordering::Relaxed);
+        self.set_phase(Phase::Waiting);
+        Phase::from_number(phase)
+    }
+
+    fn note_outside(&self) {
+        let phase = Phase::from_number(self.phase.load(Ordering::Relaxed));
+        let mut outside = self.outside.lock().unwrap_or_else(PoisonError::into_inner);
+        if outside.len() < MOST_OUTSIDE {
+            outside.push((self.elapsed(), phase));
+        } else {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Takes all notes. On the vCPU's thread only.
@@ -298,8 +321,7 @@ fn run(shared: &Shared, target: &KickTarget) {
         std::thread::sleep(PERIOD);
         let thread = shared.thread.load(Ordering::Acquire);
         if thread == 0 {
-            let phase = Phase::from_number(shared.phase.load(Ordering::Relaxed));
-            shared.outside[usize::from(phase != Phase::Idle)].fetch_add(1, Ordering::Relaxed);
+            shared.note_outside();
             continue;
         }
         // SAFETY: sends a signal to a thread of this process; if that has ended meanwhile, the call fails.

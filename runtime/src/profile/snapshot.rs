@@ -18,11 +18,14 @@ use super::{
     Recorder, Way,
     book::{BlockRecord, Book, Version},
     sampler::Phase,
+    sizes::Sizes,
 };
 use crate::{block::BlockKey, hash::Map};
 
-/// Pieces of code that get a listing: those with the most samples and the most instructions, so many of each.
+/// Pieces of code that get a listing: those with the most samples and the most instructions, so many of each, as long as their
+/// host code together is not larger.
 const LISTED: usize = 150;
+const LISTED_BYTES: usize = 400_000;
 
 /// Finds blocks in the profile by what identifies them there: the mode's other bits don't show.
 type Index = Map<(u64, u64, u32, u8), usize>;
@@ -35,11 +38,11 @@ impl Recorder {
     /// Everything so far; with listings of the code that matters most, if wanted. Exact while the vCPU is not in its
     /// engine. What ran, names and the frames of stacks are left to the caller.
     pub fn snapshot(&self, listings: bool) -> Profile {
-        let [asleep, board] = self.shared.take_outside();
-        let book = &mut *self.book();
+        let book = &mut *self.book_elsewhere();
+        for (at, phase) in self.shared.take_outside() {
+            book.timeline.sample(at, phase);
+        }
         let now = self.shared.elapsed();
-        book.timeline.sample(now, Phase::Idle, asleep as u32);
-        book.timeline.sample(now, Phase::Board, board as u32);
         let mut profile = Profile { format: FORMAT.into(), version: VERSION, ..Profile::default() };
         profile.run.wall_ns = now;
         let index = blocks(book, &mut profile);
@@ -56,12 +59,13 @@ impl Recorder {
     fn code(&self, book: &Book, index: &Index, profile: &mut Profile) {
         let generation = self.cache.generation();
         for (number, version) in book.versions.iter().enumerate() {
-            let mut code = piece(version);
+            let sizes = version.sizes.get_or_init(|| Sizes::of(version));
+            let mut code = piece(version, sizes);
             code.end = end(version, generation);
-            let hosts = host_sizes(version);
             for (position, counted) in version.instrumentation.blocks.iter().enumerate() {
                 let mut member = member(version, position, counted);
-                (member.host_bytes, member.host_instructions) = hosts[position];
+                let size = sizes.members[position];
+                (member.host_bytes, member.host_instructions) = (size.bytes, size.instructions);
                 let key = version.members.get(counted.number).map(|block| &block.key);
                 member.block = key.and_then(|key| index.get(&identity(key)).copied());
                 if let Some(at) = member.block {
@@ -143,57 +147,19 @@ fn count_guest_instructions(record: &BlockRecord) -> u32 {
     count
 }
 
-fn piece(version: &Version) -> Code {
-    let (counting_bytes, counting) = counting_size(version);
+fn piece(version: &Version, sizes: &Sizes) -> Code {
     Code {
         tier: if version.templates { Tier::Templates } else { Tier::Region },
+        host_address: version.address,
         compile_ns: version.nanoseconds,
-        host_bytes: version.host.len() as u32 - counting_bytes,
-        host_instructions: listing::count_host_instructions(&version.host) - counting,
+        installed_bytes: version.host.len() as u32,
+        host_bytes: sizes.all.bytes,
+        host_instructions: sizes.all.instructions,
         guest_instructions: version.guest_instructions,
         guest_bytes: version.guest_bytes,
         samples: version.samples.iter().sum(),
         ..Code::default()
     }
-}
-
-/// Bytes and instructions of the counting itself, by the places where counters are named: those instructions and the ones after
-/// them that use the register which has the address.
-fn counting_size(version: &Version) -> (u32, u32) {
-    let (mut bytes, mut instructions) = (0, 0);
-    for &field in &version.counting {
-        let start = (field - 2) as usize;
-        let mut decoder = Decoder::new(64, &version.host[start..], DecoderOptions::NONE);
-        let address = decoder.decode();
-        bytes += address.len() as u32;
-        instructions += 1;
-        for next in decoder.iter().take(4) {
-            let profiled = core::mem::offset_of!(x86::CpuState, profiled) as u64;
-            let uses = next.memory_base() == address.op0_register()
-                || next.memory_displacement64() == profiled && next.op1_register() == address.op0_register();
-            if !uses {
-                break;
-            }
-            bytes += next.len() as u32;
-            instructions += 1;
-        }
-    }
-    (bytes, instructions)
-}
-
-/// Bytes and instructions of host code that belong to the instructions of each block.
-fn host_sizes(version: &Version) -> Vec<(u32, u32)> {
-    let all = &version.instrumentation;
-    let mut sizes = vec![(0, 0); all.blocks.len()];
-    for range in &all.sources {
-        let Some(position) = all.blocks.iter().rposition(|block| block.source <= range.source) else {
-            continue;
-        };
-        let code = version.host.get(range.start as usize..range.end as usize).unwrap_or(&[]);
-        sizes[position].0 += range.end - range.start;
-        sizes[position].1 += listing::count_host_instructions(code);
-    }
-    sizes
 }
 
 fn end(version: &Version, generation: u64) -> End {
@@ -285,8 +251,15 @@ fn list(book: &Book, profile: &mut Profile) {
         order.sort_by_cached_key(|&number| std::cmp::Reverse(weight(&profile.code[number])));
         wanted.extend(order.into_iter().take(LISTED));
     }
-    for number in wanted {
+    let mut bytes = 0;
+    // One of each in turn.
+    let (by_samples, by_instructions) = wanted.split_at(wanted.len() / 2);
+    for number in by_samples.iter().zip(by_instructions).flat_map(|(&a, &b)| [a, b]) {
         let version = &book.versions[number];
+        bytes += if profile.code[number].listing.is_none() { version.host.len() } else { 0 };
+        if bytes > LISTED_BYTES {
+            break;
+        }
         let listing = listing_of(book, version, &profile.code[number]);
         profile.code[number].listing = Some(listing);
     }

@@ -1,0 +1,331 @@
+//! Names for addresses: from a System.map, from a vmlinux, or from the running kernel's own table ([`crate::kallsyms`]).
+
+use std::path::Path;
+
+use object::{Object, ObjectSection, ObjectSymbol, SymbolKind};
+
+use crate::{
+    kallsyms::{self, GuestMemory},
+    model::{Profile, SymbolInfo},
+};
+
+/// What is wrong with a file of symbols.
+#[derive(Debug, thiserror::Error)]
+pub enum SymbolError {
+    /// It can't be read.
+    #[error("--symbols {path}: {source}")]
+    Read {
+        /// As given.
+        path: String,
+        /// What the host says.
+        source: std::io::Error,
+    },
+    /// It is neither.
+    #[error("--symbols {path}: neither a System.map nor an ELF vmlinux with symbols ({why})")]
+    Format {
+        /// As given.
+        path: String,
+        /// Why not.
+        why: String,
+    },
+    /// Debian's packages have a System.map of one line.
+    #[error(
+        "--symbols {path}: a placeholder without symbols, as Debian packages it; install the -dbg package, or leave \
+         --symbols out: names are then taken from the guest's memory"
+    )]
+    Placeholder {
+        /// As given.
+        path: String,
+    },
+    /// It describes something else than what runs.
+    #[error(
+        "--symbols {path}: symbols of another kernel: {why}; leave --symbols out to take names from the guest's memory"
+    )]
+    OtherKernel {
+        /// As given.
+        path: String,
+        /// What differs.
+        why: String,
+    },
+}
+
+/// Addresses and names, sorted.
+#[derive(Clone, Debug, Default)]
+pub struct Symbols {
+    /// Start of each, ascending.
+    entries: Vec<(u64, String)>,
+    /// Where they are from.
+    pub source: String,
+    /// The banner of the kernel that they belong to, if it is known.
+    pub banner: Option<String>,
+}
+
+/// Code further than this behind a symbol is not its own: gaps between sections.
+const FURTHEST: u64 = 1 << 20;
+
+impl Symbols {
+    /// From unsorted entries; of several at one address the first is its name.
+    pub fn new(mut entries: Vec<(u64, String)>, source: String) -> Self {
+        entries.sort_by_key(|(address, _)| *address);
+        entries.dedup();
+        Self { entries, source, banner: None }
+    }
+
+    /// Number of names.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, &str)> {
+        self.entries.iter().map(|(address, name)| (*address, name.as_str()))
+    }
+
+    /// The symbol that an address belongs to, and how far behind its start it is.
+    pub fn find(&self, address: u64) -> Option<(&str, u64)> {
+        let after = self.entries.partition_point(|(start, _)| *start <= address);
+        let (start, _) = self.entries.get(after.checked_sub(1)?)?;
+        let first = self.entries.partition_point(|(other, _)| other < start);
+        let (_, name) = &self.entries[first];
+        let offset = address - start;
+        (offset < FURTHEST).then_some((name, offset))
+    }
+
+    /// Where a name is.
+    pub fn address_of(&self, name: &str) -> Option<u64> {
+        self.entries.iter().find(|(_, known)| known == name).map(|(address, _)| *address)
+    }
+
+    /// The same, moved: for a kernel that was loaded elsewhere than it was linked for.
+    pub fn moved(mut self, by: u64) -> Self {
+        for (address, _) in &mut self.entries {
+            *address = address.wrapping_add(by);
+        }
+        self
+    }
+
+    /// Reads a System.map or a vmlinux.
+    pub fn read(path: &Path) -> Result<Self, SymbolError> {
+        let name = path.display().to_string();
+        let bytes = std::fs::read(path).map_err(|source| SymbolError::Read { path: name.clone(), source })?;
+        if bytes.starts_with(b"\x7fELF") {
+            Self::from_elf(&bytes, name)
+        } else {
+            Self::from_map(&bytes, name)
+        }
+    }
+
+    fn from_map(bytes: &[u8], path: String) -> Result<Self, SymbolError> {
+        if bytes.len() < 1000 && bytes.windows(20).any(|part| part.starts_with(b"The real System.map")) {
+            return Err(SymbolError::Placeholder { path });
+        }
+        let mut entries = Vec::new();
+        for (number, line) in String::from_utf8_lossy(bytes).lines().enumerate() {
+            let mut fields = line.split_whitespace();
+            let parsed = match (fields.next(), fields.next(), fields.next()) {
+                (Some(address), Some(kind), Some(name)) if kind.len() == 1 => {
+                    u64::from_str_radix(address, 16).ok().map(|address| (address, kind, name))
+                }
+                _ => None,
+            };
+            let Some((address, kind, name)) = parsed else {
+                let why = format!("line {}: no `address type name`", number + 1);
+                return Err(SymbolError::Format { path, why });
+            };
+            // Per-CPU symbols are offsets.
+            if !kind.eq_ignore_ascii_case("a") && address >> 63 == 1 {
+                entries.push((address, name.to_owned()));
+            }
+        }
+        if entries.is_empty() {
+            return Err(SymbolError::Format { path, why: "it names no kernel address".into() });
+        }
+        Ok(Self::new(entries, path))
+    }
+
+    fn from_elf(bytes: &[u8], path: String) -> Result<Self, SymbolError> {
+        let file = object::File::parse(bytes)
+            .map_err(|error| SymbolError::Format { path: path.clone(), why: error.to_string() })?;
+        let entries: Vec<(u64, String)> = file
+            .symbols()
+            .filter(|symbol| {
+                matches!(symbol.kind(), SymbolKind::Text | SymbolKind::Data | SymbolKind::Unknown)
+                    && symbol.is_definition()
+            })
+            .filter_map(|symbol| Some((symbol.address(), symbol.name().ok()?.to_owned())))
+            .filter(|(_, name)| !name.is_empty())
+            .collect();
+        if entries.is_empty() {
+            return Err(SymbolError::Format { path, why: "it has no symbol table".into() });
+        }
+        let banner = file
+            .section_by_name(".rodata")
+            .and_then(|section| section.data().ok())
+            .and_then(kallsyms::find_banner_in);
+        let mut symbols = Self::new(entries, path);
+        symbols.banner = banner;
+        Ok(symbols)
+    }
+
+    /// The symbols of a file as the running kernel has them: moved to where it is. `running` is the kernel's own table, if it
+    /// was found, `banner` its banner.
+    pub fn fitted(self, running: Option<&Symbols>, banner: Option<&str>) -> Result<Self, SymbolError> {
+        let path = self.source.clone();
+        if let (Some(ours), Some(theirs)) = (&self.banner, banner)
+            && ours.trim() != theirs.trim()
+        {
+            let why = format!("they are of `{}`, the guest is `{}`", ours.trim(), theirs.trim());
+            return Err(SymbolError::OtherKernel { path, why });
+        }
+        let Some(running) = running else { return Ok(self) };
+        let fitted = match (self.address_of("_text"), running.address_of("_text")) {
+            (Some(linked), Some(loaded)) => self.moved(loaded.wrapping_sub(linked)),
+            _ => self,
+        };
+        let theirs: std::collections::HashSet<(u64, &str)> = running.iter().collect();
+        let known = fitted.iter().filter(|entry| theirs.contains(entry)).count();
+        // Files may have symbols that the running table has not, and the reverse, but not at other addresses.
+        if known * 2 < fitted.len().min(running.len()) {
+            let why = format!("only {known} of {} names are where the guest has them", fitted.len());
+            return Err(SymbolError::OtherKernel { path, why });
+        }
+        Ok(fitted)
+    }
+}
+
+/// Names for a guest.
+#[derive(Clone, Debug, Default)]
+pub struct OfGuest {
+    /// Of a file if one was given, else the guest's own.
+    pub symbols: Symbols,
+    /// The kernel's banner.
+    pub banner: Option<String>,
+    /// The guest's own table was there: it is what is used, or what the file was compared with.
+    pub certain: bool,
+}
+
+/// Looks in the guest's memory, which may have no kernel yet.
+pub fn of_guest(file: Option<&Symbols>, memory: &dyn GuestMemory) -> Result<OfGuest, SymbolError> {
+    let running = kallsyms::find(memory);
+    let banner = kallsyms::find_banner(memory);
+    let certain = running.is_some();
+    let symbols = match (file, running) {
+        (Some(file), running) => file.clone().fitted(running.as_ref(), banner.as_deref())?,
+        (None, Some(running)) => running,
+        (None, None) => Symbols::default(),
+    };
+    Ok(OfGuest { symbols, banner, certain })
+}
+
+/// Names blocks and stacks of a profile. `note` is what the reader should know about the names.
+pub fn apply(profile: &mut Profile, symbols: &Symbols, note: Option<String>) {
+    profile.symbols = SymbolInfo { source: symbols.source.clone(), count: symbols.len(), note };
+    for block in profile.blocks.iter_mut().filter(|block| !block.user) {
+        block.symbol = symbols.find(block.rip).map(|(name, offset)| match offset {
+            0 => name.to_owned(),
+            _ => format!("{name}+{offset:#x}"),
+        });
+    }
+    let mut numbers = std::collections::HashMap::new();
+    let frames = &mut profile.stacks.frames;
+    for stack in &mut profile.stacks.stacks {
+        if stack.addresses.is_empty() {
+            continue;
+        }
+        stack.frames = stack
+            .addresses
+            .iter()
+            .rev()
+            .map(|&address| {
+                let name = frame_name(symbols, address);
+                *numbers.entry(name.clone()).or_insert_with(|| {
+                    frames.push(name);
+                    frames.len() - 1
+                })
+            })
+            .collect();
+    }
+    merge_stacks(profile);
+}
+
+/// Kernel code by its function, user code by its page: there is no table of its names.
+fn frame_name(symbols: &Symbols, address: u64) -> String {
+    match symbols.find(address) {
+        Some((name, _)) => name.to_owned(),
+        None if address >> 63 == 0 => format!("user {:#x}", address & !0xfff),
+        None => format!("{:#x}", address & !0xfff),
+    }
+}
+
+fn merge_stacks(profile: &mut Profile) {
+    let mut merged: std::collections::BTreeMap<Vec<usize>, u64> = std::collections::BTreeMap::new();
+    for stack in profile.stacks.stacks.drain(..) {
+        *merged.entry(stack.frames).or_default() += stack.count;
+    }
+    profile.stacks.stacks = merged
+        .into_iter()
+        .map(|(frames, count)| crate::model::Stack { addresses: Vec::new(), frames, count })
+        .collect();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(entries: &[(u64, &str)]) -> Symbols {
+        Symbols::new(entries.iter().map(|(at, name)| (*at, (*name).to_owned())).collect(), "test".into())
+    }
+
+    const TEXT: u64 = 0xffff_ffff_8100_0000;
+
+    #[test]
+    fn an_address_belongs_to_the_symbol_before_it() {
+        let symbols = table(&[(TEXT + 0x20, "b"), (TEXT, "a")]);
+        assert_eq!(symbols.find(TEXT), Some(("a", 0)));
+        assert_eq!(symbols.find(TEXT + 0x1f), Some(("a", 0x1f)));
+        assert_eq!(symbols.find(TEXT + 0x25), Some(("b", 5)));
+        assert_eq!(symbols.find(TEXT - 1), None);
+        assert_eq!(symbols.find(u64::MAX), None, "too far");
+    }
+
+    fn map(text: &str) -> Result<Symbols, SymbolError> {
+        Symbols::from_map(text.as_bytes(), "map".into())
+    }
+
+    #[test]
+    fn system_maps() {
+        let good =
+            map("0000000000001000 A cpu_area\nffffffff81000000 T _text\nffffffff81000040 t f\n").unwrap();
+        assert_eq!((good.len(), good.find(TEXT + 0x44)), (2, Some(("f", 4))));
+        let stub = "ffffffffffffffff B The real System.map is in the linux-image-6.1.0-dbg package\n";
+        assert!(matches!(map(stub), Err(SymbolError::Placeholder { .. })));
+        for bad in ["hello\n", "", "xyz T name\n", "ffffffff81000000 T\n"] {
+            assert!(matches!(map(bad), Err(SymbolError::Format { .. })), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn symbols_of_another_kernel_are_refused() {
+        let running =
+            table(&[(TEXT, "_text"), (TEXT + 0x100, "f"), (TEXT + 0x200, "g"), (TEXT + 0x300, "h")]);
+        let other = table(&[(TEXT, "_text"), (TEXT + 0x180, "f"), (TEXT + 0x280, "g"), (TEXT + 0x380, "h")]);
+        let error = other.fitted(Some(&running), None).unwrap_err();
+        assert!(error.to_string().contains("another kernel"), "{error}");
+        let mut file = table(&[(0x1000, "_text")]);
+        file.banner = Some("Linux version 5.10 …".into());
+        assert!(file.clone().fitted(None, Some("Linux version 6.1 …")).is_err());
+        assert!(file.fitted(None, Some("Linux version 5.10 …\n")).is_ok());
+    }
+
+    #[test]
+    fn a_kernel_that_was_moved_is_followed() {
+        let running = table(&[(TEXT + 0x4000_0000, "_text"), (TEXT + 0x4000_0100, "f")]);
+        let fitted = table(&[(TEXT, "_text"), (TEXT + 0x100, "f")]).fitted(Some(&running), None).unwrap();
+        assert_eq!(fitted.find(TEXT + 0x4000_0102), Some(("f", 2)));
+    }
+}

@@ -1,0 +1,226 @@
+//! `--profile`: from a vCPU's recorder to the files of a directory, while the guest runs and when it has ended.
+//!
+//! A thread writes what there is every so often, so that a machine that dies half-way leaves that. It takes its time: it
+//! works for a twentieth of the time at most, since the vCPU waits while a snapshot is made.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        mpsc::{RecvTimeoutError, Sender, channel},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use memory::{GuestPhys, Ram};
+use profiler::{
+    flame,
+    kallsyms::GuestMemory,
+    model::Profile,
+    report,
+    store::{self, Directory},
+    symbols::{self, OfGuest, Symbols},
+};
+use runtime::{EngineMode, Recorder};
+
+use crate::{board::MachineError, config::Config};
+
+/// What is to be recorded where.
+#[derive(Clone, Debug)]
+pub struct ProfileConfig {
+    /// Where it goes.
+    pub directory: Directory,
+    /// Symbols from a file.
+    pub symbols: Option<Arc<Symbols>>,
+    /// Write `/tmp/perf-PID.map` too.
+    pub perf_map: bool,
+}
+
+/// Blocks in what is written for `transvisor top`.
+const LIVE_BLOCKS: usize = 200;
+/// Between two writings of that.
+const LIVE: Duration = Duration::from_secs(1);
+/// Between two writings of the whole.
+const WHOLE: Duration = Duration::from_secs(5);
+/// What a writing may take of the time between two.
+const SHARE: u32 = 20;
+
+struct Memory(Ram);
+
+impl GuestMemory for Memory {
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn read(&self, address: u64, bytes: &mut [u8]) -> bool {
+        self.0.read(GuestPhys(address), bytes).is_ok()
+    }
+}
+
+/// Makes profiles of one boot.
+struct Maker {
+    config: ProfileConfig,
+    directory: Directory,
+    recorder: Arc<Recorder>,
+    memory: Memory,
+    kernel: String,
+    engine: String,
+    began: u64,
+    found: OfGuest,
+    complained: Option<String>,
+}
+
+impl Maker {
+    fn profile(&mut self, listings: bool) -> Profile {
+        let mut profile = self.recorder.snapshot(listings);
+        profile.arrange();
+        self.find_symbols();
+        let run = &mut profile.run;
+        run.transvisor = env!("CARGO_PKG_VERSION").into();
+        run.kernel = self.kernel.clone();
+        run.engine = self.engine.clone();
+        run.began = self.began;
+        run.banner = self.found.banner.clone();
+        symbols::apply(&mut profile, &self.found.symbols, self.note());
+        profile
+    }
+
+    /// Looks until they are found: a kernel has to be in memory first.
+    fn find_symbols(&mut self) {
+        if self.found.certain {
+            return;
+        }
+        let file = self.config.symbols.as_deref();
+        match symbols::of_guest(file, &self.memory) {
+            Ok(found) => self.found = found,
+            Err(error) => {
+                let text = error.to_string();
+                eprintln!("transvisor: {text}");
+                self.complained = Some(text);
+                // The guest's own are right in any case.
+                self.config.symbols = None;
+                self.find_symbols();
+            }
+        }
+    }
+
+    fn note(&self) -> Option<String> {
+        let unsure = !self.found.certain && !self.found.symbols.is_empty();
+        let doubt = "the guest's own symbols were not found, so nobody knows whether these are of its kernel";
+        self.complained.clone().or_else(|| unsure.then(|| doubt.to_owned()))
+    }
+
+    fn write_live(&mut self) -> Result<(), store::StoreError> {
+        let profile = self.profile(false).top(LIVE_BLOCKS);
+        self.directory.write_profile(store::LIVE, &profile)
+    }
+
+    fn write_whole(&mut self) -> Result<(), store::StoreError> {
+        let profile = self.profile(false);
+        self.write_perf_map(&profile);
+        self.directory.write_profile(store::BLOCKS, &profile)?;
+        self.directory.write_profile(store::LIVE, &profile.top(LIVE_BLOCKS))
+    }
+
+    fn write_last(&mut self, outcome: Option<String>) -> Result<(), store::StoreError> {
+        let mut profile = self.profile(true);
+        profile.complete = true;
+        profile.run.outcome = outcome;
+        self.write_perf_map(&profile);
+        self.directory.write_profile(store::BLOCKS, &profile)?;
+        write_views(&self.directory, &profile)?;
+        self.directory.write_profile(store::LIVE, &profile.top(LIVE_BLOCKS))
+    }
+
+    fn write_perf_map(&self, profile: &Profile) {
+        if self.config.perf_map {
+            let path = PathBuf::from(format!("/tmp/perf-{}.map", std::process::id()));
+            if let Err(error) = std::fs::write(&path, flame::perf_map(profile)) {
+                eprintln!("transvisor: --perf-map: {}: {error}", path.display());
+            }
+        }
+    }
+}
+
+/// Everything that is made of a profile for people and other programs.
+pub fn write_views(directory: &Directory, profile: &Profile) -> Result<(), store::StoreError> {
+    directory.write(store::REPORT, report::html(profile).as_bytes())?;
+    let speedscope = flame::speedscope(profile).to_string();
+    directory.write(store::SPEEDSCOPE, speedscope.as_bytes())?;
+    match flame::svg(profile) {
+        Some(svg) => directory.write(store::FLAMEGRAPH, &svg),
+        None => Ok(()),
+    }
+}
+
+/// The thread that writes, for one boot.
+pub struct ProfileWriter {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<Maker>>,
+}
+
+impl ProfileWriter {
+    /// Starts it, for the `boot`-th boot of a machine.
+    pub fn start(
+        config: &ProfileConfig,
+        boot: u32,
+        (recorder, ram): (Arc<Recorder>, Ram),
+        machine: &Config,
+    ) -> Result<Self, MachineError> {
+        let directory = config.directory.of_boot(boot)?;
+        let began = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let mut maker = Maker {
+            config: config.clone(),
+            directory,
+            recorder,
+            memory: Memory(ram),
+            kernel: machine.kernel.display().to_string(),
+            engine: match machine.engine.mode {
+                EngineMode::Interpret => "interpret".into(),
+                EngineMode::Translate => "translate".into(),
+            },
+            began,
+            found: OfGuest::default(),
+            complained: None,
+        };
+        let (stop, stopped) = channel::<()>();
+        let thread = std::thread::Builder::new()
+            .name("profile".into())
+            .spawn(move || {
+                let (mut whole, mut wait) = (Instant::now(), LIVE);
+                while stopped.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
+                    let start = Instant::now();
+                    let due = whole.elapsed() >= WHOLE.max(wait * 2);
+                    let written = if due { maker.write_whole() } else { maker.write_live() };
+                    if due {
+                        whole = Instant::now();
+                    }
+                    // The last writing will say it.
+                    let _ = written;
+                    wait = LIVE.max(start.elapsed() * SHARE);
+                }
+                maker
+            })
+            .map_err(|source| MachineError::Host { what: "a thread", source })?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// The guest has ended, and its vCPU stands still.
+    pub fn finish(mut self, outcome: String) -> Result<(), MachineError> {
+        self.stop = None;
+        if let Some(mut maker) = self.thread.take().and_then(|thread| thread.join().ok()) {
+            maker.write_last(Some(outcome))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for ProfileWriter {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
