@@ -1,0 +1,165 @@
+//! report.html in a real browser: it loads without errors and without a network, sorts, filters, and opens a block.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use profiler::store::{self, Directory};
+use runtime::EngineConfig;
+use transvisor::{config::Config, harness::Machine, profile::ProfileConfig, size::Size};
+
+/// Works the page as a reader would, and writes down what it shows.
+const READER: &str = r##"
+const rows = () => [...document.querySelectorAll("#blocks tbody tr")];
+const cell = (row, n) => row.children[n].textContent;
+const column = (label) => [...document.querySelectorAll("#blocks th")].findIndex((head) => head.textContent.startsWith(label));
+const click = (label) => document.querySelectorAll("#blocks th")[column(label)].click();
+const numbers = (label) => rows().map((row) => Number(cell(row, column(label)).replaceAll(",", "").replace("%", "")));
+const set = (id, value) => {
+  const control = document.getElementById(id);
+  control.value = value;
+  control.dispatchEvent(new Event("input"));
+};
+const seen = { title: document.title, notes: at("notes").textContent, facts: at("facts").textContent };
+seen.rows = rows().length;
+seen.charts = [document.querySelectorAll("#timeline rect").length, document.querySelectorAll("#exits .bar").length];
+seen.by_instructions = numbers("instructions");
+click("executions");
+seen.by_executions = numbers("executions");
+click("executions");
+seen.by_executions_up = numbers("executions");
+click("block");
+seen.by_name = rows().map((row) => cell(row, column("block")));
+click("instructions");
+const hottest = cell(rows()[0], column("address"));
+set("search", hottest.toUpperCase().replace("0X", ""));
+seen.found = rows().map((row) => cell(row, column("address")));
+set("search", "no such symbol");
+seen.nothing = [rows().length, at("count").textContent];
+set("search", "");
+set("tier", "region");
+seen.tiers = [...new Set(rows().map((row) => cell(row, column("tier"))))];
+seen.regions = rows().length;
+set("tier", "");
+set("ring", "user");
+seen.users = rows().length;
+set("ring", "");
+seen.hidden = at("detail").hidden;
+// Of the region with the most instructions.
+set("tier", "region");
+rows()[0].click();
+seen.detail = at("detail").hidden ? null : at("about").textContent;
+seen.versions = document.querySelectorAll("#right tr").length - 1;
+seen.left = document.querySelectorAll("#left .bar").length;
+const listing = [...document.querySelectorAll("#listing tr")].slice(1).map((row) => [...row.children].map((part) => part.innerText));
+seen.listing = listing;
+document.querySelectorAll("#right tr")[1].click();
+seen.first_version = document.querySelectorAll("#listing tr").length;
+const result = document.createElement("pre");
+result.id = "result";
+result.textContent = JSON.stringify({ seen, errors: window.failures, requests: performance.getEntriesByType("resource").length });
+document.body.append(result);
+"##;
+
+const WATCH: &str = r#"<script>window.failures = []; window.addEventListener("error", (event) => failures.push(event.message));</script>"#;
+
+fn profile_of(name: &str, folder: &Path) {
+    let system = Path::new(env!("CARGO_MANIFEST_DIR")).join("system");
+    let image = folder.join(format!("{name}.elf"));
+    let status = Command::new("nasm")
+        .current_dir(system)
+        .args(["-w-all", "-f", "bin", "-o"])
+        .arg(&image)
+        .arg(format!("{name}.asm"))
+        .status()
+        .expect("nasm starts; run the tests by `cargo xtask test`, which brings it");
+    assert!(status.success());
+    let engine = EngineConfig {
+        template_threshold: 2,
+        threshold: 6,
+        hot_threshold: 4,
+        background: false,
+        ..EngineConfig::default()
+    };
+    let directory = Directory::create(&folder.join("profile")).expect("a new directory");
+    let config = Config { memory: Size(64 << 20), engine, ..Config::new(image) };
+    let config = config.profiled(ProfileConfig { directory, symbols: None, perf_map: false });
+    let (ended, console) = Machine::launch(config).wait_end(Duration::from_secs(120));
+    ended.unwrap_or_else(|error| panic!("{error}\n{console}"));
+}
+
+/// The page after its script and the reader's have run.
+fn browse(page: &Path, user: &Path) -> String {
+    let output = Command::new("chromium")
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"])
+        .arg(format!("--user-data-dir={}", user.display()))
+        .args(["--virtual-time-budget=20000", "--dump-dom"])
+        .arg(format!("file://{}", page.display()))
+        .output()
+        .expect("chromium starts; run the tests by `cargo xtask test`, which brings it");
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {log}", output.status);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn descends(numbers: &serde_json::Value) -> bool {
+    let numbers: Vec<f64> = numbers.as_array().unwrap().iter().map(|n| n.as_f64().unwrap()).collect();
+    numbers.len() > 5 && numbers.windows(2).all(|pair| pair[0] >= pair[1])
+}
+
+#[test]
+fn the_report_works_in_a_browser() {
+    let folder: PathBuf =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("report-{}", std::process::id()));
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).unwrap();
+    profile_of("exceptions", &folder);
+    let report = fs::read_to_string(folder.join("profile").join(store::REPORT)).unwrap();
+    let read = report.replacen("<head>", &format!("<head>{WATCH}"), 1).replacen(
+        "</body>",
+        &format!("<script>{{{READER}}}</script></body>"),
+        1,
+    );
+    let page = folder.join("read.html");
+    fs::write(&page, read).unwrap();
+    let dom = browse(&page, &folder.join("browser"));
+    let (_, rest) = dom.split_once(r#"<pre id="result">"#).unwrap_or_else(|| panic!("no result in {dom}"));
+    let (json, _) = rest.split_once("</pre>").unwrap();
+    let json = json.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&");
+    let result: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let seen = &result["seen"];
+    assert_eq!((&result["errors"], &result["requests"]), (&serde_json::json!([]), &serde_json::json!(0)));
+
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    assert!(text(&seen["title"]).ends_with("exceptions.elf: profile"), "{seen}");
+    assert!(text(&seen["notes"]).contains("Counts are exact"), "{seen}");
+    let rows = seen["rows"].as_u64().unwrap();
+    assert!(rows > 20, "{rows}");
+    assert!(seen["charts"][1].as_u64() > Some(5), "{}", seen["charts"]);
+    assert!(descends(&seen["by_instructions"]), "{}", seen["by_instructions"]);
+    assert!(descends(&seen["by_executions"]), "{}", seen["by_executions"]);
+    let up: Vec<_> = seen["by_executions_up"].as_array().unwrap().iter().rev().cloned().collect();
+    assert!(descends(&up.into()));
+    let names: Vec<String> = seen["by_name"].as_array().unwrap().iter().map(text).collect();
+    assert!(names.is_sorted(), "{names:?}");
+    assert!(
+        !seen["found"].as_array().unwrap().is_empty()
+            && seen["found"].as_array().unwrap().len() < rows as usize
+    );
+    assert_eq!(seen["nothing"][0], 0);
+    assert_eq!(seen["tiers"], serde_json::json!(["region"]));
+    assert!(seen["regions"].as_u64() < Some(rows) && seen["users"].as_u64() < Some(rows));
+    assert_eq!(seen["hidden"], true);
+    assert!(text(&seen["detail"]).contains("instructions executed"), "{seen}");
+    assert!(seen["versions"].as_u64() >= Some(1) && seen["left"].as_u64() >= Some(1));
+    assert!(seen["first_version"].as_u64() > Some(1));
+    // Guest, CLIF and host stand beside each other.
+    let listing = seen["listing"].as_array().unwrap();
+    let full =
+        listing.iter().filter(|row| (1..5).all(|n| n == 3 || !text(&row[n]).trim().is_empty())).count();
+    assert!(full >= 2, "{listing:?}");
+    fs::remove_dir_all(folder).unwrap();
+}
