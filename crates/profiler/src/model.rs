@@ -2,7 +2,7 @@
 //!
 //! Addresses are hexadecimal strings, because JavaScript's numbers end at 2^53.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +12,7 @@ pub const FORMAT: &str = "transvisor-profile";
 pub const VERSION: u32 = 1;
 
 /// How often something happened, by its name.
-pub type Counts = BTreeMap<String, u64>;
+pub type Counts = BTreeMap<Cow<'static, str>, u64>;
 
 /// A whole profile.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

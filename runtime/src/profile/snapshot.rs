@@ -1,6 +1,6 @@
 //! From what was recorded to a [`Profile`].
 
-use std::{collections::BTreeMap, fmt::Write, sync::atomic::Ordering};
+use std::{borrow::Cow, collections::BTreeMap, sync::atomic::Ordering};
 
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 use profiler::{
@@ -109,11 +109,7 @@ fn blocks(book: &Book, profile: &mut Profile) -> Index {
         });
         let block = &mut profile.blocks[at];
         if record.bytes.len() * 2 >= block.bytes.len() {
-            block.bytes = record.bytes.iter().fold(String::new(), |mut text, byte| {
-                // Writing to a String can't fail.
-                let _ = write!(text, "{byte:02x}");
-                text
-            });
+            block.bytes = hexadecimal(&record.bytes);
             block.instructions = count_guest_instructions(record);
         }
         block.decoded += 1;
@@ -133,6 +129,12 @@ fn blocks(book: &Book, profile: &mut Profile) -> Index {
         profile.totals.decoded += 1;
     }
     index
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |value: u8| char::from(DIGITS[usize::from(value & 0xf)]);
+    bytes.iter().flat_map(|&byte| [digit(byte >> 4), digit(byte)]).collect()
 }
 
 fn count_guest_instructions(record: &BlockRecord) -> u32 {
@@ -187,8 +189,13 @@ fn member(version: &Version, position: usize, counted: &CountedBlock) -> Member 
         ..Member::default()
     };
     for call in all.calls.iter().filter(|call| call.block == position) {
+        let number = all.counters.word(call.counter);
+        if number == 0 {
+            continue;
+        }
         let kind = if call.callee.is_access() { "TLB miss" } else { "helper" };
-        count(&mut member.exits, format!("{kind}: {}", call.callee), all.counters.word(call.counter));
+        let name = format!("{kind}: {}", call.callee);
+        count(&mut member.exits, name.into(), number);
     }
     member
 }
@@ -219,17 +226,17 @@ fn exits(counters: &BlockCounters) -> Counts {
     exits
 }
 
-fn name(way: Way) -> String {
+fn name(way: Way) -> Cow<'static, str> {
     match way {
-        Way::Callout(mnemonic) => format!("callout: {mnemonic:?}").to_lowercase(),
-        Way::Interpreter(mnemonic) => format!("interpreter: {mnemonic:?}").to_lowercase(),
-        Way::Exception(vector) => format!("exception: {vector}"),
+        Way::Callout(mnemonic) => format!("callout: {mnemonic:?}").to_lowercase().into(),
+        Way::Interpreter(mnemonic) => format!("interpreter: {mnemonic:?}").to_lowercase().into(),
+        Way::Exception(vector) => format!("exception: {vector}").into(),
         Way::Interrupt => "interrupt".into(),
         Way::Device => "access to a device's memory".into(),
     }
 }
 
-fn count(counts: &mut Counts, name: String, number: u64) {
+fn count(counts: &mut Counts, name: Cow<'static, str>, number: u64) {
     if number != 0 {
         *counts.entry(name).or_default() += number;
     }
