@@ -114,6 +114,14 @@ impl Ram {
         self.low_size + self.high_size
     }
 
+    /// First address and bytes of each range of guest-physical addresses that is RAM.
+    pub fn regions(&self) -> impl Iterator<Item = (GuestPhys, u64)> {
+        [(0, self.low_size), (HIGH_START, self.high_size)]
+            .into_iter()
+            .filter(|(_, size)| *size != 0)
+            .map(|(start, size)| (GuestPhys(start), size))
+    }
+
     /// The rust-vmm view, for loaders and devices.
     pub fn guest_memory(&self) -> &GuestMemoryMmap {
         &self.inner.memory
@@ -266,6 +274,8 @@ mod tests {
             assert_eq!(ram.host_page(address).is_some(), index.is_some(), "{address}");
         }
         assert_eq!(ram.pages(), 0xc0100);
+        let regions: Vec<_> = ram.regions().collect();
+        assert_eq!(regions, [(GuestPhys(0), HOLE_START), (first_high, 1 << 20)]);
         ram.write(first_high, b"high").unwrap();
         ram.write(last_low, b"!").unwrap();
         let mut bytes = [0; 4];

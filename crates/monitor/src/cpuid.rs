@@ -223,6 +223,11 @@ const TABLE: &[Row] = &[
     (0x8000_0008, None, [PHYSICAL_BITS | 48 << 8, 0, 0, 0]),
 ];
 
+/// Every leaf, and subleaf where ECX counts, that is not all zeros.
+pub fn leaves() -> impl Iterator<Item = (u32, Option<u32>)> {
+    TABLE.iter().map(|row| (row.0, row.1))
+}
+
 /// EAX, EBX, ECX and EDX for a leaf and subleaf. Beyond the highest leaf of the basic or extended range the highest
 /// basic leaf answers, as on Intel's processors.
 pub fn query(state: &CpuState, leaf: u32, subleaf: u32) -> [u32; 4] {

@@ -4,7 +4,7 @@
 
 use memory::GuestVirt;
 use semantics::Insn;
-use vcpu::{Answer, Exit};
+use vcpu::{Answer, Clock, Exit};
 use x86::{
     CpuState, Exception,
     control::{cr0, efer},
@@ -217,17 +217,36 @@ fn find(index: u32) -> Result<&'static Row, Exception> {
     }
 }
 
+/// What RDMSR of a register gives. [`Stop::Exit`]: the board knows.
+pub fn read(state: &CpuState, clock: &Clock, index: u32) -> Result<u64> {
+    match find(index)?.read {
+        Read::Constant(value) => Ok(value),
+        Read::State(read) => Ok(read(state)),
+        Read::Tsc => Ok(crate::tsc(state, clock)),
+        Read::Board => Err(Stop::Exit(Exit::MsrRead { index })),
+        Read::Fault => Err(Exception::GP0.into()),
+    }
+}
+
+/// What WRMSR of a register that is plain storage does, for engines whose processor has those with effects itself:
+/// here they are #GP(0). [`Stop::Exit`]: the board's business.
+pub fn store(state: &mut CpuState, index: u32, value: u64) -> Result {
+    match &find(index)?.write {
+        Write::State(_, check) | Write::Ignore(check) if !check(value) => Err(Exception::GP0.into()),
+        Write::State(field, _) => {
+            *field(state) = value;
+            Ok(())
+        }
+        Write::Ignore(_) => Ok(()),
+        Write::Board => Err(Stop::Exit(Exit::MsrWrite { index, value })),
+        Write::With(_) | Write::Fault => Err(Exception::GP0.into()),
+    }
+}
+
 /// RDMSR.
 pub(crate) fn rdmsr(cx: &mut Context<'_>, insn: &Insn) -> Result {
     cx.require_cpl0()?;
-    let index = cx.state.gpr[1] as u32;
-    let value = match find(index)?.read {
-        Read::Constant(value) => value,
-        Read::State(read) => read(cx.state),
-        Read::Tsc => cx.tsc(),
-        Read::Board => return Err(Stop::Exit(Exit::MsrRead { index })),
-        Read::Fault => return Err(Exception::GP0.into()),
-    };
+    let value = read(cx.state, cx.clock, cx.state.gpr[1] as u32)?;
     cx.set_edx_eax(value);
     cx.advance(insn);
     Ok(())
@@ -238,13 +257,9 @@ pub(crate) fn wrmsr(cx: &mut Context<'_>, insn: &Insn) -> Result {
     cx.require_cpl0()?;
     let index = cx.state.gpr[1] as u32;
     let value = cx.edx_eax();
-    match &find(index)?.write {
-        Write::State(_, check) | Write::Ignore(check) if !check(value) => return Err(Exception::GP0.into()),
-        Write::State(field, _) => *field(cx.state) = value,
-        Write::Ignore(_) => {}
+    match find(index)?.write {
         Write::With(write) => write(cx, value)?,
-        Write::Board => return Err(Stop::Exit(Exit::MsrWrite { index, value })),
-        Write::Fault => return Err(Exception::GP0.into()),
+        _ => store(cx.state, index, value)?,
     }
     cx.advance(insn);
     Ok(())

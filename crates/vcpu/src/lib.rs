@@ -158,6 +158,16 @@ pub trait Vcpu: Send {
     /// Architectural state, up to date outside [`Vcpu::run`].
     fn state(&self) -> &CpuState;
 
+    /// CR8, without the cost of the whole state.
+    fn task_priority(&self) -> u64 {
+        self.state().cr8
+    }
+
+    /// The guest's TSC minus [`Clock::tsc`], in the terms of the values that MSR exits carry.
+    fn tsc_offset(&self) -> u64 {
+        self.state().msrs.tsc_offset
+    }
+
     /// Changes architectural state from outside (boot, debugger); the engine drops what it derived from the old.
     fn update_state(&mut self, change: &mut dyn FnMut(&mut CpuState));
 

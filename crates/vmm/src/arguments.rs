@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::size::Size;
 
-/// Runs unmodified x86 guest kernels by dynamic binary translation: no VT-x, no AMD-V, no /dev/kvm.
+/// Runs unmodified x86 guest kernels by dynamic binary translation: VT-x, AMD-V and /dev/kvm are not needed.
 #[derive(Parser, Debug)]
 #[command(name = "transvisor", version, about, max_term_width = 100)]
 pub struct Arguments {
@@ -25,6 +25,8 @@ pub enum Command {
     List,
     /// Fetch and prepare a guest without booting it
     Fetch(FetchArguments),
+    /// Say what this host offers: KVM, processor, limits, and what to do about it
+    Doctor(DoctorArguments),
     /// Look at what `run --profile` has recorded
     #[command(subcommand)]
     Profile(ProfileCommand),
@@ -103,6 +105,17 @@ pub struct FetchArguments {
     pub quiet: bool,
 }
 
+/// `transvisor doctor`
+#[derive(Args, Debug)]
+pub struct DoctorArguments {
+    /// For programs
+    #[arg(long)]
+    pub json: bool,
+    /// The device that is looked at
+    #[arg(long, value_name = "PATH", default_value = kvm::DEVICE, hide = true)]
+    pub kvm_device: PathBuf,
+}
+
 /// `transvisor run`
 #[derive(Args, Debug)]
 pub struct RunArguments {
@@ -130,6 +143,9 @@ pub struct RunArguments {
     /// What executes guest code
     #[arg(long, value_enum, default_value_t = EngineArgument::Translate)]
     pub engine: EngineArgument,
+    /// The device that `--engine kvm` and `auto` open
+    #[arg(long, value_name = "PATH", default_value = kvm::DEVICE, hide = true)]
+    pub kvm_device: PathBuf,
     /// How the kernel is entered
     #[arg(long, value_enum, default_value_t = BootArgument::Auto)]
     pub boot: BootArgument,
@@ -181,6 +197,10 @@ pub enum EngineArgument {
     Translate,
     /// Interpret everything
     Interpret,
+    /// Hardware-assisted, by /dev/kvm
+    Kvm,
+    /// KVM where this host has it in hardware, else translate; says which and why
+    Auto,
 }
 
 /// `--boot`

@@ -80,9 +80,14 @@ impl Board {
         )?;
         let clock = Clock::host();
         let chipset = Chipset::new(clock.clone(), ChipsetConfig::new(console));
-        let engine = runtime::Engine::new(config.engine, ram.clone(), clock.clone())?;
-        let recorder = engine.recorder().map(|recorder| (recorder, ram));
-        let mut vcpu: Box<dyn Vcpu> = Box::new(engine);
+        let (mut vcpu, recorder): (Box<dyn Vcpu>, _) = match &config.kvm {
+            Some(device) => (Box::new(kvm::Engine::new(device, ram, clock.clone())?), None),
+            None => {
+                let engine = runtime::Engine::new(config.engine, ram.clone(), clock.clone())?;
+                let recorder = engine.recorder().map(|recorder| (recorder, ram));
+                (Box::new(engine), recorder)
+            }
+        };
         vcpu.update_state(&mut |state| booted.start.apply(state));
         Ok((Self { vcpu, chipset, clock, recorder, cr8: 0, asked: false }, booted))
     }
@@ -90,7 +95,7 @@ impl Board {
     /// CR8 and the local APIC's TPR are one register, kept in two places: the one that was written wins. While the processor waits
     /// for an answer its state must stay as it is; the APIC's value then shows in CR8 after a later exit.
     pub fn match_task_priority(&mut self) {
-        let cr8 = self.vcpu.state().cr8;
+        let cr8 = self.vcpu.task_priority();
         if cr8 != self.cr8 {
             self.chipset.set_tpr(cr8 as u8);
             self.cr8 = cr8;
@@ -122,7 +127,7 @@ impl Board {
             },
             Exit::MsrWrite { index, value } => {
                 // A TSC deadline counts in the guest's TSC.
-                self.chipset.set_tsc_offset(self.vcpu.state().msrs.tsc_offset);
+                self.chipset.set_tsc_offset(self.vcpu.tsc_offset());
                 match self.chipset.msr_write(index, value) {
                     Ok(()) => Answer::Done,
                     Err(devices::Refused) => Answer::Fault,

@@ -18,7 +18,7 @@ use crate::{
     board::{MachineError, serial_output},
     config::Config,
     console::RawTerminal,
-    machine, profile_command,
+    doctor, machine, profile_command,
     progress::TerminalProgress,
     wake::{Input, Mailbox},
 };
@@ -42,6 +42,7 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
         Command::Fetch(arguments) => fetch(&arguments),
         Command::Profile(command) => profile_command::profile(&command),
         Command::Top(arguments) => profile_command::top(&arguments),
+        Command::Doctor(arguments) => doctor::run(&arguments),
     };
     match result {
         Ok(status) => ExitCode::from(status),
@@ -89,6 +90,10 @@ fn run(arguments: &RunArguments) -> anyhow::Result<u8> {
     let mut config = Config::resolve(arguments, guest.as_ref()).map_err(anyhow::Error::msg)?;
     if let Some(profile) = profile_command::prepare(arguments)? {
         config = config.profiled(profile);
+    }
+    if let Some(why) = &config.chosen {
+        // Also with --quiet: which engine it is decides what the run means.
+        eprintln!("transvisor: {why}");
     }
     let interactive = config.serial == SerialArgument::Stdio;
     let mailbox = Mailbox::new();

@@ -6,6 +6,7 @@ use runtime::{EngineConfig, EngineMode};
 
 use crate::{
     arguments::{BootArgument, EngineArgument, RunArguments, SerialArgument},
+    choice::choose,
     profile::ProfileConfig,
     size::Size,
 };
@@ -26,8 +27,12 @@ pub struct Config {
     pub memory: Size,
     /// How the kernel is entered.
     pub entry: boot::Entry,
-    /// What executes it.
+    /// How it is executed by software.
     pub engine: EngineConfig,
+    /// The KVM device, where that executes it instead.
+    pub kvm: Option<PathBuf>,
+    /// Why this engine, where `--engine auto` left it to us.
+    pub chosen: Option<String>,
     /// Where the serial console goes.
     pub serial: SerialArgument,
     /// A reboot ends the run.
@@ -46,6 +51,8 @@ impl Config {
             memory: DEFAULT_MEMORY,
             entry: boot::Entry::Auto,
             engine: EngineConfig::default(),
+            kvm: None,
+            chosen: None,
             serial: SerialArgument::Stdio,
             no_reboot: false,
             profile: None,
@@ -82,8 +89,10 @@ impl Config {
         check_memory(memory)?;
         let mut engine = EngineConfig {
             mode: match arguments.engine {
-                EngineArgument::Translate => EngineMode::Translate,
                 EngineArgument::Interpret => EngineMode::Interpret,
+                EngineArgument::Translate | EngineArgument::Kvm | EngineArgument::Auto => {
+                    EngineMode::Translate
+                }
             },
             stress: arguments.stress,
             ..EngineConfig::default()
@@ -97,6 +106,20 @@ impl Config {
         if let Some(Size(bytes)) = arguments.code_memory {
             engine.code_memory = usize::try_from(bytes).map_err(|_| "--code-memory: too large".to_owned())?;
         }
+        let (kvm, chosen) = match arguments.engine {
+            EngineArgument::Translate | EngineArgument::Interpret => (None, None),
+            EngineArgument::Kvm if arguments.profile.is_some() => {
+                return Err("--profile counts what translation executes, KVM tells nothing of that; use --engine translate".into());
+            }
+            EngineArgument::Auto if arguments.profile.is_some() => {
+                (None, Some("engine: translate, because of --profile".into()))
+            }
+            EngineArgument::Kvm => (Some(arguments.kvm_device.clone()), None),
+            EngineArgument::Auto => {
+                let choice = choose(&arguments.kvm_device);
+                (choice.kvm.then(|| arguments.kvm_device.clone()), Some(choice.why))
+            }
+        };
         Ok(Self {
             kernel,
             initramfs: arguments.initramfs.clone().or_else(|| guest.map(|guest| guest.initramfs.clone())),
@@ -108,6 +131,8 @@ impl Config {
                 BootArgument::Pvh => boot::Entry::Pvh,
             },
             engine,
+            kvm,
+            chosen,
             serial: arguments.serial.clone(),
             no_reboot: arguments.no_reboot,
             profile: None,

@@ -5,9 +5,11 @@
 
 pub mod arguments;
 pub mod board;
+pub mod choice;
 pub mod command;
 pub mod config;
 pub mod console;
+pub mod doctor;
 pub mod harness;
 pub mod machine;
 pub mod outcome;

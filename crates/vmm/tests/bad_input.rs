@@ -62,6 +62,84 @@ fn options() {
 }
 
 #[test]
+fn no_kvm() {
+    let kernel = Scratch::new("no-kvm", &hello_elf());
+    let run = ["run", "--kernel", kernel.path(), "--memory", "16M", "--engine", "kvm", "--kvm-device"];
+    refused(
+        &[&run[..], &["/nonexistent/kvm"]].concat(),
+        &["/nonexistent/kvm is not there", "--engine translate"],
+    );
+    refused(
+        &[&run[..], &["/dev/kvm", "--profile", "never-made"]].concat(),
+        &["--profile", "--engine translate"],
+    );
+    refused(&[&run[..], &["/dev/null"]].concat(), &["/dev/null is no KVM", "--engine translate"]);
+}
+
+#[test]
+fn auto_translates_without_kvm_and_says_why() {
+    let kernel = Scratch::new("auto", &hello_elf());
+    let output = transvisor(&[
+        "run",
+        "-q",
+        "--kernel",
+        kernel.path(),
+        "--memory",
+        "16M",
+        "--engine",
+        "auto",
+        "--kvm-device",
+        "/nonexistent/kvm",
+    ]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("engine: translate, because /nonexistent/kvm is not there"), "{said}");
+    // The guest ran.
+    assert_eq!(output.status.code(), Some(0x21), "{said}");
+}
+
+#[test]
+fn doctor_without_kvm() {
+    let output = transvisor(&["doctor", "--json", "--kvm-device", "/nonexistent/kvm"]);
+    assert_eq!(output.status.code(), Some(0));
+    let said = String::from_utf8_lossy(&output.stdout);
+    for words in ["\"present\": false", "\"automatic\": \"translate\"", "/nonexistent/kvm is not there"] {
+        assert!(said.contains(words), "`{words}` is not in: {said}");
+    }
+}
+
+/// An ELF with a PVH note whose code writes 0x10 to the debug-exit port.
+fn hello_elf() -> Vec<u8> {
+    const LOAD: u32 = 0x10_0000;
+    let note_at = 64 + 2 * 56;
+    let code_at = note_at + 20;
+    let code = [0xb0, 0x10, 0xe6, 0xf4, 0xf4];
+    let total = code_at + code.len();
+    let mut elf = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0];
+    elf.extend([0; 8]);
+    elf.extend([2, 0, 62, 0, 1, 0, 0, 0]);
+    elf.extend(u64::from(LOAD + code_at as u32).to_le_bytes());
+    elf.extend(64u64.to_le_bytes());
+    elf.extend([0; 12]);
+    elf.extend([64, 0, 56, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
+    let mut header = |kind: u32, flags: u32, at: usize, size: usize, align: u64| {
+        elf.extend(kind.to_le_bytes());
+        elf.extend(flags.to_le_bytes());
+        elf.extend((at as u64).to_le_bytes());
+        let address = u64::from(LOAD) + at as u64;
+        for value in [address, address, size as u64, size as u64, align] {
+            elf.extend(value.to_le_bytes());
+        }
+    };
+    header(1, 7, 0, total, 0x1000);
+    header(4, 4, note_at, 20, 4);
+    for word in [4u32, 4, 18, u32::from_le_bytes(*b"Xen\0"), LOAD + code_at as u32] {
+        elf.extend(word.to_le_bytes());
+    }
+    elf.extend(code);
+    elf
+}
+
+#[test]
 fn memory() {
     let kernel = Scratch::new("memory", b"no kernel, but it is not reached");
     refused(&["run", "--kernel", kernel.path(), "--memory", "0"], &["--memory", "at least"]);

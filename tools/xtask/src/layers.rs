@@ -35,6 +35,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "transvisor-profiler",
         ],
     ),
+    ("transvisor-kvm", &["transvisor-x86", "transvisor-memory", "transvisor-vcpu", "transvisor-monitor"]),
     (
         "transvisor",
         &[
@@ -44,6 +45,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "transvisor-devices",
             "transvisor-boot",
             "transvisor-guest-images",
+            "transvisor-kvm",
             "transvisor-profiler",
             "transvisor-runtime",
         ],
