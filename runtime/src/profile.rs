@@ -21,6 +21,7 @@ use std::sync::{
 
 use iced_x86::Mnemonic;
 use memory::Mmu;
+use profiler::orc::RawStack;
 use semantics::Insn;
 use translator::{CodeBlock, instrument::BlockCounters};
 use x86::CpuState;
@@ -202,12 +203,21 @@ impl Recorder {
             return;
         }
         self.instructions.store(state.instructions, Ordering::Relaxed);
-        let stack = unwind::stack(state, mmu);
+        // What it waited for was us.
+        let counted = samples.iter().filter(|sample| sample.phase != Phase::Waiting).count() as u64;
+        let stack = (counted > 0).then(|| unwind::stack(state, mmu, counted));
         let mut book = self.book();
         for sample in &samples {
             book.sample(sample, self.cache.generation());
         }
-        book.stack(stack, samples.len() as u64);
+        if let Some(stack) = stack {
+            book.stack(stack);
+        }
+    }
+
+    /// Has someone who can see more than frame pointers look at the stacks since the last time.
+    pub fn settle_stacks(&self, unwind: &dyn Fn(&RawStack) -> Option<Vec<u64>>) {
+        self.book_elsewhere().settle_stacks(unwind);
     }
 
     /// An exception was delivered.

@@ -12,7 +12,7 @@ use std::{
 
 use guest_images::{CacheDir, Silent};
 use profiler::{
-    model::{End, Profile, Tier},
+    model::{End, Profile, Stack, Tier},
     store::{self, Directory},
     symbols::Symbols,
 };
@@ -168,6 +168,17 @@ fn a_debian_boot_is_counted_and_named() {
     assert!(profile.code.iter().any(|code| code.end == End::Invalidated), "the kernel patches itself");
     assert!(profile.blocks.iter().any(|block| block.user && block.symbol.is_none()));
     assert!(profile.totals.samples > 100 && profile.timeline.bins.len() > 10);
+    // Debian's kernels have no frame pointers, but tables.
+    let stacks = &profile.stacks;
+    let frames = |stack: &Stack| stack.frames.iter().map(|&n| stacks.frames[n].as_str()).collect::<Vec<_>>();
+    let alone = |stack: &&Stack| stack.frames.len() == 1 && !frames(stack)[0].starts_with("user ");
+    let alone: u64 = stacks.stacks.iter().filter(alone).map(|stack| stack.count).sum();
+    assert!(stacks.by_tables > 100 && stacks.by_tables > 5 * alone, "{alone} alone, {}", stacks.by_tables);
+    let begins =
+        |stack: &Stack| matches!(frames(stack)[0], "ret_from_fork" | "secondary_startup_64_no_verify");
+    let (whole, cut): (Vec<_>, Vec<_>) = stacks.stacks.iter().partition(|stack| begins(stack));
+    assert!(whole.len() > cut.len(), "{} of {}", cut.len(), whole.len() + cut.len());
+    assert!(whole.iter().any(|stack| frames(stack).contains(&"start_kernel")));
 }
 
 #[test]

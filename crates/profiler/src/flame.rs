@@ -12,12 +12,15 @@ use crate::{
 
 /// Which frames there are, for the reader.
 pub fn describe(stacks: &Stacks) -> String {
-    match (stacks.unwound, stacks.leaf_only) {
-        (0, 0) => "no samples".into(),
-        (0, _) => "leaf functions only: no frame pointers were found in the guest".into(),
-        (with, without) => {
-            format!("callers by frame pointers in {with} samples; leaf functions only in the other {without}")
+    match (stacks.by_tables, stacks.by_frames, stacks.leaf_only) {
+        (0, 0, 0) => "no samples".into(),
+        (0, 0, _) => {
+            "leaf functions only: neither ORC tables nor frame pointers were found in the guest".into()
         }
+        (tables, frames, leaf) => format!(
+            "callers by the kernel's ORC tables in {tables} samples, by frame pointers in {frames}; \
+             leaf functions only in the other {leaf}"
+        ),
     }
 }
 
@@ -95,7 +98,7 @@ mod tests {
         profile.stacks.frames = vec!["main".into(), "a;b".into()];
         let stack = |frames: Vec<usize>, count| Stack { addresses: Vec::new(), frames, count };
         profile.stacks.stacks = vec![stack(vec![0, 1], 3), stack(vec![0], 2)];
-        profile.stacks.unwound = 3;
+        profile.stacks.by_frames = 3;
         profile.stacks.leaf_only = 2;
         profile
     }

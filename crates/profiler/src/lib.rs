@@ -9,6 +9,7 @@ pub mod flame;
 pub mod kallsyms;
 pub mod listing;
 pub mod model;
+pub mod orc;
 pub mod report;
 pub mod store;
 pub mod symbols;

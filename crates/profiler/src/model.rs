@@ -306,8 +306,10 @@ pub struct Stacks {
     pub frames: Vec<String>,
     /// Each with the indices of its frames, outermost first, and how often it was seen.
     pub stacks: Vec<Stack>,
+    /// Samples whose callers were found by the kernel's own tables ([`crate::orc`]).
+    pub by_tables: u64,
     /// Samples whose callers were found by frame pointers.
-    pub unwound: u64,
+    pub by_frames: u64,
     /// Samples that are the innermost function alone.
     pub leaf_only: u64,
 }

@@ -18,6 +18,7 @@ use profiler::{
     flame,
     kallsyms::GuestMemory,
     model::Profile,
+    orc::Orc,
     report,
     store::{self, Directory},
     symbols::{self, OfGuest, Symbols},
@@ -68,14 +69,21 @@ struct Maker {
     engine: String,
     began: u64,
     found: OfGuest,
+    /// The kernel's tables for unwinding; whether they were looked for with symbols that are certain.
+    orc: Option<Orc>,
+    sought_orc: bool,
     complained: Option<String>,
 }
 
 impl Maker {
     fn profile(&mut self, listings: bool) -> Profile {
+        self.find_symbols();
+        if let Some(orc) = &self.orc {
+            self.recorder.settle_stacks(&|raw| orc.unwind(raw));
+        }
         let mut profile = self.recorder.snapshot(listings);
         profile.arrange();
-        self.find_symbols();
+        self.find_orc(&profile);
         let run = &mut profile.run;
         run.transvisor = env!("CARGO_PKG_VERSION").into();
         run.kernel = self.kernel.clone();
@@ -105,6 +113,20 @@ impl Maker {
         }
     }
 
+    /// The kernel's image lies in one piece, so one block of it tells where the tables are.
+    fn find_orc(&mut self, profile: &Profile) {
+        if self.sought_orc || !self.found.certain {
+            return;
+        }
+        let in_image = |rip| self.found.symbols.find(rip).is_some_and(|(_, offset)| offset < 1 << 12);
+        let Some(block) = profile.blocks.iter().find(|block| !block.user && in_image(block.rip)) else {
+            return;
+        };
+        self.sought_orc = true;
+        let moved = block.rip.wrapping_sub(block.physical);
+        self.orc = Orc::find(&self.found.symbols, &self.memory, moved, self.found.banner.as_deref());
+    }
+
     fn note(&self) -> Option<String> {
         let unsure = !self.found.certain && !self.found.symbols.is_empty();
         let doubt = "the guest's own symbols were not found, so nobody knows whether these are of its kernel";
@@ -124,6 +146,10 @@ impl Maker {
     }
 
     fn write_last(&mut self, outcome: Option<String>) -> Result<(), store::StoreError> {
+        if !self.sought_orc {
+            // A first look, for what the stacks need.
+            self.profile(false);
+        }
         let mut profile = self.profile(true);
         profile.complete = true;
         profile.run.outcome = outcome;
@@ -182,6 +208,8 @@ impl ProfileWriter {
             },
             began,
             found: OfGuest::default(),
+            orc: None,
+            sought_orc: false,
             complained: None,
         };
         let (stop, stopped) = channel::<()>();

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use memory::Mmu;
-use profiler::model::Tally;
+use profiler::{model::Tally, orc::RawStack};
 use translator::{CodeBlock, RelocationTarget, instrument::Instrumentation};
 use x86::CpuState;
 
@@ -112,6 +112,31 @@ impl Timeline {
     }
 }
 
+/// Call stacks by their addresses, innermost first, and how they were found.
+#[derive(Clone, Default)]
+pub(super) struct StackCounts {
+    pub stacks: Map<Vec<u64>, u64>,
+    pub by_tables: u64,
+    pub by_frames: u64,
+    pub leaf_only: u64,
+}
+
+/// Stacks that wait to be counted: 4 KiB each.
+const MOST_RAW: usize = 8192;
+
+impl StackCounts {
+    fn count(&mut self, raw: &RawStack, by_tables: Option<Vec<u64>>) {
+        let by_tables = by_tables.filter(|stack| stack.len() > 1);
+        let (addresses, found) = match by_tables {
+            Some(stack) => (stack, &mut self.by_tables),
+            None if raw.by_frames.len() > 1 => (raw.by_frames.clone(), &mut self.by_frames),
+            None => (vec![raw.rip], &mut self.leaf_only),
+        };
+        *found += raw.count;
+        *self.stacks.entry(addresses).or_default() += raw.count;
+    }
+}
+
 /// See the module's description.
 pub(super) struct Book {
     blocks: Vec<Option<Box<BlockRecord>>>,
@@ -123,10 +148,9 @@ pub(super) struct Book {
     generation: u64,
     pub timeline: Timeline,
     pub samples: u64,
-    /// By addresses, innermost first.
-    pub stacks: Map<Vec<u64>, u64>,
-    pub unwound: u64,
-    pub leaf_only: u64,
+    pub stacks: StackCounts,
+    /// Not counted yet: perhaps somebody can see more in them.
+    raw: Vec<RawStack>,
     pub exceptions: u64,
 }
 
@@ -140,9 +164,8 @@ impl Book {
             generation: 0,
             timeline: Timeline { bin_ns: FIRST_BIN_NS, ..Timeline::default() },
             samples: 0,
-            stacks: Map::default(),
-            unwound: 0,
-            leaf_only: 0,
+            stacks: StackCounts::default(),
+            raw: Vec::new(),
             exceptions: 0,
         }
     }
@@ -290,12 +313,26 @@ impl Book {
     }
 
     /// Takes in the guest's stack, as it was after some samples.
-    pub fn stack(&mut self, stack: Vec<u64>, samples: u64) {
-        if stack.len() > 1 {
-            self.unwound += samples;
-        } else {
-            self.leaf_only += samples;
+    pub fn stack(&mut self, stack: RawStack) {
+        self.raw.push(stack);
+        if self.raw.len() > MOST_RAW {
+            self.settle_stacks(&|_| None);
         }
-        *self.stacks.entry(stack).or_default() += samples;
+    }
+
+    /// Counts all stacks for good, by `unwind` or else by frame pointers.
+    pub fn settle_stacks(&mut self, unwind: &dyn Fn(&RawStack) -> Option<Vec<u64>>) {
+        for raw in std::mem::take(&mut self.raw) {
+            self.stacks.count(&raw, unwind(&raw));
+        }
+    }
+
+    /// All stacks as they would be counted now.
+    pub fn all_stacks(&self) -> StackCounts {
+        let mut all = self.stacks.clone();
+        for raw in &self.raw {
+            all.count(raw, None);
+        }
+        all
     }
 }

@@ -312,12 +312,14 @@ fn finish(book: &Book, profile: &mut Profile) {
         bins: book.timeline.bins.iter().map(|bin| bin.to_vec()).collect(),
         background_ns: book.timeline.background_ns.clone(),
     };
-    let stacks = book.stacks.iter().map(|(addresses, &count)| Stack {
+    let all = book.all_stacks();
+    let stacks = all.stacks.iter().map(|(addresses, &count)| Stack {
         addresses: addresses.clone(),
         frames: Vec::new(),
         count,
     });
     profile.stacks.stacks = stacks.collect();
-    profile.stacks.unwound = book.unwound;
-    profile.stacks.leaf_only = book.leaf_only;
+    profile.stacks.by_tables = all.by_tables;
+    profile.stacks.by_frames = all.by_frames;
+    profile.stacks.leaf_only = all.leaf_only;
 }

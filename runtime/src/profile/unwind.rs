@@ -1,15 +1,44 @@
-//! The guest's call stack by frame pointers, as far as there are any.
+//! What a sample keeps of the guest's stack: its top, and the callers by frame pointers, as far as there are any.
 //!
 //! Code without frame pointers has anything in RBP, so a frame counts only if what it returns to follows a call.
 
 use memory::Mmu;
+use profiler::orc::RawStack;
 use x86::{CpuState, GuestVirt, state};
 
 /// Frames at most.
 const DEPTH: usize = 64;
 
+/// Words of the stack that are kept.
+const WORDS: u64 = 512;
+
+/// Of `count` samples. The top of the stack only where the kernel's tables could lead on.
+pub(super) fn stack(cpu: &CpuState, mmu: &Mmu, count: u64) -> RawStack {
+    let (rip, gpr, by_frames) = (cpu.rip, cpu.gpr, by_frames(cpu, mmu));
+    let words = if cpu.mode.is_64bit() && cpu.cpl == 0 { top(cpu, mmu) } else { Vec::new() };
+    RawStack { rip, gpr, words, by_frames, count }
+}
+
+fn top(cpu: &CpuState, mmu: &Mmu) -> Vec<u64> {
+    let mut bytes = Vec::with_capacity(8 * WORDS as usize);
+    let mut at = cpu.gpr[state::RSP];
+    let end = at.saturating_add(8 * WORDS);
+    // Page by page.
+    while at < end {
+        let length = (end - at).min(x86::PAGE_SIZE - GuestVirt(at).page_offset()) as usize;
+        let from = bytes.len();
+        bytes.resize(from + length, 0);
+        if read(cpu, mmu, at, &mut bytes[from..]).is_none() {
+            bytes.truncate(from);
+            break;
+        }
+        at += length as u64;
+    }
+    bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word)).collect()
+}
+
 /// Instruction pointers, innermost first; at least one.
-pub(super) fn stack(cpu: &CpuState, mmu: &Mmu) -> Vec<u64> {
+fn by_frames(cpu: &CpuState, mmu: &Mmu) -> Vec<u64> {
     let mut stack = vec![cpu.rip];
     if !cpu.mode.is_64bit() {
         return stack;
