@@ -49,6 +49,7 @@ fn engines() -> Vec<(&'static str, EngineConfig)> {
         ("translate, everything at once", EngineConfig { threshold: 1, background: false, ..translate }),
         ("translate, regions soon", EngineConfig { threshold: 4, background: false, ..translate }),
         ("translate, regions soon, in the background", EngineConfig { threshold: 4, ..translate }),
+        ("translate, regions soon, profiled", EngineConfig { threshold: 4, profile: true, ..translate }),
         (
             "translate, under stress",
             EngineConfig { threshold: 2, background: false, stress: Some(7), ..translate },
