@@ -60,7 +60,7 @@ pub struct Block {
     pub bytes: u16,
     /// Where [`crate::links::Links`] has its code; theirs.
     pub(crate) installed: AtomicU32,
-    /// How often code of its page had been overwritten when it was made.
+    /// How often translated code of its page had been overwritten when it was made.
     pub changes: u32,
     /// Its number.
     pub id: BlockId,

@@ -102,7 +102,7 @@ pub(crate) struct PageRecord {
     pub(crate) blocks: Vec<Arc<Block>>,
     /// Bit n: some living block has bytes in the n-th 64 bytes of the page. Answers most writes to data beside code.
     pub(crate) occupied: u64,
-    /// Writes that killed blocks of this page.
+    /// Writes that killed translated blocks of this page.
     pub(crate) invalidations: u32,
 }
 

@@ -6,7 +6,7 @@
 
 use memory::tlb;
 use translator::abi::Leave;
-use x86::{CpuState, GuestVirt, Mode};
+use x86::{CpuState, Exception, GuestVirt, Mode};
 
 use crate::{
     block::{Block, Extent},
@@ -100,7 +100,10 @@ impl Engine {
             }
             STEP => {
                 self.leaves.step += 1;
-                self.step()
+                match self.state.abandoned.take() {
+                    Some(fault) => self.fault(fault),
+                    None => self.step(),
+                }
             }
             POLL => {
                 self.leaves.poll += 1;
@@ -117,6 +120,22 @@ impl Engine {
             other => {
                 Err(Interruption::failed(format!("compiled code left with {other:#x}: a translator bug")))
             }
+        }
+    }
+
+    /// A page fault of the instruction at the state's rip, at whose start the state is. Where tests disturb the engine, and
+    /// where a profile counts, the interpreter runs into it once more; it must raise the same.
+    fn fault(&mut self, fault: Exception) -> Result<(), Interruption> {
+        self.open = None;
+        if self.stress.is_none() && self.profile.is_none() {
+            return Err(fault.into());
+        }
+        match self.step() {
+            Err(interruption) if interruption.is_exception(fault) => Err(interruption),
+            other => Err(Interruption::failed(format!(
+                "{fault:x?} of compiled code at {:#x} came out as {other:x?}: a translator bug",
+                self.state.rip
+            ))),
         }
     }
 

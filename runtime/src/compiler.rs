@@ -192,7 +192,7 @@ impl Compiler {
         for member in &formed.members[1..] {
             // Mostly they will be run as parts of this region; who comes to them otherwise has to come often.
             member.ask_at(self.policy.warm_again(member.executions()));
-            self.cache.recount(member, self.policy.hot_again().min(NEVER));
+            self.cache.recount(member, self.policy.hot_threshold.min(NEVER));
         }
         match &mut self.site {
             Site::Here(translator) => {

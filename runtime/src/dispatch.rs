@@ -44,6 +44,13 @@ impl Interruption {
     }
 }
 
+impl Interruption {
+    /// Whether it is that exception.
+    pub(crate) fn is_exception(&self, exception: Exception) -> bool {
+        matches!(*self.0, Reason::Stop(Stop::Exception(raised)) if raised == exception)
+    }
+}
+
 impl From<Stop> for Interruption {
     #[cold]
     fn from(stop: Stop) -> Self {
@@ -88,7 +95,7 @@ impl Engine {
     /// the interpreter, a step, an event, the board after an exit.
     #[inline]
     fn turn(&mut self) -> Result<(), Interruption> {
-        if self.is_stepping() {
+        if self.is_stepping() && !self.is_only_after_sti() {
             return self.step();
         }
         if let Some(stress) = &mut self.stress {
@@ -111,7 +118,15 @@ impl Engine {
             if let Some(open) = open {
                 compiled::chain(&self.state, &self.cache, &self.jump_cache, open, block, code);
             }
+            if self.state.interrupt_shadow != 0 {
+                // Compiled code carries on with it as it does with that of its own STI.
+                self.state.interrupt_shadow = 0;
+                self.state.shadow_from = self.state.instructions;
+            }
             return self.enter(code);
+        }
+        if self.state.interrupt_shadow != 0 {
+            return self.step();
         }
         self.state.settle_flags();
         let before = self.state.instructions;

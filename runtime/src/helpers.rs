@@ -7,15 +7,19 @@
 use std::sync::OnceLock;
 
 use memory::{AtomicOp, GuestVirt, Mmu};
-use semantics::helper::{Helper, VectorOp};
+use semantics::{
+    Insn,
+    decode::decode_one,
+    helper::{Helper, VectorOp},
+};
 use translator::{
     Thunks,
     abi::{
         FIRST_HELPER, FIRST_RUNTIME_HELPER, FIRST_THUNK, RuntimeFunctions, RuntimeHelper, SlowPath,
-        SlowPathFn, TABLE_LENGTH,
+        SlowPathFn, SystemTransfer, TABLE_LENGTH,
     },
 };
-use x86::{CpuState, PAGE_SIZE, Width};
+use x86::{CpuState, PAGE_SIZE, Width, flags};
 
 use crate::enter;
 
@@ -53,6 +57,7 @@ impl HelperTable {
                 RuntimeHelper::StoreMxcsr => translator::mxcsr::store as *const u8,
                 RuntimeHelper::SelectView => select_view as *const u8,
                 RuntimeHelper::ReadTsc => read_tsc as *const u8,
+                RuntimeHelper::SystemTransfer => system_transfer as *const u8,
             };
         }
         let mut slow_paths = [load::<1> as SlowPathFn; SlowPath::ALL.len()];
@@ -116,6 +121,20 @@ const fn width<const BYTES: usize>() -> Width {
     }
 }
 
+/// Gives the value of a plain load to compiled code, or abandons its frame for the fault that it raised.
+fn loaded(state: &mut CpuState, mmu: &mut Mmu, value: Option<u64>) -> u64 {
+    if value.is_none() {
+        abandon(state, mmu);
+    }
+    answer(state, value)
+}
+
+/// Says why a frame is about to be abandoned, if that is a page fault.
+#[cold]
+fn abandon(state: &mut CpuState, mmu: &mut Mmu) {
+    state.abandoned = mmu.take_fault();
+}
+
 /// Gives a value that may not be there to compiled code.
 fn answer(state: &mut CpuState, value: Option<u64>) -> u64 {
     match value {
@@ -137,7 +156,7 @@ unsafe extern "C" fn load<const BYTES: usize>(
     // SAFETY: called by a thunk, below compiled code.
     let (state, mmu) = unsafe { vcpu(state) };
     let value = mmu.try_load(state, GuestVirt(address), width::<BYTES>());
-    answer(state, value)
+    loaded(state, mmu, value)
 }
 
 unsafe extern "C" fn load_for_update<const BYTES: usize>(
@@ -150,7 +169,7 @@ unsafe extern "C" fn load_for_update<const BYTES: usize>(
     // SAFETY: called by a thunk, below compiled code.
     let (state, mmu) = unsafe { vcpu(state) };
     let value = mmu.try_load_for_update(state, GuestVirt(address), width::<BYTES>());
-    answer(state, value)
+    loaded(state, mmu, value)
 }
 
 unsafe extern "C" fn store<const BYTES: usize>(
@@ -162,7 +181,11 @@ unsafe extern "C" fn store<const BYTES: usize>(
 ) -> u64 {
     // SAFETY: called by a thunk, below compiled code.
     let (state, mmu) = unsafe { vcpu(state) };
-    u64::from(mmu.try_store(state, GuestVirt(address), width::<BYTES>(), value))
+    let done = mmu.try_store(state, GuestVirt(address), width::<BYTES>(), value);
+    if !done {
+        abandon(state, mmu);
+    }
+    done.into()
 }
 
 unsafe extern "C" fn load_vector(state: *mut CpuState, address: u64, _: u64, _: u64, _: u64) -> u64 {
@@ -280,7 +303,14 @@ unsafe extern "C" fn fill<const WRITE: bool>(
 ) -> u64 {
     // SAFETY: called by a thunk, below compiled code.
     let (state, mmu) = unsafe { vcpu(state) };
-    u64::from(address & alignment == 0 && mmu.try_fill(state, GuestVirt(address), bytes, WRITE))
+    if address & alignment != 0 {
+        return 0;
+    }
+    let done = mmu.try_fill(state, GuestVirt(address), bytes, WRITE);
+    if !done {
+        abandon(state, mmu);
+    }
+    done.into()
 }
 
 unsafe extern "C" fn vector_op(state: *mut CpuState, operation: u64, immediate: u64) {
@@ -323,6 +353,32 @@ unsafe extern "C" fn read_tsc(state: *mut CpuState) -> u64 {
     // SAFETY: called by compiled code; the engine has set `clock` to its own.
     let (state, clock) = unsafe { (&*state, &*(*state).clock.cast::<vcpu::Clock>()) };
     monitor::tsc(state, clock)
+}
+
+unsafe extern "C" fn system_transfer(state: *mut CpuState, transfer: u64) -> u64 {
+    // SAFETY: called by compiled code, which has no other use of the state meanwhile; the engine has set `clock` to its own.
+    let (clock, (state, mmu)) = unsafe { (&*(*state).clock.cast::<vcpu::Clock>(), vcpu(state)) };
+    let Some(&transfer) = SystemTransfer::ALL.get(transfer as usize) else { return 0 };
+    // It would trap at its end, which is the dispatcher's to see to.
+    let traps = transfer == SystemTransfer::Sysret && state.gpr[11] & flags::TF != 0;
+    let Some(insn) = transfer_insn(transfer, state).filter(|_| !traps) else { return 0 };
+    state.settle_flags();
+    if monitor::execute(&mut monitor::Context { state, mmu, clock }, &insn).is_err() {
+        // The dispatcher does it again, and raises or asks what comes of it.
+        mmu.mmio.clear();
+        return 0;
+    }
+    mmu.code_written = false;
+    let steps = state.rflags & (flags::TF | flags::RF) != 0 || state.interrupt_shadow != 0;
+    if steps || state.event_waiting != 0 { 2 } else { 1 }
+}
+
+/// The instruction at the state's rip.
+fn transfer_insn(transfer: SystemTransfer, state: &CpuState) -> Option<Insn> {
+    static INSNS: OnceLock<[Option<Insn>; 3]> = OnceLock::new();
+    let decode = |transfer: SystemTransfer| decode_one(transfer.bytes(), 0, state.mode).ok();
+    let insns = INSNS.get_or_init(|| SystemTransfer::ALL.map(decode));
+    insns[transfer as usize].map(|insn| Insn { rip: state.rip, ..insn })
 }
 
 unsafe extern "C" fn divide(state: *mut CpuState, high: u64, low: u64, divisor: u64, signed: u64) -> u64 {

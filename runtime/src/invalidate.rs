@@ -23,7 +23,8 @@ impl CodeWatch for CodeCache {
         }
         let dead: Vec<Arc<Block>> =
             record.blocks.iter().filter(|block| block.overlaps(first, length)).cloned().collect();
-        if !dead.is_empty() {
+        // Interpreted code costs nothing to lose: a kernel patches its text thousands of times before it is warm.
+        if dead.iter().any(|block| inner.links.is_translated(block)) {
             record.invalidations = record.invalidations.saturating_add(1);
         }
         for block in &dead {

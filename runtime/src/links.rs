@@ -211,6 +211,11 @@ impl Links {
         (i64::from(countdown.from) - i64::from(left)) as u32
     }
 
+    /// Whether a block has code or is part of a region.
+    pub fn is_translated(&self, block: &Block) -> bool {
+        block.code().is_some() || self.regions.contains_key(&block.id)
+    }
+
     /// The blocks whose code a block is part of.
     pub fn regions_of(&self, block: &Block) -> Vec<Arc<Block>> {
         let heads = self.regions.get(&block.id).into_iter().flatten();

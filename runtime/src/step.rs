@@ -36,6 +36,16 @@ impl Engine {
         state.interrupt_shadow != 0 || state.rflags & (flags::TF | flags::RF) != 0 || breakpoints_armed(state)
     }
 
+    /// Whether that is for the shadow of STI alone, and nothing waits for its end. Then compiled code may run: otherwise
+    /// what follows STI would be stepped each time and never become warm.
+    pub(crate) fn is_only_after_sti(&self) -> bool {
+        let state = &self.state;
+        state.interrupt_shadow == shadow::STI
+            && state.event_waiting == 0
+            && state.rflags & (flags::TF | flags::RF) == 0
+            && !breakpoints_armed(state)
+    }
+
     /// Executes the instruction at rip.
     pub(crate) fn step(&mut self) -> Result<(), Interruption> {
         self.open = None;

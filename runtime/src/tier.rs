@@ -99,11 +99,6 @@ impl Policy {
         (mode.is_64bit() && at < warm_at).then_some(at)
     }
 
-    /// The same as [`Policy::warm_again`] for a block that has been translated by templates.
-    pub fn hot_again(&self) -> u32 {
-        self.hot_threshold.saturating_mul(AGAIN)
-    }
-
     /// After how many executions a block is compiled, if ever, whose page has lost code to writes `invalidations`
     /// times.
     pub fn warm_at(&self, mode: Mode, invalidations: u32) -> Option<u32> {
@@ -114,7 +109,7 @@ impl Policy {
     }
 }
 
-/// A threshold for a block whose page has lost code to writes `invalidations` times.
+/// A threshold for a block whose page has lost translated code to writes `invalidations` times.
 fn later(threshold: u32, invalidations: u32) -> u32 {
     let doublings = invalidations.saturating_sub(FREE_INVALIDATIONS).min(MAX_DOUBLINGS);
     threshold.max(1).saturating_mul(1 << doublings)

@@ -75,16 +75,8 @@ fn a_loop_of_n_has_n_executions() {
 #[test]
 fn every_exit_of_a_loop_is_accounted_for() {
     // The loop calls a function in another page, which returns; so it is a chain, a guarded chain and an indirect jump.
-    let code = guest!(
-        "mov ecx, 5000",
-        "4: call 5f",
-        "dec ecx",
-        "jnz 4b",
-        "hlt",
-        ".balign 4096",
-        "5: inc eax",
-        "ret",
-    );
+    let code = guest!("mov ecx, 5000", "4: call 4b + 0x5000", "dec ecx", "jnz 4b", "hlt",);
+    let callee = CODE + 5 + 0x5000;
     let config = EngineConfig {
         template_threshold: 1,
         threshold: u32::MAX,
@@ -94,9 +86,10 @@ fn every_exit_of_a_loop_is_accounted_for() {
         ..EngineConfig::default()
     };
     let mut guest = Guest::new(config, code);
+    guest.write(callee, guest!("inc eax", "ret"));
     guest.halt();
     let profile = profile(&guest);
-    let callee = profile.blocks.iter().find(|block| block.rip & 0xfff == 0 && block.rip > CODE).unwrap();
+    let callee = block(&profile, callee);
     assert_eq!((callee.executions, callee.executed), (5000, 10_000));
     assert_eq!(number(&callee.exits, "indirect hit") + number(&callee.exits, "indirect miss"), 5000);
     assert!(number(&callee.exits, "indirect hit") >= 4990, "{:?}", callee.exits);

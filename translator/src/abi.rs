@@ -69,7 +69,8 @@
 //! the instruction again and raises it. General registers, XMM registers and flags are in CpuState while a
 //! [`Helper`] runs, and are read anew after it.
 
-use semantics::helper::Helper;
+use iced_x86::Mnemonic;
+use semantics::{Insn, helper::Helper};
 use x86::CpuState;
 
 /// What a block returns in rax.
@@ -160,6 +161,47 @@ pub enum RuntimeHelper {
     SelectView,
     /// `extern "C" fn(state) -> u64`: the guest's TSC.
     ReadTsc,
+    /// `extern "C" fn(state, transfer: u64) -> u64`: the [`SystemTransfer`] of that number, at the state's rip. Returns 0 if
+    /// it is to be abandoned, 1 if the guest goes on at the state's rip in the state's mode, 2 if the runtime has to look
+    /// first. Compiled code that has called it only leaves.
+    SystemTransfer,
+}
+
+/// A way between privilege levels that compiled code takes without leaving, with the monitor's help.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u64)]
+pub enum SystemTransfer {
+    /// SYSCALL.
+    Syscall,
+    /// SYSRETQ.
+    Sysret,
+    /// IRETQ.
+    Iret,
+}
+
+impl SystemTransfer {
+    /// All, in numeric order.
+    pub const ALL: [Self; 3] = [Self::Syscall, Self::Sysret, Self::Iret];
+
+    /// Its bytes.
+    pub const fn bytes(self) -> &'static [u8] {
+        match self {
+            Self::Syscall => &[0x0f, 0x05],
+            Self::Sysret => &[0x48, 0x0f, 0x07],
+            Self::Iret => &[0x48, 0xcf],
+        }
+    }
+
+    /// The one that an instruction of 64-bit code is, if it has no superfluous prefixes.
+    pub(crate) fn of(insn: &Insn) -> Option<Self> {
+        let transfer = match insn.mnemonic {
+            Mnemonic::Syscall => Self::Syscall,
+            Mnemonic::Sysretq => Self::Sysret,
+            Mnemonic::Iretq => Self::Iret,
+            _ => return None,
+        };
+        (usize::from(insn.length) == transfer.bytes().len()).then_some(transfer)
+    }
 }
 
 impl RuntimeHelper {
@@ -172,6 +214,7 @@ impl RuntimeHelper {
         Self::StoreMxcsr,
         Self::SelectView,
         Self::ReadTsc,
+        Self::SystemTransfer,
     ];
 }
 

@@ -63,6 +63,8 @@ pub struct Mmu {
     pub mmio: MmioLog,
     /// Page walks done for TLB misses.
     pub fills: u64,
+    /// The page fault of the last access that was given up ([`Mmu::take_fault`]).
+    fault: Option<x86::Exception>,
 }
 
 // SAFETY: the raw pointers are into tables that `spaces` owns and that move with it.
@@ -89,6 +91,7 @@ impl Mmu {
             watch: None,
             mmio: MmioLog::default(),
             fills: 0,
+            fault: None,
         }
     }
 

@@ -5,7 +5,7 @@
 
 use core::sync::atomic::AtomicU32;
 
-use crate::{Flags, GuestVirt, LazyFlags, Mode, Segment, SegmentRegister, control, flags, fpu};
+use crate::{Exception, Flags, GuestVirt, LazyFlags, Mode, Segment, SegmentRegister, control, flags, fpu};
 
 /// Index of RSP in [`CpuState::gpr`]; the order is the encoding's: rax rcx rdx rbx rsp rbp rsi rdi r8..r15.
 pub const RSP: usize = 4;
@@ -121,6 +121,8 @@ pub struct CpuState {
     pub mxcsr_loaded: u32,
     /// An exception raised by a helper: vector + 1, or 0.
     pub pending_exception: u32,
+    /// The page fault for which compiled code was abandoned, if the runtime knows it already.
+    pub abandoned: Option<Exception>,
 
     /// ES CS SS DS FS GS, as [`SegmentRegister`] numbers them.
     pub segments: [Segment; 6],
@@ -199,6 +201,7 @@ impl CpuState {
             mxcsr: fpu::MXCSR_RESET,
             mxcsr_loaded: 0,
             pending_exception: 0,
+            abandoned: None,
             segments,
             ldtr: Segment { attributes: 0x82, limit: 0xffff, ..Segment::default() },
             tr: Segment { attributes: 0x8b, limit: 0xffff, ..Segment::default() },

@@ -2,7 +2,7 @@
 //!
 //! They are done where the answer is simple, in 64-bit mode at the privilege that allows them; the rest is left to the
 //! monitor as every other callout is. Each still ends its block, by a chain slot, since interrupts or the TLB array may be
-//! others after it.
+//! others after it. SYSCALL, SYSRET and IRET are the monitor's, but it is called, and the guest goes on through the jump cache.
 //!
 //! **STI's shadow** lasts for one instruction. It is noted as the count of instructions at which it began: if the
 //! runtime gets control back at that count, the instruction after STI has not been executed, however far compiled code
@@ -17,14 +17,14 @@ use cranelift_codegen::ir::{InstBuilder, Value, condcodes::IntCC, types};
 use iced_x86::Mnemonic;
 use semantics::{Flag, Insn, Register};
 use x86::{
-    CpuState, Mode, Segment, Width,
+    CpuState, Segment, Width,
     control::cr4,
     flags,
     state::{Msrs, NO_SHADOW, RSP},
 };
 
-use super::{Ended, Lifter};
-use crate::abi::{FIRST_RUNTIME_HELPER, RuntimeHelper};
+use super::{Ended, Lifter, registers::RegisterFile};
+use crate::abi::{FIRST_RUNTIME_HELPER, Leave, RuntimeHelper, SystemTransfer};
 
 const RFLAGS: usize = offset_of!(CpuState, rflags);
 const GS_BASE: usize = offset_of!(CpuState, segments) + 5 * size_of::<Segment>() + offset_of!(Segment, base);
@@ -44,22 +44,29 @@ const STATUS: [(Flag, u8); 6] = [
 /// System flags that POPF loads at CPL 0.
 const POPPED: u64 = flags::TF | flags::IF | flags::DF | flags::IOPL | flags::NT | flags::AC | flags::ID;
 
-/// Whether compiled code does a callout itself (though it may still find at run time that it can't).
-pub(super) fn is_inline(insn: &Insn, mode: Mode) -> bool {
-    let supervisor = mode.cpl() == 0;
-    mode.is_64bit()
-        && match insn.mnemonic {
-            Mnemonic::Cli | Mnemonic::Sti | Mnemonic::Stac | Mnemonic::Clac | Mnemonic::Swapgs => supervisor,
-            Mnemonic::Popfq => supervisor && insn.width == Width::Qword,
-            Mnemonic::Pushfq => insn.width == Width::Qword,
-            Mnemonic::Rdtsc | Mnemonic::Rdtscp => true,
-            _ => false,
-        }
-}
-
 impl Lifter<'_> {
-    /// Lifts the current instruction, which [`is_inline`], and the end of its block.
+    /// Whether compiled code does a callout itself (though it may still find at run time that it can't). Where a profile
+    /// counts, the monitor's are left to the dispatcher, which counts them by kind.
+    pub(super) fn is_inline(&self, insn: &Insn) -> bool {
+        let supervisor = self.mode.cpl() == 0;
+        self.mode.is_64bit()
+            && match insn.mnemonic {
+                Mnemonic::Cli | Mnemonic::Sti | Mnemonic::Stac | Mnemonic::Clac | Mnemonic::Swapgs => {
+                    supervisor
+                }
+                Mnemonic::Popfq => supervisor && insn.width == Width::Qword,
+                Mnemonic::Pushfq => insn.width == Width::Qword,
+                Mnemonic::Rdtsc | Mnemonic::Rdtscp => true,
+                _ => self.instrumentation.is_none() && SystemTransfer::of(insn).is_some(),
+            }
+    }
+
+    /// Lifts the current instruction, which [`Lifter::is_inline`], and the end of its block.
     pub(super) fn callout(&mut self, insn: &Insn) -> Ended {
+        if let Some(transfer) = SystemTransfer::of(insn) {
+            self.transfer(transfer);
+            return Ended;
+        }
         match insn.mnemonic {
             Mnemonic::Cli => {
                 let rflags = self.state_load(types::I64, RFLAGS);
@@ -82,6 +89,31 @@ impl Lifter<'_> {
         self.write_back(&file);
         self.chain(self.insn.next_rip);
         Ended
+    }
+
+    /// The monitor does it, and the guest goes on wherever and in whatever mode it then is.
+    fn transfer(&mut self, transfer: SystemTransfer) {
+        let file = self.file;
+        self.write_back(&file);
+        self.store_rip(self.insn.rip);
+        let which = self.word(transfer as u64);
+        let entry = FIRST_RUNTIME_HELPER + RuntimeHelper::SystemTransfer as usize;
+        let result = self.call_table(entry, &[self.cpu, which]);
+        let failed = self.b.ins().icmp_imm_s(IntCC::Equal, result, 0);
+        self.abandon_if(failed);
+        self.file = RegisterFile::default();
+        let look = self.b.create_block();
+        let go = self.b.create_block();
+        self.b.set_cold_block(look);
+        let goes_on = self.b.ins().icmp_imm_s(IntCC::Equal, result, 1);
+        self.b.ins().brif(goes_on, go, &[], look, &[]);
+        self.b.switch_to_block(look);
+        self.leave(Leave::Indirect);
+        self.b.switch_to_block(go);
+        let target = self.state_load(types::I64, offset_of!(CpuState, rip));
+        let mode = self.state_load(types::I32, offset_of!(CpuState, mode));
+        let mode = self.extend(mode);
+        self.indirect_exit_in(target, Some(mode));
     }
 
     fn event_waits(&mut self) -> Value {

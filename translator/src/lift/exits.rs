@@ -183,6 +183,11 @@ impl Lifter<'_> {
     /// others are checked.
     pub(super) fn indirect_exit(&mut self, target: Value) {
         self.uncount_rest();
+        self.indirect_exit_in(target, None);
+    }
+
+    /// The same in another mode than the block's; the target is canonical.
+    pub(super) fn indirect_exit_in(&mut self, target: Value, new_mode: Option<Value>) {
         let file = self.file;
         // `abi::jump_index`, scaled to the entry's size.
         let low = self.b.ins().ushr_imm_u(target, 2);
@@ -200,7 +205,10 @@ impl Lifter<'_> {
         let rip = self.table_load(entry, offset_of!(JumpEntry, rip));
         let mode = self.table_load(entry, offset_of!(JumpEntry, mode));
         let rip_differs = self.b.ins().bxor(rip, target);
-        let mode_differs = self.b.ins().bxor_imm_u(mode, i64::from(self.mode.0));
+        let mode_differs = match new_mode {
+            Some(new_mode) => self.b.ins().bxor(mode, new_mode),
+            None => self.b.ins().bxor_imm_u(mode, i64::from(self.mode.0)),
+        };
         let differs = self.b.ins().bor(rip_differs, mode_differs);
         self.b.ins().brif(differs, missed, &[], found, &[]);
 
@@ -210,7 +218,7 @@ impl Lifter<'_> {
         self.b.ins().brif(fails, missed, &[], passed, &[]);
 
         self.b.switch_to_block(missed);
-        if self.mode.is_64bit() {
+        if self.mode.is_64bit() && new_mode.is_none() {
             let faults = self.not_canonical(target);
             self.abandon_if(faults);
         }

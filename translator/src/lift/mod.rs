@@ -114,14 +114,6 @@ struct LiftedBlock {
     first_declined: Option<&'static str>,
 }
 
-/// How many instructions at a block's beginning are lifted; the last may be a callout.
-fn liftable(block: &GuestBlock) -> usize {
-    let lifted = |insn: &&Insn| {
-        semantics::table::kind_of(insn) == Kind::Lifted || callouts::is_inline(insn, block.mode)
-    };
-    block.insns.iter().take_while(lifted).count()
-}
-
 /// The instruction being lifted.
 #[derive(Clone, Copy, Default)]
 struct Current {
@@ -173,7 +165,7 @@ impl<'f> Lifter<'f> {
 
     /// Lifts a guest block alone.
     pub fn block(&mut self, block: &GuestBlock) -> Result<Lifted, TranslateError> {
-        if liftable(block) == 0 {
+        if self.liftable(block) == 0 {
             return Err(TranslateError::FirstDeclined("not a lifted instruction"));
         }
         self.enter(block.rip);
@@ -184,10 +176,16 @@ impl<'f> Lifter<'f> {
         }
     }
 
+    /// How many instructions at a block's beginning are lifted; the last may be a callout.
+    fn liftable(&self, block: &GuestBlock) -> usize {
+        let lifted = |insn: &&Insn| semantics::table::kind_of(insn) == Kind::Lifted || self.is_inline(insn);
+        block.insns.iter().take_while(lifted).count()
+    }
+
     /// Lifts a guest block at the current place, with what the file knows: count, instructions, exits. `number` is its
     /// number in the region.
     fn guest_block(&mut self, block: &GuestBlock, number: usize) -> LiftedBlock {
-        let liftable = liftable(block);
+        let liftable = self.liftable(block);
         if self.course.is_some() {
             // Anew for each block: it is a copy, and would keep a register busy all through the region.
             self.cpu = emit::pinned(&mut self.b);
@@ -246,7 +244,7 @@ impl<'f> Lifter<'f> {
         self.update = None;
         self.extended.clear();
         self.halves.clear();
-        if callouts::is_inline(insn, self.mode) {
+        if self.is_inline(insn) {
             return Err(self.callout(insn));
         }
         semantics::execute(self, insn)

@@ -71,7 +71,7 @@ impl Lifter<'_> {
     /// Lifts a region; its first block must begin with something that is lifted.
     pub fn region(&mut self, region: &Region) -> Result<super::Lifted, TranslateError> {
         let first = &region.blocks[0].guest;
-        if super::liftable(first) == 0 {
+        if self.liftable(first) == 0 {
             return Err(TranslateError::FirstDeclined("not a lifted instruction"));
         }
         let plan = Plan::of(region);

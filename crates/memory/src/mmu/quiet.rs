@@ -9,6 +9,12 @@ use crate::host;
 use crate::walk::Access;
 
 impl Mmu {
+    /// The page fault that the access raises which was given up last, if that is why it was, and it lies in one page. Only
+    /// for who gives up the instruction too, at its first access that can't be done: then it is the instruction's.
+    pub fn take_fault(&mut self) -> Option<x86::Exception> {
+        self.fault.take().filter(|fault| fault.vector == x86::Vector::PageFault)
+    }
+
     /// Loads `width` bytes, zero-extended.
     pub fn try_load(&mut self, state: &CpuState, address: GuestVirt, width: Width) -> Option<u64> {
         self.try_load_with(state, address, width, Access::Read)
@@ -21,6 +27,7 @@ impl Mmu {
 
     /// Stores the low `width` bytes; false if it was not done.
     pub fn try_store(&mut self, state: &CpuState, address: GuestVirt, width: Width, value: u64) -> bool {
+        self.fault = None;
         if Self::misaligned(state, address, width) {
             return false;
         }
@@ -63,7 +70,12 @@ impl Mmu {
     /// Makes the inline lookup of an access hit, whose `length` bytes are in one page; false if it can't.
     pub fn try_fill(&mut self, state: &CpuState, address: GuestVirt, length: u64, write: bool) -> bool {
         let access = if write { Access::Write } else { Access::Read };
+        self.fault = None;
         if self.plain_page(state, address, access).is_none() {
+            if address.page_offset() + length > PAGE_SIZE {
+                // Which of two pages faults first is the interpreter's to say.
+                self.fault = None;
+            }
             return false;
         }
         let entry = self.entry(address.0);
@@ -77,6 +89,7 @@ impl Mmu {
         width: Width,
         access: Access,
     ) -> Option<u64> {
+        self.fault = None;
         if Self::misaligned(state, address, width) {
             return None;
         }
@@ -92,22 +105,33 @@ impl Mmu {
 
     /// Where `length` (at most 16) bytes lie, if that is RAM, the access is allowed, and no code is overwritten.
     fn plain(&mut self, state: &CpuState, address: GuestVirt, length: u64, access: Access) -> Option<Plain> {
-        let first = self.plain_page(state, address, access)?;
+        self.fault = None;
+        let first = self.plain_page(state, address, access);
         let room = PAGE_SIZE - address.page_offset();
         if room >= length {
-            return Some(Plain::Whole(first));
+            return first.map(Plain::Whole);
         }
+        // Which of two pages faults first is the interpreter's to say.
+        self.fault = None;
+        let first = first?;
         let mut next = address.page().offset(PAGE_SIZE);
         if !state.mode.is_64bit() {
             next.0 &= 0xffff_ffff;
         }
-        let second = self.plain_page(state, next, access)?;
+        let second = self.plain_page(state, next, access);
+        self.fault = None;
+        let second = second?;
         Some(Plain::Split(Split { first, second, room: room as usize }))
     }
 
     fn plain_page(&mut self, state: &CpuState, address: GuestVirt, access: Access) -> Option<*mut u8> {
-        let place = self.resolve(state, self.own_view(state), address, access).ok()?;
-        if place.code { None } else { place.host }
+        match self.resolve(state, self.own_view(state), address, access) {
+            Ok(place) => place.host.filter(|_| !place.code),
+            Err(fault) => {
+                self.fault = Some(fault);
+                None
+            }
+        }
     }
 }
 
