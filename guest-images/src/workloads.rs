@@ -34,6 +34,43 @@ macro_rules! sources {
     ($($name:literal),* $(,)?) => { &[$(($name, include_str!(concat!("../workloads/", $name)))),*] };
 }
 
+const NANOBENCH: &[(&str, &str)] = &[
+    ("entry.S", include_str!("../nanobench/entry.S")),
+    ("nanobench.c", include_str!("../nanobench/nanobench.c")),
+];
+
+/// A kernel of its own: no library, no position of its own choosing, nothing that needs SSE or a red zone.
+const BARE_METAL_FLAGS: &[&str] = &[
+    "-std=gnu11",
+    "-O2",
+    "-march=x86-64",
+    "-mtune=generic",
+    "-static",
+    "-nostdlib",
+    "-ffreestanding",
+    "-fno-pie",
+    "-no-pie",
+    "-mno-red-zone",
+    "-mgeneral-regs-only",
+    "-fno-stack-protector",
+    "-fcf-protection=none",
+    "-fno-asynchronous-unwind-tables",
+    "-Wl,-Ttext-segment=0x200000,--build-id=none,-z,noexecstack,-e,start",
+];
+
+/// The kernel that measures what privileged operations cost (`guest-images/nanobench`): an ELF with a PVH note.
+pub fn nanobench(cache: &CacheDir, progress: &mut dyn Progress) -> Result<PathBuf, Error> {
+    const NAME: &str = "nanobench";
+    let lock = Lock::take(cache, progress)?;
+    let work = lock.work_directory(cache::NEEDED)?;
+    let kernel = compile(NAME, NANOBENCH, BARE_METAL_FLAGS, &work)?;
+    let entry = work.subdirectory("entry")?;
+    files::write(&entry.join(NAME), &kernel)?;
+    let target = lock.workloads(NAME);
+    lock.install(&target, &entry, &work)?;
+    Ok(target.join(NAME))
+}
+
 const LOOPS: &[(&str, &str)] = sources![
     "runner.h",
     "runner.c",
@@ -78,7 +115,7 @@ pub fn programs(recipe: &str, cache: &CacheDir, progress: &mut dyn Progress) -> 
     let guest = fetch(recipe, cache, progress)?;
     let lock = Lock::take(cache, progress)?;
     let work = lock.work_directory(cache::NEEDED_WITH_PACKAGES)?;
-    let program = compile("programs", PROGRAMS, &work)?;
+    let program = compile("programs", PROGRAMS, FLAGS, &work)?;
     assemble("programs", &program, PROGRAM_FILES, guest, &lock, &work, progress)
 }
 
@@ -102,7 +139,7 @@ pub fn loops(recipe: &str, cache: &CacheDir, progress: &mut dyn Progress) -> Res
 fn loops_on(guest: Guest, cache: &CacheDir, progress: &mut dyn Progress) -> Result<Workloads, Error> {
     let lock = Lock::take(cache, progress)?;
     let work = lock.work_directory(cache::NEEDED)?;
-    let program = compile("loops", LOOPS, &work)?;
+    let program = compile("loops", LOOPS, FLAGS, &work)?;
     assemble("loops", &program, &[], guest, &lock, &work, progress)
 }
 
@@ -139,16 +176,16 @@ fn assemble(
     Ok(Workloads { guest, program: target.join(name) })
 }
 
-/// The program `name`, made of all .c files of `sources`.
-fn compile(name: &str, sources: &[(&str, &str)], work: &WorkDirectory) -> Result<Vec<u8>, Error> {
+/// The program `name`, made of all .c and .S files of `sources`.
+fn compile(name: &str, sources: &[(&str, &str)], flags: &[&str], work: &WorkDirectory) -> Result<Vec<u8>, Error> {
     let folder = work.subdirectory("sources")?;
     let mut command = Command::new("cc");
-    command.current_dir(&folder).args(FLAGS).args(["-o", OUTPUT]);
+    command.current_dir(&folder).args(flags).args(["-o", OUTPUT]);
     for (path, text) in sources {
         let file = folder.join(path);
         files::create_directory(file.parent().unwrap_or(&folder))?;
         fs::write(&file, text).map_err(|error| Error::of_file(&file, error))?;
-        if Path::new(path).extension().is_some_and(|extension| extension == "c") {
+        if Path::new(path).extension().is_some_and(|extension| extension == "c" || extension == "S") {
             command.arg(path);
         }
     }
@@ -202,12 +239,21 @@ mod tests {
     }
 
     #[test]
+    fn nanobench_is_a_kernel_with_a_pvh_note() {
+        let folder = std::env::temp_dir().join(format!("transvisor-nanobench-{}", std::process::id()));
+        let kernel = fs::read(nanobench(&CacheDir::new(&folder), &mut Silent).unwrap()).unwrap();
+        assert!(kernel.starts_with(b"\x7fELF"));
+        assert!(kernel.windows(16).any(|window| window == b"\x04\0\0\0\x04\0\0\0\x12\0\0\0Xen\0"));
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
     fn the_compiler_is_quoted() {
         let folder = std::env::temp_dir().join(format!("transvisor-compiler-{}", std::process::id()));
         let cache = CacheDir::new(&folder);
         let lock = Lock::take(&cache, &mut Silent).unwrap();
         let work = lock.work_directory(0).unwrap();
-        match compile("loops", &[("loops.c", "int main(void) { return nonsense; }")], &work) {
+        match compile("loops", &[("loops.c", "int main(void) { return nonsense; }")], FLAGS, &work) {
             Err(Error::Compiler { program, message }) => {
                 assert!(program == "loops" && message.contains("nonsense"), "{message}")
             }
