@@ -1,25 +1,20 @@
 //! The same guests and workloads under Transvisor, under QEMU and on the host, in one run: alternating, medians and
 //! spreads, ratios. See README.md beside this.
 //!
-//! Data flows one way: [`contestant`] (command lines) -> [`console`] (one runs) with [`usage`] (what it cost) ->
-//! [`boot`] or [`workloads`] (everyone runs, in turn) -> [`statistics`] -> [`table`].
+//! Data flows one way: [`peers`] (command lines) -> `compare` (everyone runs, in turn) -> [`table`].
 
 mod boot;
-mod console;
-mod contestant;
-mod native;
+mod peers;
 mod scratch;
-mod statistics;
 mod table;
-mod usage;
-mod workloads;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
-use contestant::{Contestant, Peers};
+use compare::{contestant::Contestant, workloads};
 use guest_images::{CacheDir, Guest};
+use peers::Peers;
 use scratch::Scratch;
 use table::Mean;
 
@@ -77,7 +72,7 @@ const PROGRAM_MEANS: &[Mean] = &[("mean of all", |_| true)];
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     // A contestant of ours is this very program, so that what is measured is what was just built.
-    if arguments.get(1).is_some_and(|word| word == contestant::OURSELVES) {
+    if arguments.get(1).is_some_and(|word| word == peers::OURSELVES) {
         return transvisor::command::main(arguments[1..].to_vec());
     }
     match race(&Arguments::parse_from(arguments)) {
@@ -135,7 +130,7 @@ fn boots(arguments: &Arguments, cache: &CacheDir, scratch: &Scratch) -> Result<s
     for mut group in boot::groups(&arguments.peers, &guest, scratch)? {
         group.contestants = chosen(arguments, group.contestants)?;
         let patience = Duration::from_secs(arguments.timeout);
-        let result = boot::run(&group, guest.memory, arguments.rounds, patience)?;
+        let result = compare::boot::run(&group, guest.memory, arguments.rounds, patience)?;
         if !arguments.json {
             table::boots(&result);
         }

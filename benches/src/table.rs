@@ -1,6 +1,6 @@
 //! The results for people.
 
-use crate::{
+use compare::{
     boot,
     contestant::Family,
     statistics::{Figure, geometric_mean},

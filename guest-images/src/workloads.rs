@@ -177,7 +177,12 @@ fn assemble(
 }
 
 /// The program `name`, made of all .c and .S files of `sources`.
-fn compile(name: &str, sources: &[(&str, &str)], flags: &[&str], work: &WorkDirectory) -> Result<Vec<u8>, Error> {
+fn compile(
+    name: &str,
+    sources: &[(&str, &str)],
+    flags: &[&str],
+    work: &WorkDirectory,
+) -> Result<Vec<u8>, Error> {
     let folder = work.subdirectory("sources")?;
     let mut command = Command::new("cc");
     command.current_dir(&folder).args(flags).args(["-o", OUTPUT]);

@@ -27,6 +27,8 @@ pub enum Command {
     Fetch(FetchArguments),
     /// Say what this host offers: KVM, processor, limits, and what to do about it
     Doctor(DoctorArguments),
+    /// Run the same guests under every engine that this host has, and under QEMU, and compare
+    Compare(CompareArguments),
     /// Look at what `run --profile` has recorded
     #[command(subcommand)]
     Profile(ProfileCommand),
@@ -103,6 +105,62 @@ pub struct FetchArguments {
     /// Say only what went wrong
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+/// `transvisor compare`
+#[derive(Args, Debug)]
+pub struct CompareArguments {
+    /// What is compared [default: all]
+    #[arg(value_enum)]
+    pub contests: Vec<Contest>,
+    /// Rounds; everyone runs once in each, in turn
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub rounds: usize,
+    /// Only the contestants whose name contains this; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    pub only: Vec<String>,
+    /// Of compute, only the loops whose name contains this; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    pub workload: Vec<String>,
+    /// The QEMU to compare with
+    #[arg(long, value_name = "PROGRAM", default_value = "qemu-system-x86_64")]
+    pub qemu: PathBuf,
+    /// Leave QEMU out
+    #[arg(long)]
+    pub no_qemu: bool,
+    /// Also write a page with charts
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// For programs: every run
+    #[arg(long)]
+    pub json: bool,
+    /// Seconds after which a guest is taken to hang
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub timeout: u64,
+    /// Where fetched guests are kept [default: $TRANSVISOR_CACHE, $XDG_CACHE_HOME/transvisor or ~/.cache/transvisor]
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// The device that the hardware-assisted engine opens
+    #[arg(long, value_name = "PATH", default_value = kvm::DEVICE, hide = true)]
+    pub kvm_device: PathBuf,
+}
+
+impl CompareArguments {
+    /// Whether this contest was asked for.
+    pub fn wants(&self, contest: Contest) -> bool {
+        self.contests.is_empty() || self.contests.contains(&contest)
+    }
+}
+
+/// What is compared.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Contest {
+    /// What privileged operations cost, by a bare-metal guest
+    Nanobench,
+    /// Debian from power-on to the shell
+    Boot,
+    /// Twelve loops in the guest and on the host
+    Compute,
 }
 
 /// `transvisor doctor`

@@ -16,6 +16,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use crate::{
     arguments::{Arguments, Command, FetchArguments, RunArguments, SerialArgument, rewrite_qemu_options},
     board::{MachineError, serial_output},
+    compare_command,
     config::Config,
     console::RawTerminal,
     doctor, machine, profile_command,
@@ -43,6 +44,7 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
         Command::Profile(command) => profile_command::profile(&command),
         Command::Top(arguments) => profile_command::top(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Compare(arguments) => compare_command::run(&arguments),
     };
     match result {
         Ok(status) => ExitCode::from(status),

@@ -108,7 +108,8 @@ pub fn examine(device: &Path) -> Findings {
     Findings { processor, translation, kvm, limits: limits(), automatic, advice }
 }
 
-fn processor(cpuinfo: &str) -> Processor {
+/// What /proc/cpuinfo says.
+pub fn processor(cpuinfo: &str) -> Processor {
     let field = |name: &str| {
         cpuinfo.lines().find_map(|line| {
             let (key, value) = line.split_once(':')?;

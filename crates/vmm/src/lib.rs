@@ -7,6 +7,7 @@ pub mod arguments;
 pub mod board;
 pub mod choice;
 pub mod command;
+pub mod compare_command;
 pub mod config;
 pub mod console;
 pub mod doctor;

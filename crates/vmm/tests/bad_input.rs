@@ -98,6 +98,28 @@ fn auto_translates_without_kvm_and_says_why() {
 }
 
 #[test]
+fn comparisons() {
+    let cache = Scratch::new("compare-cache", b"");
+    let cache_dir = format!("{}.d", cache.path());
+    let compare = ["compare", "nanobench", "--no-qemu", "--cache-dir", &cache_dir];
+    refused(&[&compare[..], &["--rounds", "0"]].concat(), &["--rounds", "at least 1"]);
+    refused(
+        &[&compare[..], &["--html", "/nonexistent/page.html"]].concat(),
+        &["--html", "/nonexistent/page.html"],
+    );
+    refused(&[&compare[..], &["--only", "nobody"]].concat(), &["--only", "translate, interpret"]);
+    refused(&["compare", "weather"], &["nanobench", "compute"]);
+
+    let output = transvisor(&[&compare[..], &["--only", "translate", "--rounds", "1", "--json"]].concat());
+    let said = String::from_utf8_lossy(&output.stdout);
+    let comparison: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+    let column = &comparison["sections"][0]["columns"][0];
+    assert_eq!((column["name"].as_str(), column["emulated"].as_bool()), (Some("translate"), Some(false)));
+    assert!(column["figures"]["cpuid"]["median"].as_f64().expect("a figure") > 0.0, "{said}");
+    fs::remove_dir_all(cache_dir).expect("the folder is ours");
+}
+
+#[test]
 fn doctor_without_kvm() {
     let output = transvisor(&["doctor", "--json", "--kvm-device", "/nonexistent/kvm"]);
     assert_eq!(output.status.code(), Some(0));

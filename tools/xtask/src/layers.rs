@@ -35,6 +35,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "transvisor-profiler",
         ],
     ),
+    ("transvisor-compare", &[]),
     ("transvisor-kvm", &["transvisor-x86", "transvisor-memory", "transvisor-vcpu", "transvisor-monitor"]),
     (
         "transvisor",
@@ -46,6 +47,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "transvisor-boot",
             "transvisor-guest-images",
             "transvisor-kvm",
+            "transvisor-compare",
             "transvisor-profiler",
             "transvisor-runtime",
         ],

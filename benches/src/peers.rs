@@ -1,40 +1,13 @@
-//! Who takes part: a name and a command line. A guest's serial console is on standard input and output.
+//! Who takes part: every build of Transvisor, and every QEMU.
 
-use std::{ffi::OsString, path::Path, path::PathBuf, process::Command};
+use std::{ffi::OsString, path::Path, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use compare::contestant::{Contestant, Family, qemu_version};
 use guest_images::Guest;
-use serde::Serialize;
 
 /// First argument by which this program becomes the `transvisor` command.
 pub const OURSELVES: &str = "transvisor";
-
-/// What kind of contestant.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Family {
-    /// Transvisor.
-    Ours,
-    /// QEMU: what the ratios are to.
-    Qemu,
-    /// No guest: the program on the host.
-    Native,
-}
-
-/// One contestant.
-#[derive(Clone, Debug)]
-pub struct Contestant {
-    /// For the table.
-    pub name: String,
-    /// What it is.
-    pub family: Family,
-    /// Program and arguments.
-    pub command: Vec<OsString>,
-    /// The directory that it sees as its root, if not the host's.
-    pub root: Option<PathBuf>,
-    /// Runs that are not measured, before the first that is: for what learns from run to run.
-    pub warm_ups: usize,
-}
 
 /// A Transvisor: a program with words that make it one, and arguments to add.
 struct Transvisor {
@@ -106,7 +79,7 @@ impl Peers {
             command.extend(["run", "-q", "--stats", "--json", "--boot", boot].map(OsString::from));
             command.extend(arguments);
             command.extend(common(guest, &guest.kernel));
-            Contestant { name, family: Family::Ours, command, root: None, warm_ups }
+            Contestant { name, family: Family::Ours, command, root: None, emulated: false, warm_ups }
         });
         Ok(all.collect())
     }
@@ -121,34 +94,18 @@ impl Peers {
                 command.extend(["-accel", "tcg", "-cpu", model, "-nographic"].map(OsString::from));
                 command.extend(common(guest, kernel));
                 let name = format!("QEMU {version} {model}");
-                all.push(Contestant { name, family: Family::Qemu, command, root: None, warm_ups: 0 });
+                all.push(Contestant {
+                    name,
+                    family: Family::Qemu,
+                    command,
+                    root: None,
+                    emulated: false,
+                    warm_ups: 0,
+                });
             }
         }
         Ok(all)
     }
-}
-
-impl Contestant {
-    /// A program on the host.
-    pub fn native(program: &Path, root: Option<&Path>) -> Self {
-        Self {
-            name: "native".to_owned(),
-            family: Family::Native,
-            command: vec![program.into()],
-            root: root.map(Path::to_owned),
-            warm_ups: 0,
-        }
-    }
-}
-
-fn qemu_version(program: &str) -> Result<String> {
-    let output = Command::new(program).arg("--version").output().with_context(|| {
-        format!("starting {program}; install it with `apt-get install qemu-system-x86`, or say --no-qemu")
-    })?;
-    ensure!(output.status.success(), "{program} --version ended with {}", output.status);
-    let text = String::from_utf8_lossy(&output.stdout);
-    let version = text.split_whitespace().skip_while(|word| *word != "version").nth(1);
-    Ok(version.with_context(|| format!("{program} --version says no version"))?.to_owned())
 }
 
 /// What both understand: one processor, and all else the same.

@@ -134,7 +134,7 @@ impl Console {
     }
 
     /// What it said on standard error, once that is closed.
-    fn complaint(&mut self) -> String {
+    pub fn complaint(&mut self) -> String {
         self.errors.take().and_then(|errors| errors.join().ok()).unwrap_or_default()
     }
 
