@@ -1,5 +1,6 @@
-//! Memory for compiled code: one memfd mapped twice, once writable and once executable (W^X), reserved once and
-//! never remapped, because profilers identify code by address.
+//! Memory for compiled code: mapped twice, once writable and once executable (W^X), reserved once and never remapped,
+//! because profilers identify code by address. It is anonymous, and not a memfd, because Linux `perf` asks for names
+//! (`/tmp/perf-PID.map`) only where no file is mapped.
 //!
 //! It owns the two views and a bump pointer. Addresses given out are those of the executable view; the runtime
 //! writes through the other one. There is no `free`: a block that dies leaves its bytes behind, and when the memory
@@ -11,13 +12,13 @@
 //! costs it a pipeline flush.
 
 use std::{
-    fs::File,
+    ffi::c_void,
     ops::Range,
+    ptr::{NonNull, null_mut},
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use memmap2::{Mmap, MmapMut, MmapOptions};
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::mm::{MapFlags, MprotectFlags, MremapFlags, ProtFlags, mmap_anonymous, mprotect, mremap, munmap};
 
 /// Alignment of every piece of code: a host cache line.
 const CODE_ALIGNMENT: usize = 64;
@@ -40,8 +41,8 @@ pub enum CodeMemoryError {
 
 /// See the module's description.
 pub struct CodeMemory {
-    writable: MmapMut,
-    executable: Mmap,
+    writable: View,
+    executable: View,
     /// Bytes used from the bottom, by code.
     code: usize,
     /// Offset of the lowest byte used at the top, by slots.
@@ -61,17 +62,8 @@ impl CodeMemory {
         }
         let size = size.next_multiple_of(4096);
         let host = |reason: std::io::Error| CodeMemoryError::Host { size, reason };
-        let file: File =
-            memfd_create("transvisor-code", MemfdFlags::CLOEXEC).map_err(|error| host(error.into()))?.into();
-        ftruncate(&file, size as u64).map_err(|error| host(error.into()))?;
-        // SAFETY: the file is anonymous and its descriptor is closed below, so nobody else can truncate or write it;
-        // the views are shared memory of this process alone.
-        let (writable, executable) = unsafe {
-            (
-                MmapOptions::new().len(size).map_mut(&file).map_err(host)?,
-                MmapOptions::new().len(size).map_exec(&file).map_err(host)?,
-            )
-        };
+        let writable = View::new(size).map_err(|error| host(error.into()))?;
+        let executable = writable.again().map_err(|error| host(error.into()))?;
         Ok(Self { writable, executable, code: 0, slots: size })
     }
 
@@ -86,7 +78,7 @@ impl CodeMemory {
         }
         self.code = end;
         self.slots = slot;
-        let base = self.executable.as_ptr() as u64;
+        let base = self.executable.address();
         Some((base + start as u64, base + slot as u64))
     }
 
@@ -96,7 +88,7 @@ impl CodeMemory {
     /// If they reach outside the memory.
     pub fn bytes(&mut self, address: u64, length: usize) -> &mut [u8] {
         let offset = self.offset(address, length);
-        &mut self.writable[offset..offset + length]
+        &mut self.writable.bytes_mut()[offset..offset + length]
     }
 
     /// Stores an aligned word that compiled code may be reading at the same time.
@@ -105,7 +97,7 @@ impl CodeMemory {
     /// If the address is not within the memory or not aligned.
     pub fn store(&mut self, address: u64, value: u64) {
         let offset = self.offset(address, 8);
-        let word = self.writable[offset..].as_mut_ptr().cast::<u64>();
+        let word = self.writable.bytes_mut()[offset..].as_mut_ptr().cast::<u64>();
         assert!(word.is_aligned(), "slot at {address:#x} is not aligned");
         // SAFETY: in bounds by `offset`, aligned by the assertion, and no reference to these bytes exists; the other
         // view's readers are compiled code, whose 64-bit loads are atomic.
@@ -118,41 +110,107 @@ impl CodeMemory {
     /// If the address is not within the memory.
     pub fn load(&self, address: u64) -> u64 {
         let offset = self.offset(address, 8);
-        let bytes = &self.executable[offset..offset + 8];
+        let bytes = &self.executable.bytes()[offset..offset + 8];
         u64::from_ne_bytes(bytes.try_into().unwrap_or_default())
     }
 
     /// Addresses of the executable view; they never change.
     pub fn range(&self) -> Range<u64> {
-        let start = self.executable.as_ptr() as u64;
-        start..start + self.executable.len() as u64
+        let start = self.executable.address();
+        start..start + self.executable.length as u64
     }
 
     /// Bytes in use.
     pub fn used(&self) -> usize {
-        self.code + (self.executable.len() - self.slots)
+        self.code + (self.executable.length - self.slots)
     }
 
     /// Forgets everything. Nothing may run or point to the old contents.
     pub fn reset(&mut self) {
         self.code = 0;
-        self.slots = self.executable.len();
+        self.slots = self.executable.length;
     }
 
     /// Offset of an address of the executable view, `length` bytes from which lie within it.
     fn offset(&self, address: u64, length: usize) -> usize {
-        let offset = address.wrapping_sub(self.executable.as_ptr() as u64) as usize;
-        assert!(
-            offset <= self.executable.len() && length <= self.executable.len() - offset,
-            "{address:#x} is outside code memory"
-        );
+        let offset = address.wrapping_sub(self.executable.address()) as usize;
+        let whole = self.executable.length;
+        assert!(offset <= whole && length <= whole - offset, "{address:#x} is outside code memory");
         offset
+    }
+}
+
+/// A mapping of the memory.
+struct View {
+    start: NonNull<c_void>,
+    length: usize,
+}
+
+// SAFETY: it is nothing but memory of this process.
+unsafe impl Send for View {}
+// SAFETY: as above; who shares it decides who writes.
+unsafe impl Sync for View {}
+
+impl View {
+    /// Fresh memory, writable.
+    fn new(length: usize) -> rustix::io::Result<Self> {
+        let rights = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        // SAFETY: at no address that is in use.
+        let start = unsafe { mmap_anonymous(null_mut(), length, rights, flags)? };
+        Self::at(start, length)
+    }
+
+    /// The same memory once more, executable and not writable.
+    fn again(&self) -> rustix::io::Result<Self> {
+        // SAFETY: an old size of 0 leaves the old mapping alone and maps the same shared pages elsewhere (mremap(2)).
+        let start = unsafe { mremap(self.start.as_ptr(), 0, self.length, MremapFlags::MAYMOVE)? };
+        let view = Self::at(start, self.length)?;
+        // SAFETY: the mapping was just made, and nobody else knows of it.
+        unsafe { mprotect(start, self.length, MprotectFlags::READ | MprotectFlags::EXEC)? };
+        Ok(view)
+    }
+
+    fn at(start: *mut c_void, length: usize) -> rustix::io::Result<Self> {
+        let start = NonNull::new(start).ok_or(rustix::io::Errno::NOMEM)?;
+        Ok(Self { start, length })
+    }
+
+    fn address(&self) -> u64 {
+        self.start.as_ptr() as u64
+    }
+
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: mapped, readable and zero or written since, as long as the view.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr().cast(), self.length) }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above; only the writable view is asked for it, by its only owner.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().cast(), self.length) }
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this view's, and nobody has references into it any more. It can't fail.
+        let _ = unsafe { munmap(self.start.as_ptr(), self.length) };
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// `perf` takes a mapping for generated code if it is named so (tools/perf/util/map.c).
+    #[test]
+    fn no_file_lies_behind_it() {
+        let memory = CodeMemory::new(64 << 10).unwrap();
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let start = format!("{:x}-", memory.range().start);
+        let line = maps.lines().find(|line| line.starts_with(&start)).expect("it is mapped");
+        assert!(line.contains(" r-xs ") && line.contains(" /dev/zero"), "{line}");
+    }
 
     #[test]
     fn what_is_written_can_be_executed_at_the_other_view() {

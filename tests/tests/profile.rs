@@ -99,7 +99,7 @@ fn debian(entry: boot::Entry) -> Config {
 fn kallsyms(machine: &mut Machine) -> HashMap<String, u64> {
     machine.wait_for("BusyBox", BOOT);
     machine.wait_for(PROMPT, BOOT);
-    let text = machine.command("awk 'NR % 10 == 1' /proc/kallsyms", PROMPT, COMMAND);
+    let text = machine.command("awk 'NR % 10 == 1 || / _text$/' /proc/kallsyms", PROMPT, COMMAND);
     let line = |line: &str| {
         let mut fields = line.split_whitespace();
         let address = u64::from_str_radix(fields.next()?, 16).ok()?;
@@ -110,7 +110,12 @@ fn kallsyms(machine: &mut Machine) -> HashMap<String, u64> {
 }
 
 /// Boots Debian with a profile, and compares the names in it with what the guest says.
-fn debian_is_named_as_it_names_itself(entry: boot::Entry, symbols: Option<Symbols>, name: &str) -> Profile {
+fn debian_is_named_as_it_names_itself(
+    entry: boot::Entry,
+    symbols: Option<Symbols>,
+    name: &str,
+    source: &str,
+) -> (Profile, HashMap<String, u64>) {
     let folder = folder(name);
     let directory = Directory::create(&folder).expect("a new directory");
     let symbols = symbols.map(Arc::new);
@@ -125,7 +130,7 @@ fn debian_is_named_as_it_names_itself(entry: boot::Entry, symbols: Option<Symbol
     assert_eq!(outcome, Outcome::PowerOff, "{console}");
     let profile = store::load(&folder).unwrap();
     check(&profile, report.instructions);
-    assert_eq!(profile.symbols.source, "kallsyms in guest memory");
+    assert_eq!(profile.symbols.source, source, "{:?}", profile.symbols.note);
     assert!(
         profile
             .run
@@ -158,12 +163,14 @@ fn debian_is_named_as_it_names_itself(entry: boot::Entry, symbols: Option<Symbol
         assert!(fs::metadata(folder.join(file)).unwrap().len() > 1000, "{file}");
     }
     fs::remove_dir_all(folder).unwrap();
-    profile
+    (profile, printed)
 }
+
+const OWN: &str = "kallsyms in guest memory";
 
 #[test]
 fn a_debian_boot_is_counted_and_named() {
-    let profile = debian_is_named_as_it_names_itself(boot::Entry::Auto, None, "debian");
+    let (profile, printed) = debian_is_named_as_it_names_itself(boot::Entry::Auto, None, "debian", OWN);
     assert!(profile.code.iter().any(|code| code.tier == Tier::Region && code.listing.is_some()));
     assert!(profile.code.iter().any(|code| code.end == End::Invalidated), "the kernel patches itself");
     assert!(profile.blocks.iter().any(|block| block.user && block.symbol.is_none()));
@@ -179,6 +186,16 @@ fn a_debian_boot_is_counted_and_named() {
     let (whole, cut): (Vec<_>, Vec<_>) = stacks.stacks.iter().partition(|stack| begins(stack));
     assert!(whole.len() > cut.len(), "{} of {}", cut.len(), whole.len() + cut.len());
     assert!(whole.iter().any(|stack| frames(stack).contains(&"start_kernel")));
+
+    // A System.map tells the same, also of a kernel that was moved.
+    let map = printed.iter().fold(String::new(), |map, (name, at)| format!("{map}{at:016x} T {name}\n"));
+    let path = folder("System.map");
+    fs::write(&path, map).unwrap();
+    let symbols = Symbols::read(&path).unwrap();
+    let source = path.to_str().unwrap();
+    let (moved, _) = debian_is_named_as_it_names_itself(boot::Entry::Bzimage, Some(symbols), "moved", source);
+    assert_eq!(moved.symbols.note, None);
+    fs::remove_file(&path).unwrap();
 }
 
 #[test]
@@ -188,7 +205,7 @@ fn a_kernel_at_a_random_address_is_named_too() {
     let other = (1..5000).map(|n| (text + 16 * n, format!("function_{n}")));
     let other = other.chain([(text, "_text".to_owned())]).collect();
     let other = Symbols::new(other, "other.map".into());
-    let profile = debian_is_named_as_it_names_itself(boot::Entry::Bzimage, Some(other), "kaslr");
+    let (profile, _) = debian_is_named_as_it_names_itself(boot::Entry::Bzimage, Some(other), "kaslr", OWN);
     let note = profile.symbols.note.unwrap();
     assert!(note.contains("other.map") && note.contains("another kernel"), "{note}");
 }

@@ -138,20 +138,36 @@ fn a_machine_that_is_killed_leaves_what_was_gathered() {
     let scratch = Scratch::new("killed");
     let kernel = scratch.file("kernel", looping_kernel());
     let profile = scratch.path("profile");
-    let mut machine =
-        command(&["run", "--kernel", &kernel, "--memory", "32M", "--serial", "null", "--profile", &profile])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the binary starts");
+    let mut machine = command(&[
+        "run",
+        "--kernel",
+        &kernel,
+        "--memory",
+        "32M",
+        "--serial",
+        "null",
+        "--profile",
+        &profile,
+        "--perf-map",
+    ])
+    .stdout(Stdio::null())
+    .stderr(Stdio::null())
+    .spawn()
+    .expect("the binary starts");
     let blocks = Path::new(&profile).join("blocks.json");
     let deadline = Instant::now() + Duration::from_secs(120);
     while !blocks.exists() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(50));
     }
     let live = transvisor(&["top", &profile, "--once", "--top", "3"]);
+    let map = PathBuf::from(format!("/tmp/perf-{}.map", machine.id()));
     machine.kill().expect("it runs");
     machine.wait().expect("it was started");
+
+    // What perf reads: start, size, name.
+    let names = fs::read_to_string(&map).unwrap();
+    fs::remove_file(&map).unwrap();
+    assert!(names.lines().any(|line| line.ends_with(" guest_region:0x100200")), "{names}");
 
     let text = String::from_utf8_lossy(&live.stdout).into_owned();
     assert!(text.contains("0x100200") && text.contains("had not ended"), "{text}{live:?}");
