@@ -52,7 +52,8 @@ struct Mapping<'a> {
     resident: u64,
 }
 
-/// proc_pid_smaps(5): a line as in maps, then lines "Name: value kB".
+/// proc_pid_smaps(5): a line as in maps, then lines "Name: value kB". Pss counts a page once that is mapped twice, as code
+/// memory is.
 fn mappings(text: &str) -> Vec<Mapping<'_>> {
     let mut all: Vec<Mapping<'_>> = Vec::new();
     for line in text.lines() {
@@ -63,7 +64,7 @@ fn mappings(text: &str) -> Vec<Mapping<'_>> {
         {
             let object = line.splitn(5, ' ').nth(4).unwrap_or_default();
             all.push(Mapping { start, end, writable: second.contains('w'), object, resident: 0 });
-        } else if first == "Rss:"
+        } else if first == "Pss:"
             && let Some(mapping) = all.last_mut()
         {
             mapping.resident = second.parse::<u64>().unwrap_or(0) << 10;
@@ -136,16 +137,16 @@ mod tests {
     const SMAPS: &str = "\
 55d000000000-55d000100000 rw-p 00000000 00:00 0                          [heap]
 Size:               1024 kB
-Rss:                 512 kB
+Pss:                 512 kB
 7f0000000000-7f0010000000 rw-p 00000000 00:00 0
-Rss:              100000 kB
+Pss:              100000 kB
 7f0010000000-7f0020000000 rw-p 00000000 00:00 0
-Rss:               50000 kB
+Pss:               50000 kB
 VmFlags: rd wr mr mw me ac sd
 7f0020000000-7f0020001000 ---p 00000000 00:00 0
-Rss:                   0 kB
+Pss:                   0 kB
 7f0030000000-7f0070000000 rw-s 00000000 00:01 77                         /memfd:code (deleted)
-Rss:                3000 kB
+Pss:                3000 kB
 ";
 
     #[test]

@@ -202,7 +202,7 @@ pub fn imul<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
 /// Low and high half of a product.
 fn wide_product<M: Machine>(m: &mut M, width: Width, signed: bool, a: M::Int, b: M::Int) -> (M::Int, M::Int) {
     if width == Width::Qword {
-        return (m.multiply(width, a, b), m.multiply_high(width, signed, a, b));
+        return m.multiply_wide(signed, a, b);
     }
     let (a, b) = if signed {
         (m.resize_signed(width, Width::Qword, a), m.resize_signed(width, Width::Qword, b))

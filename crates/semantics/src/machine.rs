@@ -176,6 +176,11 @@ pub trait Machine: Sized {
     fn multiply(&mut self, width: Width, a: Self::Int, b: Self::Int) -> Self::Int;
     /// High half of the product.
     fn multiply_high(&mut self, width: Width, signed: bool, a: Self::Int, b: Self::Int) -> Self::Int;
+    /// Low and high half of the product of 64-bit values.
+    fn multiply_wide(&mut self, signed: bool, a: Self::Int, b: Self::Int) -> (Self::Int, Self::Int) {
+        let width = Width::Qword;
+        (self.multiply(width, a, b), self.multiply_high(width, signed, a, b))
+    }
     /// (high:low) / divisor -> (quotient, remainder); #DE if the divisor is 0 or the quotient does not fit.
     fn divide(
         &mut self,

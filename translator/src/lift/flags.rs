@@ -296,7 +296,17 @@ impl Lifter<'_> {
     }
 
     fn carry(&mut self, sum: Sum) -> Value {
+        if let Some(carry) = sum.carry
+            && sum.subtract
+            && sum.a == sum.b
+        {
+            return carry;
+        }
         let (left, right) = if sum.subtract { (sum.a, sum.b) } else { (sum.result, sum.a) };
+        if !sum.subtract && self.constant_of(sum.b) == Some(0) {
+            // Nothing but the carry is added.
+            return self.b.ins().icmp(IntCC::UnsignedLessThan, left, right);
+        }
         let below = self.b.ins().icmp(IntCC::UnsignedLessThan, left, right);
         let Some(carry) = sum.carry else {
             return below;
