@@ -116,7 +116,7 @@ fn on_engine(way: Way) {
     if way == Way::Interpreted {
         assert_eq!(compiled, 0);
     } else {
-        let (most, of) = if way.is_by_templates() { (1, 2) } else { (9, 10) };
+        let (most, of) = if way.is_by_templates() { (7, 10) } else { (9, 10) };
         assert!(compiled > total as u64 * most / of, "most cases were not compiled");
     }
 }

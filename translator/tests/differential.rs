@@ -64,6 +64,16 @@ impl Side {
         bytes
     }
 
+    fn all(&self) -> Vec<u8> {
+        let mut bytes = vec![0; RAM_SIZE as usize];
+        self.mmu.ram().read(GuestPhys(0), &mut bytes).unwrap();
+        bytes
+    }
+
+    fn set_all(&self, bytes: &[u8]) {
+        self.mmu.ram().write(GuestPhys(0), bytes).unwrap();
+    }
+
     fn set_data(&self, bytes: &[u8]) {
         self.mmu.ram().write(GuestPhys(DATA - 0x1_0000), bytes).unwrap();
     }
@@ -299,7 +309,11 @@ impl Harness {
         }
         let executed = compiled.instructions as usize;
         let undefined = if self.host_flags { undefined_flags(&bytes, mode, executed) } else { Some(0) };
-        let Some(undefined) = undefined else { return };
+        let Some(undefined) = undefined else {
+            // Also where no case resets it, memory must stay the same.
+            self.interpreted.set_all(&self.compiled.all());
+            return;
+        };
         for _ in 0..executed {
             let rip = self.interpreted.state.rip;
             let insn = block.insns.iter().find(|insn| insn.rip == rip);
@@ -386,7 +400,9 @@ fn undefined_flags(bytes: &[u8], mode: Mode, count: usize) -> Option<u64> {
         let counted_by_cl = (0..instruction.op_count()).any(|n| {
             instruction.op_kind(n) == OpKind::Register && instruction.op_register(n) == Register::CL
         });
-        if !counted_by_cl {
+        // Of no element, or of a count of zero, flags keep.
+        let repeated = instruction.has_rep_prefix() || instruction.has_repne_prefix();
+        if !counted_by_cl && !repeated {
             undefined &=
                 !(instruction.rflags_written() | instruction.rflags_cleared() | instruction.rflags_set());
         }

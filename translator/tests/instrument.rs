@@ -90,9 +90,9 @@ fn templates_count_and_do_nothing_else_differently() {
         else {
             continue;
         };
-        assert!(plain.instrumentation.is_none() && counters(&plain).next().is_none());
-        assert!(counters(&counting).count() >= 2);
-        assert_eq!(without_counting(&counting), without_counting(&plain), "{guest:?}");
+        assert!(plain.instrumentation.is_none() && counters(plain).next().is_none());
+        assert!(counters(counting).count() >= 2);
+        assert_eq!(without_counting(counting), without_counting(plain), "{guest:?}");
         compared += 1;
     }
     assert!(compared >= 5, "{compared}");

@@ -9,7 +9,7 @@ use transvisor_translator::{
     CodeBlock, Options, TemplateTranslator, TranslateError, Translator,
     abi::{JumpEntry, Leave},
 };
-use x86::{CpuState, Flags, LazyFlags, Mode, flags};
+use x86::{CpuState, Flags, LazyFlags, Mode, flags, state::NO_SHADOW};
 
 const CODE: u64 = 0x40_1000;
 
@@ -212,7 +212,7 @@ fn what_has_no_template_ends_the_block() {
             Err(TranslateError::FirstDeclined(_))
         ));
     }
-    translator.translate(&guest_block(&[0x48, 0x01, 0xd8]), None).unwrap().clone();
+    translator.translate(&guest_block(&[0x48, 0x01, 0xd8]), None).unwrap();
 }
 
 #[test]
@@ -312,4 +312,98 @@ fn divisions_that_might_fault_are_left() {
             assert_eq!((machine.state.gpr[0], machine.state.gpr[2]), (rax, rdx));
         }
     }
+}
+
+#[test]
+fn the_interrupt_flag_is_changed_in_place() {
+    // sti | cli
+    let (sti, cli) = (place(template(&[0xfb])), place(template(&[0xfa])));
+    for (set_before, shadow) in [(false, 41), (true, NO_SHADOW)] {
+        let mut machine = Machine::new();
+        machine.state.instructions = 40;
+        machine.state.set_rflags(if set_before { flags::IF } else { 0 } | flags::ZF);
+        assert_eq!(machine.run(&sti), Leave::Unlinked);
+        assert_eq!((machine.state.shadow_from, machine.state.instructions), (shadow, 41));
+        assert_eq!(machine.state.rflags & flags::IF, flags::IF);
+        assert_eq!(machine.run(&cli), Leave::Unlinked);
+        assert_eq!((machine.state.rflags & flags::IF, status(&machine.state)), (0, flags::ZF));
+    }
+    let mut machine = Machine::new();
+    machine.state.event_waiting = 1;
+    machine.state.set_rflags(0);
+    assert_eq!(machine.run(&sti), Leave::Step, "an event waits");
+    assert_eq!(
+        (machine.state.rip, machine.state.rflags & flags::IF, machine.state.instructions),
+        (CODE, 0, 0)
+    );
+}
+
+#[test]
+fn flags_are_pushed_and_popped() {
+    // add al, al; pushf | popf
+    let (pushes, pops) = (place(template(&[0x00, 0xc0, 0x9c])), place(template(&[0x9d])));
+    let top = RAM_START + 0x100;
+    let image = flags::FIXED_ONE | flags::IF | flags::DF | flags::CF | flags::OF | flags::ZF | flags::PF;
+    let mut machine = Machine::new();
+    (machine.state.gpr[0], machine.state.gpr[4]) = (0x80, top);
+    machine.state.set_rflags(flags::IF | flags::DF | flags::RF);
+    assert_eq!(machine.run(&pushes), Leave::Unlinked);
+    assert_eq!(machine.state.gpr[4], top - 8);
+    assert_eq!(machine.ram.bytes[0xf8..0x100], image.to_le_bytes());
+    machine.state.set_rflags(0);
+    assert_eq!(machine.run(&pops), Leave::Unlinked);
+    assert_eq!((machine.state.gpr[4], status(&machine.state)), (top, image & flags::STATUS));
+    assert_eq!(machine.state.rflags & !flags::STATUS, image & !flags::STATUS);
+    // AC wants another view of the TLB, TF traps, and an event that waits is due.
+    for (image, waiting) in [(flags::AC, 0), (flags::TF, 0), (flags::IF, 1)] {
+        let mut machine = Machine::new();
+        machine.ram.bytes[0x100..0x108].copy_from_slice(&image.to_le_bytes());
+        (machine.state.gpr[4], machine.state.event_waiting) = (top, waiting);
+        machine.state.set_rflags(0);
+        assert_eq!(machine.run(&pops), Leave::Step);
+        assert_eq!((machine.state.gpr[4], machine.state.rflags()), (top, flags::FIXED_ONE));
+    }
+}
+
+#[test]
+fn repetitions_come_back_by_a_slot() {
+    // rep stosb; add rax, rbx. The runtime's part does nothing here.
+    let placed = place(template(&[0xf3, 0xaa, 0x48, 0x01, 0xd8]));
+    let mut machine = Machine::new();
+    (machine.state.gpr[0], machine.state.gpr[3]) = (7, 1);
+    (machine.state.gpr[1], machine.state.gpr[7]) = (2, RAM_START + 0x10);
+    let left = |machine: &Machine| {
+        let slot = (0..2).find(|&n| machine.left_through() == placed.slot(n)).unwrap();
+        placed.block.exits[slot].target
+    };
+    assert_eq!(machine.run(&placed), Leave::Unlinked);
+    assert_eq!((left(&machine), machine.state.instructions), (CODE, 1), "one element is one instruction");
+    assert_eq!((machine.state.gpr[1], machine.state.gpr[7]), (1, RAM_START + 0x11));
+    assert_eq!(machine.run(&placed), Leave::Unlinked);
+    assert_eq!((left(&machine), machine.state.instructions), (CODE + 5, 3));
+    assert_eq!((machine.state.gpr[0], machine.state.gpr[1]), (8, 0));
+    assert_eq!(machine.ram.bytes[0xf..0x13], [0, 7, 7, 0]);
+}
+
+#[test]
+fn the_guest_s_mxcsr_is_loaded_for_floats_only() {
+    // divsd xmm0, xmm1; ucomisd xmm0, xmm1
+    let placed = place(template(&[0xf2, 0x0f, 0x5e, 0xc1, 0x66, 0x0f, 0x2e, 0xc1]));
+    // Towards zero, and to the nearest: 1 / 3 differs in the last bit of 2 / 3.
+    for (mxcsr, last) in [(0x7f80, 5), (0x1f80, 5), (0x5f80, 6)] {
+        let mut machine = Machine::new();
+        machine.state.mxcsr = mxcsr;
+        machine.state.xmm[0] = u128::from(2f64.to_bits());
+        machine.state.xmm[1] = u128::from(3f64.to_bits());
+        assert_eq!(machine.run(&placed), Leave::Unlinked);
+        assert_eq!(machine.state.xmm[0] as u64, 0x3fe5_5555_5555_5550 | last, "{mxcsr:x}");
+        assert_eq!((machine.state.mxcsr, machine.state.mxcsr_loaded), (mxcsr | 0x20, 0), "inexact");
+        assert_eq!(status(&machine.state), flags::CF);
+    }
+    let mut state = Machine::new().state;
+    state.mxcsr = 0x1f00;
+    state.update_mode();
+    let block = decode_block(&[0xf2, 0x0f, 0x5e, 0xc1], CODE, state.mode);
+    let mut translator = TemplateTranslator::new();
+    assert!(matches!(translator.translate(&block, None), Err(TranslateError::FirstDeclined(_))));
 }

@@ -19,9 +19,6 @@ const RDI: usize = 7;
 /// Pages that one call works through at most, so that interrupts wait for a bounded time.
 const MAX_CHUNKS: usize = 16;
 
-/// Below this many elements the single step is as good.
-const MIN_COUNT: u64 = 4;
-
 /// One of them, on the state it is about.
 struct Bulk<'a> {
     state: &'a mut CpuState,
@@ -36,7 +33,7 @@ pub fn run(state: &mut CpuState, mmu: &mut Mmu, repetition: Repetition) {
     }
     let mut bulk = Bulk { state, mmu, repetition };
     for _ in 0..MAX_CHUNKS {
-        if bulk.register(RCX) < MIN_COUNT || bulk.chunk() != Some(Chunk::Whole) {
+        if bulk.register(RCX) < Repetition::FEWEST || bulk.chunk() != Some(Chunk::Whole) {
             break;
         }
     }

@@ -44,6 +44,9 @@ pub struct Repetition {
 }
 
 impl Repetition {
+    /// Below this many elements nothing is done at once: a single step is as good.
+    pub const FEWEST: u64 = 4;
+
     /// That of an instruction.
     pub fn of(kind: Bulk, insn: &Insn) -> Self {
         Self {

@@ -17,7 +17,7 @@ use cranelift_codegen::ir::{InstBuilder, Value, condcodes::IntCC, types};
 use iced_x86::Mnemonic;
 use semantics::{Flag, Insn, Register};
 use x86::{
-    CpuState, Segment, Width,
+    CpuState, Mode, Segment, Width,
     control::cr4,
     flags,
     state::{Msrs, NO_SHADOW, RSP},
@@ -27,9 +27,10 @@ use super::{Ended, Lifter, registers::RegisterFile};
 use crate::abi::{FIRST_RUNTIME_HELPER, Leave, RuntimeHelper, SystemTransfer};
 
 const RFLAGS: usize = offset_of!(CpuState, rflags);
-const GS_BASE: usize = offset_of!(CpuState, segments) + 5 * size_of::<Segment>() + offset_of!(Segment, base);
-const MSRS: usize = offset_of!(CpuState, msrs);
-const KERNEL_GS_BASE: usize = MSRS + offset_of!(Msrs, kernel_gs_base);
+pub(crate) const GS_BASE: usize =
+    offset_of!(CpuState, segments) + 5 * size_of::<Segment>() + offset_of!(Segment, base);
+pub(crate) const MSRS: usize = offset_of!(CpuState, msrs);
+pub(crate) const KERNEL_GS_BASE: usize = MSRS + offset_of!(Msrs, kernel_gs_base);
 
 /// The status flags and where they are in RFLAGS.
 const STATUS: [(Flag, u8); 6] = [
@@ -42,23 +43,28 @@ const STATUS: [(Flag, u8); 6] = [
 ];
 
 /// System flags that POPF loads at CPL 0.
-const POPPED: u64 = flags::TF | flags::IF | flags::DF | flags::IOPL | flags::NT | flags::AC | flags::ID;
+pub(crate) const POPPED: u64 =
+    flags::TF | flags::IF | flags::DF | flags::IOPL | flags::NT | flags::AC | flags::ID;
+
+/// Whether compiled code does a callout without the monitor (though it may still find at run time that it can't).
+pub(crate) fn is_own(insn: &Insn, mode: Mode) -> bool {
+    let supervisor = mode.cpl() == 0;
+    mode.is_64bit()
+        && match insn.mnemonic {
+            Mnemonic::Cli | Mnemonic::Sti | Mnemonic::Stac | Mnemonic::Clac | Mnemonic::Swapgs => supervisor,
+            Mnemonic::Popfq => supervisor && insn.width == Width::Qword,
+            Mnemonic::Pushfq => insn.width == Width::Qword,
+            Mnemonic::Rdtsc | Mnemonic::Rdtscp => true,
+            _ => false,
+        }
+}
 
 impl Lifter<'_> {
     /// Whether compiled code does a callout itself (though it may still find at run time that it can't). Where a profile
     /// counts, the monitor's are left to the dispatcher, which counts them by kind.
     pub(super) fn is_inline(&self, insn: &Insn) -> bool {
-        let supervisor = self.mode.cpl() == 0;
-        self.mode.is_64bit()
-            && match insn.mnemonic {
-                Mnemonic::Cli | Mnemonic::Sti | Mnemonic::Stac | Mnemonic::Clac | Mnemonic::Swapgs => {
-                    supervisor
-                }
-                Mnemonic::Popfq => supervisor && insn.width == Width::Qword,
-                Mnemonic::Pushfq => insn.width == Width::Qword,
-                Mnemonic::Rdtsc | Mnemonic::Rdtscp => true,
-                _ => self.instrumentation.is_none() && SystemTransfer::of(insn).is_some(),
-            }
+        let with_monitor = || self.instrumentation.is_none() && SystemTransfer::of(insn).is_some();
+        is_own(insn, self.mode) || self.mode.is_64bit() && with_monitor()
     }
 
     /// Lifts the current instruction, which [`Lifter::is_inline`], and the end of its block.

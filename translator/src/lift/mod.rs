@@ -8,7 +8,7 @@
 //!
 //! Lifting a block into a function is apart from making the function, so that several blocks can go into one.
 
-mod callouts;
+pub(crate) mod callouts;
 mod count;
 mod emit;
 mod exits;

@@ -16,6 +16,7 @@ pub(super) type Reg = u8;
 pub(super) const RAX: Reg = 0;
 pub(super) const RCX: Reg = 1;
 pub(super) const RDX: Reg = 2;
+pub(super) const RSI: Reg = 6;
 pub(super) const RDI: Reg = 7;
 /// Holds the address of `CpuState`.
 pub(super) const STATE: Reg = 15;
@@ -24,6 +25,7 @@ pub(super) const STATE: Reg = 15;
 pub(super) mod condition {
     pub const BELOW: u8 = 2;
     pub const ABOVE_OR_EQUAL: u8 = 3;
+    pub const EQUAL: u8 = 4;
     pub const NOT_EQUAL: u8 = 5;
     pub const SIGN: u8 = 8;
 }
@@ -121,7 +123,20 @@ impl Assembler {
         load(to: Reg, from: Mem) = movq_rm(to, Operand::from(from));
         /// The low 32 bits, zero-extended.
         load32(to: Reg, from: Mem) = movl_rm(to, Operand::from(from));
+        /// The low 8 bits; the others keep.
+        load_low8(to: Reg, from: Mem) = movb_rm(to, Operand::from(from));
+        /// The low 16 bits; the others keep.
+        load_low16(to: Reg, from: Mem) = movw_rm(to, Operand::from(from));
+        /// The low 8 bits, zero-extended.
+        load8(to: Reg, from: Mem) = movzbl_rm(to, Operand::from(from));
+        /// The low 16 bits, zero-extended.
+        load16(to: Reg, from: Mem) = movzwl_rm(to, Operand::from(from));
+        sign_extend16(to: Reg, from: Reg) = movswq_rm(to, from);
+        sign_extend32(to: Reg, from: Reg) = movslq_rm(to, from);
         store(to: Mem, from: Reg) = movq_mr(Operand::from(to), from);
+        store8(to: Mem, from: Reg) = movb_mr(Operand::from(to), from);
+        store16(to: Mem, from: Reg) = movw_mr(Operand::from(to), from);
+        store32(to: Mem, from: Reg) = movl_mr(Operand::from(to), from);
         /// Stores a sign-extended immediate, 64 bits.
         store_immediate(to: Mem, value: i32) = movq_mi_sxl(Operand::from(to), value);
         lea(to: Reg, from: Mem) = leaq_rm(to, from);
@@ -130,9 +145,17 @@ impl Assembler {
         add_from(to: Reg, from: Mem) = addq_rm(to, Operand::from(from));
         and_from(to: Reg, from: Mem) = andq_rm(to, Operand::from(from));
         and_immediate(to: Reg, value: i32) = andq_mi_sxl(to, value);
+        and_memory(to: Mem, value: i32) = andq_mi_sxl(Operand::from(to), value);
+        or_memory(to: Mem, value: i32) = orq_mi_sxl(Operand::from(to), value);
+        add(to: Reg, from: Reg) = addq_rm(to, from);
+        subtract(to: Reg, from: Reg) = subq_rm(to, from);
+        or(to: Reg, from: Reg) = orq_rm(to, from);
         xor(to: Reg, from: Reg) = xorq_rm(to, from);
+        test(a: Reg, b: Reg) = testq_mr(a, b);
         compare(a: Reg, b: Mem) = cmpq_rm(a, Operand::from(b));
         compare_registers(a: Reg, b: Reg) = cmpq_rm(a, b);
+        compare_registers8(a: Reg, b: Reg) = cmpb_rm(a, b);
+        compare_registers16(a: Reg, b: Reg) = cmpw_rm(a, b);
         compare_registers32(a: Reg, b: Reg) = cmpl_rm(a, b);
         compare_immediate(a: Mem, b: i32) = cmpq_mi(Operand::from(a), b);
         compare_immediate_register(a: Reg, b: i8) = cmpq_mi_sxb(a, b);

@@ -79,7 +79,7 @@ impl Template<'_> {
         self.chain(target);
     }
 
-    fn chain(&mut self, target: u64) {
+    pub(super) fn chain(&mut self, target: u64) {
         let guarded = target & PAGE_MASK != self.page;
         self.count_event(Event::Direct, 1, RAX);
         let slot = self.exits.len() as u32;

@@ -6,11 +6,11 @@ use x86::CpuState;
 
 use super::{
     Template,
-    assembler::{Jump, Mem, RAX, RCX, RDI, Reg},
+    assembler::{Jump, Mem, RAX, RCX, RDI, RSI, Reg, STATE},
     memory::Address,
 };
 use crate::{
-    abi::{ChainSlot, FIRST_THUNK, Leave, SlowPath},
+    abi::{ChainSlot, FIRST_RUNTIME_HELPER, FIRST_THUNK, Leave, RuntimeHelper, SlowPath},
     instrument::Event,
 };
 
@@ -43,8 +43,10 @@ pub(super) enum ColdKind {
     Unlinked(u32),
     /// Abandons the instruction.
     Abandon,
-    /// Makes the state's flags packed.
-    PackFlags,
+    /// Calls what an entry of the function table has, and goes on. It keeps all registers.
+    Call(usize),
+    /// Does the instruction once more, through a chain slot, and so with a poll. The state is settled.
+    Again,
 }
 
 impl Template<'_> {
@@ -52,7 +54,11 @@ impl Template<'_> {
     pub(super) fn finish(&mut self, counted: u16) {
         self.asm.patch32(self.counted_at, counted.into());
         self.know_counted(counted);
-        for cold in core::mem::take(&mut self.cold) {
+        let mut done = 0;
+        // There are more of them while they are written.
+        while let Some(&cold) = self.cold.get(done) {
+            done += 1;
+            self.index = cold.index;
             self.asm.bind(cold.from);
             self.begin_source(cold.index);
             let rip = self.insns[cold.index].rip;
@@ -67,17 +73,25 @@ impl Template<'_> {
                     self.asm.store_constant(Mem::state(RIP), rip, second);
                     self.asm.store_immediate(Mem::state(SCRATCH + 8), uncounted);
                     let path = if write { SlowPath::FillWrite } else { SlowPath::FillRead };
-                    self.count_call(path, second);
+                    self.count_call(FIRST_THUNK + path as usize, second);
                     // The thunk does not come back from an access that is abandoned.
                     self.count_event(Event::Undone, uncounted, second);
                     self.call_thunk(path, second);
                     self.count_event(Event::Undone, -uncounted, second);
                     self.asm.jump_back(cold.resume);
                 }
-                ColdKind::PackFlags => {
-                    // Which registers are free is not known here, and the thunk keeps them all.
-                    self.call_thunk_keeping_all(SlowPath::PackFlags);
+                ColdKind::Call(entry) => {
+                    // Which registers are free is not known here.
+                    self.call_keeping_all(entry);
                     self.asm.jump_back(cold.resume);
+                }
+                ColdKind::Again => {
+                    let rest = uncounted - 1;
+                    if rest > 0 {
+                        self.asm.subtract_immediate(Mem::state(INSTRUCTIONS), rest);
+                        self.count_event(Event::Undone, rest, RCX);
+                    }
+                    self.chain(rip);
                 }
                 ColdKind::AtEntry(leave) => {
                     self.asm.store_constant(Mem::state(RIP), rip, RCX);
@@ -126,11 +140,27 @@ impl Template<'_> {
         self.asm.pop(by);
     }
 
-    fn call_thunk_keeping_all(&mut self, path: SlowPath) {
+    fn call_keeping_all(&mut self, entry: usize) {
         self.asm.push(RAX);
-        self.count_call(path, RAX);
+        self.count_call(entry, RAX);
         self.asm.load(RAX, Mem::state(offset_of!(CpuState, helpers)));
-        self.asm.call(Mem::new(RAX, 8 * (FIRST_THUNK + path as usize) as i32));
+        self.asm.call(Mem::new(RAX, 8 * entry as i32));
         self.asm.pop(RAX);
+    }
+
+    /// Calls a function of the runtime with the state and perhaps a constant; gives its result in RAX. The state is
+    /// settled, and host flags are lost; no guest register is in a host register afterwards.
+    pub(super) fn call_runtime(&mut self, helper: RuntimeHelper, argument: Option<u64>) {
+        let entry = FIRST_RUNTIME_HELPER + helper as usize;
+        self.count_call(entry, RAX);
+        self.asm.push(RAX);
+        self.asm.mov(RDI, STATE);
+        if let Some(argument) = argument {
+            self.asm.constant(RSI, argument);
+        }
+        self.asm.load(RAX, Mem::state(offset_of!(CpuState, helpers)));
+        self.asm.call(Mem::new(RAX, 8 * entry as i32));
+        self.asm.pop(RCX);
+        (self.registers.loaded, self.registers.loaded_xmm) = (0, 0);
     }
 }

@@ -49,12 +49,14 @@ impl FlagUse {
 /// A set of general registers.
 pub(super) type Set = u16;
 
-const RAX: Set = 1 << 0;
-const RDX: Set = 1 << 2;
-const RCX: Set = 1 << 1;
+pub(super) const RAX: Set = 1 << 0;
+pub(super) const RDX: Set = 1 << 2;
+pub(super) const RCX: Set = 1 << 1;
 const RBX: Set = 1 << 3;
 const RSP: Set = 1 << 4;
 const RBP: Set = 1 << 5;
+const RSI: Set = 1 << 6;
+const RDI: Set = 1 << 7;
 
 /// A row.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,10 +70,22 @@ pub(super) struct Effects {
     pub flags: FlagUse,
     /// A memory operand must be naturally aligned to be accessed here: the access is atomic.
     pub aligned: bool,
+    /// What becomes of XMM0, if it is no operand.
+    pub xmm0: Option<Use>,
+    /// It reads and writes MXCSR.
+    pub float: bool,
 }
 
 pub(super) const fn row(first: Use, flags: FlagUse) -> Effects {
-    Effects { operands: [first, Use::Read, Use::Read], reads: 0, writes: 0, flags, aligned: false }
+    Effects {
+        operands: [first, Use::Read, Use::Read],
+        reads: 0,
+        writes: 0,
+        flags,
+        aligned: false,
+        xmm0: None,
+        float: false,
+    }
 }
 
 /// The row of an instruction, if it is one to encode again.
@@ -80,7 +94,7 @@ pub(super) fn of(insn: &Insn) -> Option<Effects> {
     use Mnemonic as M;
     use Use::*;
     let mut effects = match insn.mnemonic {
-        M::Mov | M::Movzx | M::Movsx | M::Movsxd => row(Write, F::None),
+        M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Movnti => row(Write, F::None),
         M::Add | M::Sub | M::And | M::Or | M::Xor | M::Neg => row(Update, F::Set),
         M::Adc | M::Sbb => row(Update, F::Update),
         M::Cmp | M::Test => row(Read, F::Set),
@@ -112,6 +126,9 @@ pub(super) fn of(insn: &Insn) -> Option<Effects> {
         M::Cwd | M::Cdq | M::Cqo => Effects { reads: RAX | RDX, writes: RDX, ..row(Read, F::None) },
         M::Clc | M::Stc => row(Read, F::Merge),
         M::Cmc => row(Read, F::Update),
+        M::Lahf => Effects { reads: RAX, writes: RAX, ..row(Read, F::Read) },
+        M::Sahf => Effects { reads: RAX, ..row(Read, F::Merge) },
+        M::Crc32 => row(Update, F::None),
         M::Mfence => row(Read, F::None),
         mnemonic if is_cmov(mnemonic) => row(Update, F::Read),
         mnemonic if is_setcc(mnemonic) => row(Write, F::Read),
@@ -119,9 +136,7 @@ pub(super) fn of(insn: &Insn) -> Option<Effects> {
     };
     if insn.operand(0) == Operand::Memory || insn.operand(1) == Operand::Memory {
         effects.aligned = insn.lock || matches!(insn.mnemonic, M::Xchg | M::Cmpxchg16b);
-        // A bit offset in a register reaches beyond the operand.
-        let bit_string = matches!(insn.mnemonic, M::Bt | M::Bts | M::Btr | M::Btc);
-        if bit_string && matches!(insn.operand(1), Operand::Gpr(_)) {
+        if super::bit_string::is_one(insn) {
             return None;
         }
     }
@@ -238,6 +253,11 @@ pub(super) fn registers(insn: &Insn) -> Set {
         M::Cmpxchg8b | M::Cmpxchg16b => RAX | RBX | RCX | RDX,
         M::Push | M::Pop | M::Call | M::Ret => RSP,
         M::Leave => RSP | RBP,
+        M::Pushfq | M::Popfq => RSP,
+        M::Lahf | M::Sahf => RAX,
+        M::Pcmpistri => RCX,
+        M::Pcmpestri | M::Pcmpestri64 | M::Pcmpestrm | M::Pcmpestrm64 => RAX | RCX | RDX,
+        _ if insn.code.is_string_instruction() => RAX | RCX | RSI | RDI,
         _ => 0,
     }
 }

@@ -6,19 +6,25 @@
 
 use core::mem::offset_of;
 
-use x86::{CpuState, LazyFlags};
+use x86::{CpuState, LazyFlags, flags};
 
 use super::{
     Template,
-    assembler::{Mem, RAX, condition},
+    assembler::{Mem, RAX, Reg, condition},
     cold::{Cold, ColdKind},
     effects::{self, FlagUse},
 };
+use crate::abi::{FIRST_THUNK, SlowPath};
 use semantics::Operand;
 
 const LAZY: usize = offset_of!(CpuState, lazy_flags);
 const KIND: usize = LAZY + offset_of!(LazyFlags, kind);
 const IMAGE: usize = LAZY + offset_of!(LazyFlags, a);
+
+/// The status flags that LAHF has in AH.
+const IN_AH: i32 = (flags::STATUS & !flags::OF) as i32;
+/// Where RFLAGS has OF.
+const OVERFLOW: u8 = flags::OF.trailing_zeros() as u8;
 
 /// The kind of flags that are saved.
 const PACKED: i32 = LazyFlags::PACKED as i32;
@@ -76,18 +82,57 @@ impl Template<'_> {
         self.flags.packed = true;
     }
 
+    /// Makes the flags in the state, which are saved, packed. Changes host flags.
+    fn pack_flags(&mut self) {
+        if !self.flags.packed {
+            self.asm.compare_immediate(Mem::state(KIND), PACKED);
+            let other = self.asm.jump_if(condition::NOT_EQUAL);
+            let (resume, entry) = (self.asm.code.len(), FIRST_THUNK + SlowPath::PackFlags as usize);
+            self.cold.push(Cold { from: other, resume, index: self.index, kind: ColdKind::Call(entry) });
+            self.flags.packed = true;
+        }
+    }
+
+    /// Loads the status flags, at their places in RFLAGS. Uses another register too; host flags are lost.
+    pub(super) fn load_status(&mut self, to: Reg, other: Reg) {
+        self.save_flags();
+        self.lose_host_flags();
+        self.pack_flags();
+        self.asm.load(other, Mem::state(IMAGE));
+        self.asm.mov(to, other);
+        self.asm.shift_right(to, 8);
+        self.asm.and_immediate(to, IN_AH);
+        self.asm.and_immediate(other, 1);
+        self.asm.shift_left(other, OVERFLOW);
+        self.asm.or(to, other);
+    }
+
+    /// Stores the status flags of an image of RFLAGS, by way of two other registers.
+    pub(super) fn store_status(&mut self, image: Reg, temporaries: [Reg; 2]) {
+        let [low, overflow] = temporaries;
+        self.asm.mov(low, image);
+        self.asm.and_immediate(low, IN_AH);
+        self.asm.shift_left(low, 8);
+        self.asm.mov(overflow, image);
+        self.asm.shift_right(overflow, OVERFLOW);
+        self.asm.and_immediate(overflow, 1);
+        self.asm.or(low, overflow);
+        self.asm.store(Mem::state(IMAGE), low);
+        self.asm.store_immediate(Mem::state(KIND), PACKED);
+        self.flags = Flags { in_host: false, saved: true, packed: true };
+    }
+
+    /// What is known about the flags where a path meets another on which they kept: they are saved.
+    pub(super) fn merge_flags(&mut self, kept: Flags) {
+        self.flags = Flags { in_host: false, saved: true, packed: kept.packed && self.flags.packed };
+    }
+
     /// Brings the guest's flags to the host's. Uses the last temporary.
     pub(super) fn need_flags(&mut self) {
         if self.flags.in_host {
             return;
         }
-        if !self.flags.packed {
-            self.asm.compare_immediate(Mem::state(KIND), PACKED);
-            let other = self.asm.jump_if(condition::NOT_EQUAL);
-            let resume = self.asm.code.len();
-            self.cold.push(Cold { from: other, resume, index: self.index, kind: ColdKind::PackFlags });
-            self.flags.packed = true;
-        }
+        self.pack_flags();
         let spare = self.registers.temporaries[2];
         let occupied = self.registers.loaded & 1 << RAX != 0;
         if occupied {

@@ -15,6 +15,15 @@ use super::{
 impl Template<'_> {
     /// The current instruction, as its row says.
     pub(super) fn encode_again(&mut self, insn: &Insn, effects: Effects) -> Result<(), Declined> {
+        if effects.float {
+            if self.mode.float_traps() {
+                return Err(Declined);
+            }
+            self.need_mxcsr();
+        }
+        if effects.xmm0 == Some(Use::Read) {
+            self.read_xmm(0);
+        }
         let mut memory = None;
         for (n, operand) in insn.operands.into_iter().enumerate().take(3) {
             let what = effects.operands[n];
@@ -54,6 +63,9 @@ impl Template<'_> {
         for guest in numbers(effects.writes) {
             self.write(guest);
         }
+        if effects.xmm0 == Some(Use::Write) {
+            self.write_xmm(0);
+        }
         if effects.flags.writes() {
             self.flags_set();
         }
@@ -70,23 +82,23 @@ impl Template<'_> {
         self.lookup(address, Access { bytes, write: what.writes(), aligned })
     }
 
-    /// Encodes the instruction with `memory` for its memory operand and `first`, if any, for its first operand.
+    /// Encodes the instruction with `memory` for its memory operand and `instead`, if any, for the operand of that number.
     pub(super) fn encode(
         &mut self,
         insn: &Insn,
         memory: Option<Mem>,
-        first: Option<Reg>,
+        instead: Option<(u32, Reg)>,
     ) -> Result<(), Declined> {
         let mut host = Instruction::default();
         host.set_code(canonical(insn.code));
         let op_code = host.op_code();
         for n in 0..op_code.op_count() {
             let operand = insn.operand(n as usize);
+            if let Some((_, register)) = instead.filter(|(number, _)| *number == n) {
+                host.set_op_register(n, gpr(register, insn.operand_width(n as usize), false));
+                continue;
+            }
             match operand {
-                _ if n == 0 && first.is_some() => {
-                    let width = insn.operand_width(0);
-                    host.set_op_register(0, gpr(first.unwrap_or_default(), width, false));
-                }
                 Operand::Gpr(Register { index, width, high }) => {
                     host.set_op_register(n, gpr(self.registers.home(index), width, high));
                 }

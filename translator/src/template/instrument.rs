@@ -11,7 +11,6 @@ use super::{
 };
 use crate::{
     Relocation, RelocationKind, RelocationTarget,
-    abi::{FIRST_THUNK, SlowPath},
     instrument::{Event, Instrumentation},
 };
 
@@ -45,9 +44,9 @@ impl Template<'_> {
         }
     }
 
-    /// Counts a call of a thunk, by way of a register.
-    pub(super) fn count_call(&mut self, path: SlowPath, temporary: Reg) {
-        let counter = self.instrumentation.as_mut().and_then(|all| all.call(FIRST_THUNK + path as usize));
+    /// Counts a call of what an entry of the function table has, by way of a register.
+    pub(super) fn count_call(&mut self, entry: usize, temporary: Reg) {
+        let counter = self.instrumentation.as_mut().and_then(|all| all.call(entry));
         if let Some(counter) = counter {
             self.add_to_counter(counter, 1, temporary);
         }

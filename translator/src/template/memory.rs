@@ -39,6 +39,8 @@ pub(super) enum Address {
     },
     /// A constant.
     Absolute(u64),
+    /// In the first temporary already.
+    Ready,
 }
 
 /// An access.
@@ -88,6 +90,7 @@ impl Template<'_> {
     pub(super) fn linear(&mut self, address: Address, to: Reg) {
         match address {
             Address::Absolute(address) => self.asm.constant(to, address),
+            Address::Ready => {}
             Address::Based { base, displacement: 0 } => self.asm.mov(to, base),
             Address::Based { base, displacement } => self.asm.lea(to, Mem::new(base, displacement)),
             Address::Computed { base, index, displacement, narrow, segment } => {
@@ -151,7 +154,7 @@ impl Template<'_> {
                 self.asm.and_immediate(first, page_mask);
                 self.asm.compare(first, entry);
             }
-            Address::Computed { .. } => {
+            Address::Computed { .. } | Address::Ready => {
                 self.linear(address, first);
                 self.asm.mov(second, first);
                 self.asm.shift_right(second, INDEX_SHIFT);
@@ -173,7 +176,7 @@ impl Template<'_> {
         self.asm.load(second, Mem::new(second, ADDEND));
         Ok(match address {
             Address::Based { base, displacement } => Mem::indexed(base, second, displacement),
-            Address::Computed { .. } => Mem::indexed(first, second, 0),
+            Address::Computed { .. } | Address::Ready => Mem::indexed(first, second, 0),
             Address::Absolute(address) => match i32::try_from(address as i64) {
                 Ok(address) => Mem::new(second, address),
                 Err(_) => {

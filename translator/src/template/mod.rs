@@ -13,16 +13,20 @@
 //! guest registers only after its last access.
 
 mod assembler;
+mod bit_string;
 mod branch;
+mod callouts;
 mod cold;
 mod effects;
 mod flags;
+mod float;
 mod instruction;
 mod instrument;
 mod memory;
 mod registers;
 mod special;
 mod stack;
+mod string;
 mod vector;
 
 use iced_x86::Mnemonic;
@@ -33,7 +37,9 @@ use semantics::{
 };
 use x86::{Mode, PAGE_MASK};
 
-use crate::{CodeBlock, DirectExit, Relocation, TranslateError, instrument::Instrumentation};
+use crate::{
+    CodeBlock, DirectExit, Relocation, TranslateError, instrument::Instrumentation, lift::callouts::is_own,
+};
 use assembler::{Assembler, Mem, Reg, gpr_offset, xmm_offset};
 use cold::Cold;
 use flags::Flags;
@@ -137,6 +143,8 @@ struct Template<'a> {
     cold: Vec<Cold>,
     relocations: Vec<Relocation>,
     exits: Vec<DirectExit>,
+    /// The guest's MXCSR is known to be in the host's register.
+    mxcsr_loaded: bool,
     /// What the code counts, if it is to.
     instrumentation: Option<Instrumentation>,
 }
@@ -146,6 +154,7 @@ struct Template<'a> {
 struct Mark {
     code: usize,
     cold: usize,
+    mxcsr_loaded: bool,
     registers: Registers,
     flags: Flags,
 }
@@ -166,6 +175,7 @@ impl<'a> Template<'a> {
             cold: Vec::with_capacity(16),
             relocations: Vec::new(),
             exits: Vec::new(),
+            mxcsr_loaded: false,
             instrumentation: None,
         }
     }
@@ -176,8 +186,8 @@ impl<'a> Template<'a> {
         let mut bytes = 0;
         for (index, insn) in block.insns.iter().enumerate() {
             self.index = index;
-            let is_callout = table::kind_of(insn) != Kind::Lifted;
-            if !is_callout && index == stretch_end {
+            let is_foreign = table::kind_of(insn) != Kind::Lifted && !is_own(insn, self.mode);
+            if !is_foreign && index == stretch_end {
                 self.settle();
                 let (registers, length) = Registers::plan(&block.insns[index..]);
                 self.registers = registers;
@@ -185,7 +195,7 @@ impl<'a> Template<'a> {
             }
             let mark = self.mark();
             self.begin_source(index);
-            let flow = if is_callout { Err(Declined) } else { self.instruction(insn) };
+            let flow = if is_foreign { Err(Declined) } else { self.instruction(insn) };
             match flow {
                 Ok(Flow::Next) => bytes += u16::from(insn.length),
                 Ok(Flow::Ended) => return Ok((index as u16 + 1, bytes + u16::from(insn.length))),
@@ -226,6 +236,23 @@ impl<'a> Template<'a> {
             Mnemonic::Jmp => self.jump(insn),
             Mnemonic::Bsf | Mnemonic::Bsr => self.bit_scan(insn),
             Mnemonic::Div | Mnemonic::Idiv => self.divide(insn),
+            Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc if bit_string::is_one(insn) => {
+                self.bit_string(insn)
+            }
+            Mnemonic::Cli
+            | Mnemonic::Sti
+            | Mnemonic::Pushfq
+            | Mnemonic::Popfq
+            | Mnemonic::Swapgs
+            | Mnemonic::Stac
+            | Mnemonic::Clac
+            | Mnemonic::Rdtsc
+            | Mnemonic::Rdtscp => self.callout(insn),
+            Mnemonic::Cld | Mnemonic::Std => {
+                self.set_direction(insn.mnemonic == Mnemonic::Std);
+                Ok(Flow::Next)
+            }
+            _ if insn.code.is_string_instruction() => self.string(insn),
             _ => {
                 let row = if self.mode.sse_traps() { None } else { vector::of(insn) };
                 let effects = row.or_else(|| effects::of(insn)).ok_or(Declined)?;
@@ -237,13 +264,14 @@ impl<'a> Template<'a> {
 
     fn mark(&self) -> Mark {
         let (code, cold) = (self.asm.code.len(), self.cold.len());
-        Mark { code, cold, registers: self.registers, flags: self.flags }
+        Mark { code, cold, mxcsr_loaded: self.mxcsr_loaded, registers: self.registers, flags: self.flags }
     }
 
     fn reset(&mut self, mark: Mark) {
         self.asm.code.truncate(mark.code);
         self.cold.truncate(mark.cold);
         self.relocations.retain(|relocation| (relocation.offset as usize) < mark.code);
+        self.mxcsr_loaded = mark.mxcsr_loaded;
         (self.registers, self.flags) = (mark.registers, mark.flags);
     }
 

@@ -61,7 +61,7 @@ impl Template<'_> {
             _ => return Err(Declined),
         };
         let found = self.registers.temporaries[0];
-        self.encode(insn, memory, Some(found))?;
+        self.encode(insn, memory, Some((0, found)))?;
         self.asm.move_if_not_zero(to, found);
         self.write(destination.index);
         self.flags_set();
@@ -120,7 +120,7 @@ impl Template<'_> {
             self.asm.compare_immediate_register(spare, 2);
             self.abandon_if(condition::BELOW);
         }
-        self.encode(insn, None, Some(divisor))?;
+        self.encode(insn, None, Some((0, divisor)))?;
         self.write(RAX);
         self.write(RDX);
         Ok(Flow::Next)

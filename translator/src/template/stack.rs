@@ -60,7 +60,7 @@ impl Template<'_> {
     }
 
     /// The place of the 64 bits on top, and the register that RSP is in.
-    fn top(&mut self) -> Result<(Mem, Reg), Declined> {
+    pub(super) fn top(&mut self) -> Result<(Mem, Reg), Declined> {
         let top = self.read(RSP);
         let place = self.lookup(Address::Based { base: top, displacement: 0 }, Access::read(8))?;
         Ok((place, top))

@@ -1,15 +1,18 @@
-//! The rows of SSE instructions: moves, and operations on integers and bits, which MXCSR has no part in. The guest's XMM
-//! registers are at home in the host's.
+//! The rows of SSE instructions: here moves and operations on integers, bits and strings, which MXCSR has no part in; the
+//! others are in [`super::float`]. The guest's XMM registers are at home in the host's.
 
 use iced_x86::Mnemonic;
 use semantics::{Insn, Operand};
 
-use super::effects::{Effects, FlagUse, Use, row};
+use super::{
+    effects::{self, Effects, FlagUse, Use, row},
+    float,
+};
 
 /// The row of an instruction, if it is one of those over XMM registers.
 pub(super) fn of(insn: &Insn) -> Option<Effects> {
     if !insn.operands.iter().any(|operand| matches!(operand, Operand::Xmm(_))) {
-        return None;
+        return float::of(insn).filter(|_| float::is_to_integer(insn.mnemonic));
     }
     use FlagUse as F;
     use Mnemonic::*;
@@ -34,11 +37,35 @@ pub(super) fn of(insn: &Insn) -> Option<Effects> {
         }
         Movddup | Pmovsxbw | Pmovsxbd | Pmovsxbq | Pmovsxwd | Pmovsxwq | Pmovsxdq | Pmovzxbw | Pmovzxbd
         | Pmovzxbq | Pmovzxwd | Pmovzxwq | Pmovzxdq => (Use::Write, F::None, false),
+        Phminposuw | Aesimc | Aeskeygenassist => (Use::Write, F::None, whole),
         Ptest => (Use::Read, F::Set, whole),
+        // Bits of the immediate without a meaning.
+        Mpsadbw if insn.immediate & 0xf8 != 0 => return None,
+        Pclmulqdq if insn.immediate & 0xee != 0 => return None,
+        Pcmpistri | Pcmpestri | Pcmpestri64 | Pcmpistrm | Pcmpestrm | Pcmpestrm64 => {
+            return Some(string_comparison(insn));
+        }
+        Pblendvb | Blendvps | Blendvpd | Sha256rnds2 => {
+            let effects = row(Use::Update, F::None);
+            return Some(Effects { aligned: whole, xmm0: Some(Use::Read), ..effects });
+        }
         mnemonic if is_binary(mnemonic) => (Use::Update, F::None, whole),
-        _ => return None,
+        _ => return float::of(insn),
     };
     Some(Effects { aligned, ..row(first, flags) })
+}
+
+/// Lengths are in RAX and RDX, or none are given; the result is an index in RCX or a mask in XMM0.
+fn string_comparison(insn: &Insn) -> Effects {
+    use Mnemonic::*;
+    let has_lengths = !matches!(insn.mnemonic, Pcmpistri | Pcmpistrm);
+    let gives_index = matches!(insn.mnemonic, Pcmpistri | Pcmpestri | Pcmpestri64);
+    Effects {
+        reads: if has_lengths { effects::RAX | effects::RDX } else { 0 },
+        writes: if gives_index { effects::RCX } else { 0 },
+        xmm0: (!gives_index).then_some(Use::Write),
+        ..row(Use::Read, FlagUse::Set)
+    }
 }
 
 /// First operand := first op second.
@@ -146,5 +173,19 @@ fn is_binary(mnemonic: Mnemonic) -> bool {
             | Phaddd
             | Phsubw
             | Phsubd
+            | Phaddsw
+            | Phsubsw
+            | Mpsadbw
+            | Aesenc
+            | Aesenclast
+            | Aesdec
+            | Aesdeclast
+            | Pclmulqdq
+            | Sha1msg1
+            | Sha1msg2
+            | Sha1nexte
+            | Sha1rnds4
+            | Sha256msg1
+            | Sha256msg2
     )
 }

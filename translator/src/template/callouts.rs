@@ -1,0 +1,138 @@
+//! Callouts done in place: as [`crate::lift::callouts`], which tells which and why. Each ends its block by a chain slot.
+
+use core::mem::offset_of;
+
+use iced_x86::Mnemonic;
+use semantics::Insn;
+use x86::{
+    CpuState,
+    control::cr4,
+    flags,
+    state::{Msrs, NO_SHADOW, RSP},
+};
+
+use super::{
+    Declined, Flow, Template,
+    assembler::{Mem, RAX, RCX, RDX, condition, gpr_offset},
+    stack::Pushed,
+};
+use crate::{
+    abi::RuntimeHelper,
+    lift::callouts::{GS_BASE, KERNEL_GS_BASE, MSRS, POPPED},
+};
+
+const RFLAGS: usize = offset_of!(CpuState, rflags);
+const WAITING: usize = offset_of!(CpuState, event_waiting);
+
+impl Template<'_> {
+    /// One that is [`crate::lift::callouts::is_own`].
+    pub(super) fn callout(&mut self, insn: &Insn) -> Result<Flow, Declined> {
+        match insn.mnemonic {
+            Mnemonic::Pushfq => self.pushf()?,
+            Mnemonic::Popfq => self.popf()?,
+            other => {
+                // From here on registers are free.
+                self.settle();
+                self.lose_host_flags();
+                match other {
+                    Mnemonic::Cli => self.asm.and_memory(Mem::state(RFLAGS), !flags::IF as i32),
+                    Mnemonic::Sti => self.sti(),
+                    Mnemonic::Swapgs => self.swapgs(),
+                    Mnemonic::Stac => {
+                        self.asm.or_memory(Mem::state(RFLAGS), flags::AC as i32);
+                        self.call_runtime(RuntimeHelper::SelectView, None);
+                    }
+                    Mnemonic::Clac => {
+                        self.asm.and_memory(Mem::state(RFLAGS), !flags::AC as i32);
+                        self.call_runtime(RuntimeHelper::SelectView, None);
+                    }
+                    _ => self.read_tsc(other == Mnemonic::Rdtscp),
+                }
+            }
+        }
+        self.direct_exit(insn.next_rip());
+        Ok(Flow::Ended)
+    }
+
+    /// STI is the last instruction that the block counts, so the shadow begins at the state's count.
+    fn sti(&mut self) {
+        self.abandon_if_event_waits();
+        self.asm.constant(RCX, NO_SHADOW);
+        self.asm.load(RDX, Mem::state(offset_of!(CpuState, instructions)));
+        self.asm.load(RAX, Mem::state(RFLAGS));
+        self.asm.and_immediate(RAX, flags::IF as i32);
+        self.asm.move_if_not_zero(RDX, RCX);
+        self.asm.store(Mem::state(offset_of!(CpuState, shadow_from)), RDX);
+        self.asm.or_memory(Mem::state(RFLAGS), flags::IF as i32);
+    }
+
+    fn abandon_if_event_waits(&mut self) {
+        self.asm.compare_immediate32(Mem::state(WAITING), 0);
+        self.abandon_if(condition::NOT_EQUAL);
+    }
+
+    fn swapgs(&mut self) {
+        self.asm.load(RAX, Mem::state(GS_BASE));
+        self.asm.load(RCX, Mem::state(KERNEL_GS_BASE));
+        self.asm.store(Mem::state(GS_BASE), RCX);
+        self.asm.store(Mem::state(KERNEL_GS_BASE), RAX);
+    }
+
+    fn read_tsc(&mut self, with_processor: bool) {
+        if self.mode.cpl() != 0 {
+            self.asm.load(RAX, Mem::state(offset_of!(CpuState, cr4)));
+            self.asm.and_immediate(RAX, cr4::TSD as i32);
+            self.abandon_if(condition::NOT_EQUAL);
+        }
+        self.call_runtime(RuntimeHelper::ReadTsc, None);
+        self.asm.mov(RDX, RAX);
+        self.asm.shift_right(RDX, 32);
+        self.asm.lea32(RAX, Mem::new(RAX, 0));
+        self.asm.store(Mem::state(gpr_offset(RAX)), RAX);
+        self.asm.store(Mem::state(gpr_offset(RDX)), RDX);
+        if with_processor {
+            self.asm.load32(RCX, Mem::state(MSRS + offset_of!(Msrs, tsc_aux)));
+            self.asm.store(Mem::state(gpr_offset(RCX)), RCX);
+        }
+    }
+
+    /// VM and RF read as zero.
+    fn pushf(&mut self) -> Result<(), Declined> {
+        let [first, _, image] = self.registers.temporaries;
+        self.load_status(image, first);
+        self.asm.load(first, Mem::state(RFLAGS));
+        self.asm.and_immediate(first, !(flags::VM | flags::RF) as i32);
+        self.asm.or(image, first);
+        self.push_value(Pushed::Register(image))
+    }
+
+    /// AC decides which TLB array is right, and TF traps.
+    fn popf(&mut self) -> Result<(), Declined> {
+        let (place, top) = self.top()?;
+        let [first, second, image] = self.registers.temporaries;
+        self.asm.load(image, place);
+        self.asm.load(first, Mem::state(RFLAGS));
+        self.asm.xor(first, image);
+        self.asm.and_immediate(first, flags::AC as i32);
+        self.abandon_if(condition::NOT_EQUAL);
+        self.asm.mov(first, image);
+        self.asm.and_immediate(first, flags::TF as i32);
+        self.abandon_if(condition::NOT_EQUAL);
+        self.asm.mov(first, image);
+        self.asm.and_immediate(first, flags::IF as i32);
+        let masked = self.asm.jump_if(condition::EQUAL);
+        self.abandon_if_event_waits();
+        self.asm.bind(masked);
+
+        self.asm.load(first, Mem::state(RFLAGS));
+        self.asm.and_immediate(first, !(POPPED | flags::RF) as i32);
+        self.asm.mov(second, image);
+        self.asm.and_immediate(second, POPPED as i32);
+        self.asm.or(first, second);
+        self.asm.store(Mem::state(RFLAGS), first);
+        self.store_status(image, [first, second]);
+        self.asm.lea(top, Mem::new(top, 8));
+        self.write(RSP as u8);
+        Ok(())
+    }
+}
