@@ -9,11 +9,13 @@
  *   @fail WHAT                      it can't go on
  *   @end
  *
- * and powers itself off. Rounds double until they take long enough. Time is the guest's TSC. */
+ * and powers itself off. Rounds double until they take long enough; of several such measurements the least counts, since
+ * a busy host can only add. Time is the guest's TSC. */
 
 #include <stdint.h>
 
-#define LONG_ENOUGH_US 4000
+#define LONG_ENOUGH_US 1000
+#define REPEATS 9
 #define MOST_ROUNDS (1u << 26)
 #define PIT_HZ 1193182
 #define APIC 0xfee00000u
@@ -243,6 +245,12 @@ static void measure(const char *name, void (*body)(uint64_t)) {
         body(rounds);
         uint64_t ticks = rdtsc() - begin;
         if (ticks >= tsc_hz / 1000000 * LONG_ENOUGH_US || rounds >= MOST_ROUNDS) {
+            for (int i = 1; i < REPEATS; i++) {
+                begin = rdtsc();
+                body(rounds);
+                uint64_t again = rdtsc() - begin;
+                if (again < ticks) ticks = again;
+            }
             running = 0;
             report(name, rounds, ticks);
             return;
@@ -264,17 +272,18 @@ static void hlt_to_interrupt(void) {
     *apic(0x320) = VECTOR;
     const uint64_t count = counted / 100;           /* 100 us */
     const uint64_t expected = ticks / 100;
-    uint64_t rounds = 200, late = 0;
+    uint64_t rounds = 200, least = ~0ull;
     for (uint64_t i = 0; i < rounds; i++) {
         uint64_t armed = rdtsc();
         *apic(0x380) = (uint32_t)count;
         uint64_t before = interrupts;
         while (interrupts == before) __asm__ volatile("sti; hlt; cli" ::: "memory");
         uint64_t taken = interrupted_at - armed;
-        late += taken > expected ? taken - expected : 0;
+        uint64_t late = taken > expected ? taken - expected : 0;
+        if (late < least) least = late;
     }
     *apic(0x320) = 0x10000;
-    report("hlt_to_interrupt", rounds, late);
+    report("hlt_to_interrupt", 1, least);
 }
 
 int main(void) {
