@@ -26,7 +26,7 @@ const DIGITS: &[u8; 20] = b"0\x001\x002\x003\x004\x005\x006\x007\x008\x009\0";
 /// Symbols between two markers.
 const STRIDE: usize = 256;
 /// No table is larger, and no kernel has more symbols.
-const MOST_BYTES: usize = 32 << 20;
+const MOST_BYTES: usize = 16 << 20;
 const MOST_SYMBOLS: usize = 1 << 20;
 /// What is searched at a time, and how far pieces overlap.
 const CHUNK: usize = 1 << 20;

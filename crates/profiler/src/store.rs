@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{self, ErrorKind},
+    io::{self, BufWriter, ErrorKind, Write},
     path::{Path, PathBuf},
 };
 
@@ -107,18 +107,30 @@ impl Directory {
 
     /// Writes a file: whoever reads it finds the old or the new one, never a part.
     pub fn write(&self, name: &str, contents: &[u8]) -> Result<(), StoreError> {
+        self.exchange(name, |file| file.write_all(contents))
+    }
+
+    fn exchange(
+        &self,
+        name: &str,
+        fill: impl FnOnce(&mut BufWriter<fs::File>) -> io::Result<()>,
+    ) -> Result<(), StoreError> {
         let path = self.0.join(name);
         let new = self.0.join(format!("{name}.new"));
-        fs::write(&new, contents)
+        fs::File::create(&new)
+            .and_then(|file| {
+                let mut file = BufWriter::with_capacity(1 << 20, file);
+                fill(&mut file)?;
+                file.flush()
+            })
             .and_then(|()| fs::rename(&new, &path))
             .map_err(|source| StoreError::Write { path: path.display().to_string(), source })
     }
 
     /// Writes a profile.
     pub fn write_profile(&self, name: &str, profile: &Profile) -> Result<(), StoreError> {
-        // A profile has no maps with keys that JSON does not know, so this can't fail.
-        let json = serde_json::to_vec(profile).unwrap_or_default();
-        self.write(name, &json)
+        // A profile is tens of megabytes: not all at once.
+        self.exchange(name, |file| serde_json::to_writer(file, profile).map_err(io::Error::from))
     }
 }
 
