@@ -1,12 +1,8 @@
 //! A guest block as the runtime keeps it.
 
-use std::sync::{
-    OnceLock,
-    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
-};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use interpreter::DecodedBlock;
-use semantics::decode::{BlockEnd, GuestBlock};
+use semantics::decode::BlockEnd;
 use x86::{GuestPhys, Mode};
 
 /// What identifies a block: the same bytes, run at the same address in the same mode, mean the same.
@@ -41,8 +37,8 @@ pub struct BlockId(pub u64);
 /// A guest block. Immutable but for its counters and its life: it is made by [`crate::CodeCache::insert`] and
 /// dies when its bytes are overwritten; whoever still holds it then must not start it again.
 ///
-/// It does not keep its instructions, which are in guest memory, unless it is interpreted: most blocks are translated at
-/// their first execution, and there are hundreds of thousands of them.
+/// It does not keep its instructions, which are in guest memory: there are hundreds of thousands of blocks, and most are
+/// translated after a few executions.
 #[repr(C)]
 pub struct Block {
     // What every run looks at comes first: one line of the host's cache, mostly.
@@ -66,8 +62,6 @@ pub struct Block {
     pub id: BlockId,
     /// Its key.
     pub key: BlockKey,
-    /// Its instructions, ready for the interpreter, once that has run it.
-    decoded: OnceLock<Box<DecodedBlock>>,
 }
 
 /// [`Block::installed`] of a block without code.
@@ -89,19 +83,12 @@ impl Block {
             second,
             end,
             changes,
-            decoded: OnceLock::new(),
             installed: AtomicU32::new(NOT_INSTALLED),
             executions: AtomicU32::new(0),
             ask_at: AtomicU32::new(0),
             code: AtomicU64::new(0),
             dead: AtomicBool::new(false),
         }
-    }
-
-    /// Its instructions for the interpreter, made by `decode` when they are wanted first.
-    #[inline]
-    pub fn decoded(&self, decode: impl FnOnce() -> GuestBlock) -> &DecodedBlock {
-        self.decoded.get_or_init(|| Box::new(DecodedBlock::new(&decode())))
     }
 
     /// Address of its compiled code, if it is alive and installed.

@@ -30,6 +30,7 @@
 //! [`CodeCache::generation`] tells those who keep slot addresses across a call whether they still mean anything.
 
 use std::{
+    hash::{BuildHasher, BuildHasherDefault},
     mem::offset_of,
     ops::Range,
     sync::{
@@ -38,6 +39,7 @@ use std::{
     },
 };
 
+use hashbrown::hash_table::{Entry, HashTable};
 use memory::CodePages;
 use semantics::decode::BlockEnd;
 use translator::{CodeBlock, abi::ChainSlot};
@@ -47,7 +49,7 @@ use crate::{
     block::{Block, BlockId, BlockKey},
     code_memory::CodeMemory,
     enter,
-    hash::Map,
+    hash::{Map, Mix},
     jump_cache::JumpCache,
     links::{Installation, Links},
 };
@@ -68,7 +70,7 @@ pub struct CodeCache {
 
 /// What the lock guards.
 pub(crate) struct Inner {
-    pub(crate) blocks: Map<BlockKey, Arc<Block>>,
+    pub(crate) blocks: Blocks,
     pub(crate) pages: Map<GuestPhys, PageRecord>,
     pub(crate) links: Links,
     pub(crate) jump_caches: Vec<Arc<JumpCache>>,
@@ -106,6 +108,47 @@ pub(crate) struct PageRecord {
     pub(crate) invalidations: u32,
 }
 
+/// The living blocks by their keys, which are in the blocks: a word for each, not five.
+#[derive(Default)]
+pub(crate) struct Blocks(HashTable<Arc<Block>>);
+
+impl Blocks {
+    fn find(&self, key: &BlockKey) -> Option<&Arc<Block>> {
+        self.0.find(hash(key), |block| block.key == *key)
+    }
+
+    /// Enters a block; gives the one whose place it takes.
+    fn insert(&mut self, block: Arc<Block>) -> Option<Arc<Block>> {
+        let key = block.key;
+        match self.0.entry(hash(&key), |other| other.key == key, |other| hash(&other.key)) {
+            Entry::Occupied(mut entry) => Some(core::mem::replace(entry.get_mut(), block)),
+            Entry::Vacant(entry) => {
+                entry.insert(block);
+                None
+            }
+        }
+    }
+
+    /// Takes out this block, if it is the living one of its key.
+    pub(crate) fn remove(&mut self, block: &Block) {
+        if let Ok(entry) = self.0.find_entry(hash(&block.key), |other| other.id == block.id) {
+            entry.remove();
+        }
+    }
+
+    fn drain(&mut self) -> impl Iterator<Item = Arc<Block>> {
+        self.0.drain()
+    }
+
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+fn hash(key: &BlockKey) -> u64 {
+    BuildHasherDefault::<Mix>::default().hash_one(key)
+}
+
 impl PageRecord {
     fn enter(&mut self, block: &Arc<Block>, page: GuestPhys) {
         self.occupied |= block.occupies(page);
@@ -125,7 +168,7 @@ impl CodeCache {
             generation: AtomicU64::new(0),
             code,
             inner: Mutex::new(Inner {
-                blocks: Map::default(),
+                blocks: Blocks::default(),
                 pages: Map::default(),
                 links: Links::new(memory, stub, written),
                 jump_caches: Vec::new(),
@@ -148,7 +191,7 @@ impl CodeCache {
 
     /// The living block of that key.
     pub fn find(&self, key: &BlockKey) -> Option<Arc<Block>> {
-        self.lock().blocks.get(key).cloned()
+        self.lock().blocks.find(key).cloned()
     }
 
     /// Enters a block of that many bytes. Its pages must be watched since before they were read.
@@ -163,7 +206,7 @@ impl CodeCache {
         if let Some(second) = second {
             inner.pages.entry(second).or_default().enter(&block, second);
         }
-        if let Some(old) = inner.blocks.insert(key, Arc::clone(&block)) {
+        if let Some(old) = inner.blocks.insert(Arc::clone(&block)) {
             // Two vCPUs decoded it at the same time; the later one stays.
             inner.kill(&old);
         }
@@ -263,7 +306,7 @@ impl CodeCache {
     pub fn clear(&self) {
         let inner = &mut *self.lock();
         self.drop_code(inner);
-        for (_, block) in inner.blocks.drain() {
+        for block in inner.blocks.drain() {
             block.die();
         }
         // Marks stay: the next write to such a page finds no block there and takes the mark away.

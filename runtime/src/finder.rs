@@ -27,18 +27,30 @@ pub struct Finder {
     cache: Arc<CodeCache>,
     /// Instructions that a block has at most.
     longest: usize,
-    /// The block that was decoded last, for whoever translates or interprets it first.
     fresh: Fresh,
 }
 
-/// A block's instructions as they were decoded when it was made.
-#[derive(Default)]
-pub(crate) struct Fresh(Option<(BlockId, GuestBlock)>);
+/// Instructions of blocks, which do not keep theirs: those of the last one that was made, and of those that the
+/// interpreter ran last.
+pub(crate) struct Fresh {
+    last: Option<(BlockId, GuestBlock)>,
+    /// By the number's low bits. Numbers are never used twice, so what is here for a number is right as long as the block
+    /// lives.
+    ready: Box<[Option<(BlockId, DecodedBlock)>]>,
+}
+
+/// Blocks that are kept ready for the interpreter. Debian's boot interprets 84,000, a few times each: kept for good they
+/// took 20 MiB.
+const READY: usize = 1 << 12;
 
 impl Fresh {
+    fn new() -> Self {
+        Self { last: None, ready: (0..READY).map(|_| None).collect() }
+    }
+
     /// Those of `block`, decoded again if it is not the last one that was made. `None` if it has died.
     pub fn of(&mut self, block: &Block, mmu: &Mmu) -> Option<GuestBlock> {
-        match self.0.take() {
+        match self.last.take() {
             Some((id, guest)) if id == block.id && !block.is_dead() => Some(guest),
             _ => decode_again(block, mmu).map(|(guest, _)| guest),
         }
@@ -46,28 +58,35 @@ impl Fresh {
 
     /// Gives them back, for whoever wants them next.
     pub fn keep(&mut self, block: &Block, guest: GuestBlock) {
-        self.0 = Some((block.id, guest));
+        self.last = Some((block.id, guest));
     }
 
     /// The same, ready for the interpreter. Nothing if it has died.
     #[inline]
-    pub fn decoded<'a>(&mut self, block: &'a Block, mmu: &Mmu) -> &'a DecodedBlock {
-        block.decoded(|| {
-            let nothing = GuestBlock {
-                rip: block.key.rip,
-                mode: block.key.mode,
-                insns: Vec::new(),
-                end: BlockEnd::Length,
-            };
-            self.of(block, mmu).unwrap_or(nothing)
-        })
+    pub fn decoded(&mut self, block: &Block, mmu: &Mmu) -> &DecodedBlock {
+        let place = block.id.0 as usize % READY;
+        if self.ready[place].as_ref().is_none_or(|(id, _)| *id != block.id) {
+            self.decode(block, place, mmu);
+        }
+        match &self.ready[place] {
+            Some((_, decoded)) => decoded,
+            None => unreachable!("it was put there"),
+        }
+    }
+
+    #[cold]
+    fn decode(&mut self, block: &Block, place: usize, mmu: &Mmu) {
+        let nothing =
+            GuestBlock { rip: block.key.rip, mode: block.key.mode, insns: Vec::new(), end: BlockEnd::Length };
+        let guest = self.of(block, mmu).unwrap_or(nothing);
+        self.ready[place] = Some((block.id, DecodedBlock::new(&guest)));
     }
 }
 
 impl Finder {
     /// Over a shared cache. Blocks end after `longest` instructions (at least one).
     pub fn new(cache: Arc<CodeCache>, longest: usize) -> Self {
-        Self { lookup: Lookup::new(), cache, longest: longest.max(1), fresh: Fresh::default() }
+        Self { lookup: Lookup::new(), cache, longest: longest.max(1), fresh: Fresh::new() }
     }
 
     /// The block at the state's CS:RIP, decoded if need be. The exception is the fetch's or the decoder's.
@@ -162,14 +181,14 @@ impl Finder {
         }
         // At most [`MAX_BLOCK`] times [`MAX_LENGTH`].
         let block = cache.insert(key, decoded.length() as u16, second, decoded.end);
-        self.fresh = Fresh(Some((block.id, decoded)));
+        self.fresh.keep(&block, decoded);
         Ok(block)
     }
 
     /// Forgets what this vCPU remembers.
     pub fn clear(&mut self) {
         self.lookup.clear();
-        self.fresh = Fresh::default();
+        self.fresh = Fresh::new();
     }
 }
 

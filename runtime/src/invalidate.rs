@@ -39,9 +39,7 @@ impl Inner {
     /// Takes a block out of everything that could lead to it.
     pub(crate) fn kill(&mut self, block: &Arc<Block>) {
         block.die();
-        if self.blocks.get(&block.key).is_some_and(|living| living.id == block.id) {
-            self.blocks.remove(&block.key);
-        }
+        self.blocks.remove(block);
         for page in [Some(block.key.first.page()), block.second].into_iter().flatten() {
             if let Some(record) = self.pages.get_mut(&page) {
                 record.blocks.retain(|other| other.id != block.id);

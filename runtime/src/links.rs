@@ -12,6 +12,7 @@
 
 use std::{
     mem::offset_of,
+    num::NonZeroU32,
     ops::Range,
     sync::{
         Arc,
@@ -36,12 +37,12 @@ const _: () = assert!(NONE == NOT_INSTALLED);
 
 /// What is known of a slot besides its contents. Its number is in the slot ([`ChainSlot::number`]).
 struct SlotRecord {
-    address: u64,
+    address: CodeAddress,
     /// Where the guest block lies that ends in the exit: in a region not always the head.
     page: GuestPhys,
-    /// Place of the code that it is an exit of, while that is installed.
+    /// CodeAddress of the code that it is an exit of, while that is installed.
     owner: u32,
-    /// Place of the code that it leads to, or [`NONE`].
+    /// CodeAddress of the code that it leads to, or [`NONE`].
     linked: u32,
     /// Its neighbours among the slots that lead there.
     previous: u32,
@@ -53,9 +54,25 @@ struct SlotRecord {
 /// Addresses of an [`translator::ExitJump`]'s parts.
 #[derive(Clone, Copy)]
 struct Jump {
-    displacement: u64,
-    unlinked: u64,
-    addend: Option<u64>,
+    displacement: CodeAddress,
+    unlinked: CodeAddress,
+    addend: Option<CodeAddress>,
+}
+
+/// An address in code memory, which is smaller than 4 GiB, as the distance from one byte before it: there are hundreds of
+/// thousands of these.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct CodeAddress(NonZeroU32);
+
+impl CodeAddress {
+    fn of(address: u64, memory: &CodeMemory) -> Self {
+        let distance = (address - memory.range().start) as u32;
+        Self(NonZeroU32::MIN.saturating_add(distance))
+    }
+
+    fn address(self, memory: &CodeMemory) -> u64 {
+        memory.range().start + u64::from(self.0.get()) - 1
+    }
 }
 
 /// What is known of a block that has code.
@@ -154,13 +171,14 @@ impl Links {
             let from = members.iter().find(|member| member.key.rip & x86::PAGE_MASK == exit.page);
             let page = from.unwrap_or(block).key.first.page();
             let guarded = exit.guarded;
+            let address_of = |offset: u32| CodeAddress::of(code + u64::from(offset), &self.memory);
             let jump = exit.jump.map(|jump| Jump {
-                displacement: code + u64::from(jump.displacement),
-                unlinked: code + u64::from(jump.unlinked),
-                addend: jump.addend.map(|addend| code + u64::from(addend)),
+                displacement: address_of(jump.displacement),
+                unlinked: address_of(jump.unlinked),
+                addend: jump.addend.map(address_of),
             });
             self.slots.push(SlotRecord {
-                address,
+                address: CodeAddress::of(address, &self.memory),
                 page,
                 owner: place,
                 linked: NONE,
@@ -228,7 +246,8 @@ impl Links {
     /// changed and not yet flushed, the lookup may have seen more than the running block.
     pub fn link(&mut self, slot: u64, block: &Block, addend: u64) {
         let number = self.memory.load(slot + offset_of!(ChainSlot, number) as u64) as u32;
-        let Some(record) = self.slots.get(number as usize).filter(|record| record.address == slot) else {
+        let address = CodeAddress::of(slot, &self.memory);
+        let Some(record) = self.slots.get(number as usize).filter(|record| record.address == address) else {
             return;
         };
         let owner = self.installed.get(record.owner as usize).and_then(Option::as_ref);
@@ -249,7 +268,7 @@ impl Links {
         match record.jump {
             None => self.memory.store(slot + offset_of!(ChainSlot, addend) as u64, addend),
             Some(Jump { addend: Some(at), .. }) => {
-                self.memory.bytes(at, 8).copy_from_slice(&addend.to_le_bytes());
+                self.memory.bytes(at.address(&self.memory), 8).copy_from_slice(&addend.to_le_bytes());
             }
             Some(_) => {}
         }
@@ -260,8 +279,12 @@ impl Links {
     fn lead(&mut self, number: u32, code: u64) {
         let record = &self.slots[number as usize];
         match record.jump {
-            None => self.memory.store(record.address + offset_of!(ChainSlot, code) as u64, code),
-            Some(Jump { displacement: at, .. }) => {
+            None => {
+                let address = record.address.address(&self.memory);
+                self.memory.store(address + offset_of!(ChainSlot, code) as u64, code);
+            }
+            Some(Jump { displacement, .. }) => {
+                let at = displacement.address(&self.memory);
                 // Code memory is smaller than what 32 bits reach.
                 let displacement = code.wrapping_sub(at + 4) as i32;
                 self.memory.bytes(at, 4).copy_from_slice(&displacement.to_le_bytes());
@@ -368,7 +391,7 @@ impl Links {
     fn reset_slot(&mut self, number: u32) {
         let record = &mut self.slots[number as usize];
         (record.linked, record.previous, record.next) = (NONE, NONE, NONE);
-        let code = record.jump.map_or(self.stub, |jump| jump.unlinked);
+        let code = record.jump.map_or(self.stub, |jump| jump.unlinked.address(&self.memory));
         self.lead(number, code);
     }
 }
@@ -429,7 +452,7 @@ mod tests {
         let (a, b) = (block(1, 0x1000), block(2, 0x1100));
         assert!(install(&mut links, &[&a], &code(0x1000, &[(0x1100, false), (0x2000, true)])));
         assert!(install(&mut links, &[&b], &code(0x1100, &[])));
-        let slots = [links.slots[0].address, links.slots[1].address];
+        let slots = [0, 1].map(|n: usize| links.slots[n].address.address(&links.memory));
         Fixture { links, a, b, slots }
     }
 
@@ -495,7 +518,8 @@ mod tests {
         region.exits[0].page = 0x2000;
         assert!(install(&mut f.links, &[&f.a, &member], &region));
         assert!(install(&mut f.links, &[&there], &code(0x2100, &[])));
-        let slot = f.links.slots[f.links.of(&f.a).unwrap().slots.start as usize].address;
+        let number = f.links.of(&f.a).unwrap().slots.start as usize;
+        let slot = f.links.slots[number].address.address(&f.links.memory);
         f.links.link(slot, &f.b, 0);
         assert_eq!(f.leads_to(slot), STUB, "the head's page, not the member's");
         f.links.link(slot, &there, 0);

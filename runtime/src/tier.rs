@@ -6,8 +6,8 @@
 //! for it: that costs a millisecond or more, on another processor if there is one.
 //!
 //! Between 1 and 16 executions before templates the boot of Debian's cloud kernel does not change beyond noise (1.2 to
-//! 1.3 CPU seconds to init, 4 rounds); memory does, 98 to 134 MiB beyond the guest, and programs that run much new code
-//! prefer few (gcc: 5.0 CPU seconds at 16, 4.4 at 4). A compilation costs as much as 100,000 executions of a block save, so
+//! 1.3 CPU seconds to init, 4 rounds); memory does, 64 MiB beyond the guest at 4 and 53 at 8, and programs that run much new
+//! code prefer few to 16 (gcc: 5.0 CPU seconds at 16, 4.4 at 4). A compilation costs as much as 100,000 executions of a block save, so
 //! it waits for half as many: CPU seconds at 15,000 and 50,000 (both with what the interpreter runs waiting as long)
 //! were 0.49 and 0.33 for the page-fault loop, 0.45 and 0.36 for fork, 0.71 and 0.55 for the pipe, and within noise for
 //! loops of one hot region (`side-by-side loops --no-qemu --with "--compile-threshold 50000"`, 2 rounds).
@@ -48,7 +48,7 @@ pub const DEFAULT_THRESHOLD: u32 = 1500;
 pub const DEFAULT_HOT_THRESHOLD: u32 = 50_000;
 
 /// See the module's description.
-pub const DEFAULT_TEMPLATE_THRESHOLD: u32 = 4;
+pub const DEFAULT_TEMPLATE_THRESHOLD: u32 = 8;
 
 /// A block belongs to a warm block's region if it has run at least this fraction of the times that make a block warm.
 const REGION_SHARE: u32 = 8;
