@@ -133,6 +133,11 @@ impl Template<'_> {
     /// Goes on at a computed target, through the jump cache. The state is settled, but for RSP if that changes: `top`
     /// is the register it is in.
     fn indirect_exit(&mut self, target: Reg, top: Option<Reg>) {
+        self.indirect_exit_in(target, top, false);
+    }
+
+    /// The same, perhaps in another mode than the block's, which the state has; then the target is canonical.
+    pub(super) fn indirect_exit_in(&mut self, target: Reg, top: Option<Reg>, new_mode: bool) {
         let free = |register: &Reg| *register != target && Some(*register) != top;
         let mut registers = [0u8, 1, 2, 6, 7].into_iter().filter(free);
         let [entry, a, b] = core::array::from_fn(|_| registers.next().unwrap_or(RAX));
@@ -148,7 +153,12 @@ impl Template<'_> {
         let field = |offset: usize| Mem::new(entry, offset as i32);
         self.asm.compare(target, field(offset_of!(JumpEntry, rip)));
         let other_rip = self.asm.jump_if(condition::NOT_EQUAL);
-        self.asm.compare_immediate(field(offset_of!(JumpEntry, mode)), self.mode.0 as i32);
+        if new_mode {
+            self.asm.load32(a, Mem::state(offset_of!(CpuState, mode)));
+            self.asm.compare(a, field(offset_of!(JumpEntry, mode)));
+        } else {
+            self.asm.compare_immediate(field(offset_of!(JumpEntry, mode)), self.mode.0 as i32);
+        }
         let other_mode = self.asm.jump_if(condition::NOT_EQUAL);
         self.asm.mov(a, target);
         self.asm.shift_right(a, INDEX_SHIFT);
@@ -167,7 +177,9 @@ impl Template<'_> {
         for miss in [other_rip, other_mode, elsewhere, forbidden] {
             self.asm.bind(miss);
         }
-        self.abandon_unless_canonical(target, a);
+        if !new_mode {
+            self.abandon_unless_canonical(target, a);
+        }
         self.store_top(top);
         self.asm.store(Mem::state(RIP), target);
         self.leave(Leave::Indirect);

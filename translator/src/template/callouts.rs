@@ -17,7 +17,7 @@ use super::{
     stack::Pushed,
 };
 use crate::{
-    abi::RuntimeHelper,
+    abi::{Leave, RuntimeHelper, SystemTransfer},
     lift::callouts::{GS_BASE, KERNEL_GS_BASE, MSRS, POPPED},
 };
 
@@ -25,8 +25,12 @@ const RFLAGS: usize = offset_of!(CpuState, rflags);
 const WAITING: usize = offset_of!(CpuState, event_waiting);
 
 impl Template<'_> {
-    /// One that is [`crate::lift::callouts::is_own`].
+    /// One that is [`crate::lift::callouts::is_own`] or a [`SystemTransfer`].
     pub(super) fn callout(&mut self, insn: &Insn) -> Result<Flow, Declined> {
+        if let Some(transfer) = SystemTransfer::of(insn) {
+            self.transfer(insn, transfer);
+            return Ok(Flow::Ended);
+        }
         match insn.mnemonic {
             Mnemonic::Pushfq => self.pushf()?,
             Mnemonic::Popfq => self.popf()?,
@@ -52,6 +56,22 @@ impl Template<'_> {
         }
         self.direct_exit(insn.next_rip());
         Ok(Flow::Ended)
+    }
+
+    /// The monitor does it, and the guest goes on wherever and in whatever mode it then is.
+    fn transfer(&mut self, insn: &Insn, transfer: SystemTransfer) {
+        self.settle();
+        self.lose_host_flags();
+        self.store_rip(insn.rip);
+        self.call_runtime(RuntimeHelper::SystemTransfer, Some(transfer as u64));
+        self.asm.test(RAX, RAX);
+        self.abandon_if(condition::EQUAL);
+        self.asm.compare_immediate_register(RAX, 1);
+        let look = self.asm.jump_if(condition::NOT_EQUAL);
+        self.asm.load(RDX, Mem::state(offset_of!(CpuState, rip)));
+        self.indirect_exit_in(RDX, None, true);
+        self.asm.bind(look);
+        self.leave(Leave::Indirect);
     }
 
     /// STI is the last instruction that the block counts, so the shadow begins at the state's count.

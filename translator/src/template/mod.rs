@@ -38,7 +38,8 @@ use semantics::{
 use x86::{Mode, PAGE_MASK};
 
 use crate::{
-    CodeBlock, DirectExit, Relocation, TranslateError, instrument::Instrumentation, lift::callouts::is_own,
+    CodeBlock, DirectExit, Relocation, TranslateError, abi::SystemTransfer, instrument::Instrumentation,
+    lift::callouts::is_own,
 };
 use assembler::{Assembler, Mem, Reg, gpr_offset, xmm_offset};
 use cold::Cold;
@@ -186,7 +187,7 @@ impl<'a> Template<'a> {
         let mut bytes = 0;
         for (index, insn) in block.insns.iter().enumerate() {
             self.index = index;
-            let is_foreign = table::kind_of(insn) != Kind::Lifted && !is_own(insn, self.mode);
+            let is_foreign = table::kind_of(insn) != Kind::Lifted && !self.is_inline(insn);
             if !is_foreign && index == stretch_end {
                 self.settle();
                 let (registers, length) = Registers::plan(&block.insns[index..]);
@@ -221,6 +222,11 @@ impl<'a> Template<'a> {
         Ok((block.insns.len() as u16, bytes))
     }
 
+    /// Whether a callout is done here, as in [`crate::lift`].
+    fn is_inline(&self, insn: &Insn) -> bool {
+        is_own(insn, self.mode) || self.instrumentation.is_none() && SystemTransfer::of(insn).is_some()
+    }
+
     fn instruction(&mut self, insn: &Insn) -> Result<Flow, Declined> {
         if let Some(condition) = effects::branch_condition(insn.mnemonic) {
             return self.branch(insn, condition);
@@ -247,7 +253,10 @@ impl<'a> Template<'a> {
             | Mnemonic::Stac
             | Mnemonic::Clac
             | Mnemonic::Rdtsc
-            | Mnemonic::Rdtscp => self.callout(insn),
+            | Mnemonic::Rdtscp
+            | Mnemonic::Syscall
+            | Mnemonic::Sysretq
+            | Mnemonic::Iretq => self.callout(insn),
             Mnemonic::Cld | Mnemonic::Std => {
                 self.set_direction(insn.mnemonic == Mnemonic::Std);
                 Ok(Flow::Next)
