@@ -7,10 +7,10 @@
 //!
 //! Between 1 and 16 executions before templates the boot of Debian's cloud kernel does not change beyond noise (1.2 to
 //! 1.3 CPU seconds to init, 4 rounds); memory does, 64 MiB beyond the guest at 4 and 53 at 8, and programs that run much new
-//! code prefer few to 16 (gcc: 5.0 CPU seconds at 16, 4.4 at 4). A compilation costs as much as 100,000 executions of a block save, so
-//! it waits for half as many: CPU seconds at 15,000 and 50,000 (both with what the interpreter runs waiting as long)
-//! were 0.49 and 0.33 for the page-fault loop, 0.45 and 0.36 for fork, 0.71 and 0.55 for the pipe, and within noise for
-//! loops of one hot region (`side-by-side loops --no-qemu --with "--compile-threshold 50000"`, 2 rounds).
+//! code prefer few to 16 (gcc: 5.0 CPU seconds at 16, 4.4 at 4). By estimate a compilation costs as much as 100,000
+//! executions of a block save, so it waits for half as many: CPU seconds at 15,000 and 50,000 were 0.49 and 0.33 for the
+//! page-fault loop, 0.45 and 0.36 for fork, 0.71 and 0.55 for the pipe, 0.39 and 0.43 for getppid, 0.14 and 0.19 for scalar
+//! double (what the interpreter runs, floating point at that time, waited as long), within noise for the rest (`side-by-side loops --no-qemu --with "--compile-threshold 50000"`, 2 rounds).
 //!
 //! Blocks in pages whose code was overwritten wait longer, doubling with every time, so that a guest that patches or
 //! generates code in a loop is interpreted, not translated over and over.
