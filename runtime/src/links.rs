@@ -40,9 +40,9 @@ struct SlotRecord {
     address: CodeAddress,
     /// Where the guest block lies that ends in the exit: in a region not always the head.
     page: GuestPhys,
-    /// CodeAddress of the code that it is an exit of, while that is installed.
+    /// Place in `installed` of the code that it is an exit of, while that is installed.
     owner: u32,
-    /// CodeAddress of the code that it leads to, or [`NONE`].
+    /// Place in `installed` of the code that it leads to, or [`NONE`].
     linked: u32,
     /// Its neighbours among the slots that lead there.
     previous: u32,
