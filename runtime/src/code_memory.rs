@@ -1,6 +1,6 @@
 //! Memory for compiled code: mapped twice, once writable and once executable (W^X), reserved once and never remapped,
 //! because profilers identify code by address. It is anonymous, and not a memfd, because Linux `perf` asks for names
-//! (`/tmp/perf-PID.map`) only where no file is mapped.
+//! (`/tmp/perf-PID.map`) only where no file is mapped. Hosts that can't map anonymous memory twice get a memfd all the same.
 //!
 //! It owns the two views and a bump pointer. Addresses given out are those of the executable view; the runtime
 //! writes through the other one. There is no `free`: a block that dies leaves its bytes behind, and when the memory
@@ -18,7 +18,10 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use rustix::mm::{MapFlags, MprotectFlags, MremapFlags, ProtFlags, mmap_anonymous, mprotect, mremap, munmap};
+use rustix::{
+    fs::{MemfdFlags, ftruncate, memfd_create},
+    mm::{MapFlags, MprotectFlags, MremapFlags, ProtFlags, mmap, mmap_anonymous, mprotect, mremap, munmap},
+};
 
 /// Alignment of every piece of code: a host cache line.
 const CODE_ALIGNMENT: usize = 64;
@@ -62,8 +65,9 @@ impl CodeMemory {
         }
         let size = size.next_multiple_of(4096);
         let host = |reason: std::io::Error| CodeMemoryError::Host { size, reason };
-        let writable = View::new(size).map_err(|error| host(error.into()))?;
-        let executable = writable.again().map_err(|error| host(error.into()))?;
+        // Not every host doubles an anonymous mapping: valgrind does not.
+        let views = View::anonymous_pair(size).or_else(|_| View::pair_of_a_file(size));
+        let (writable, executable) = views.map_err(|error| host(error.into()))?;
         Ok(Self { writable, executable, code: 0, slots: size })
     }
 
@@ -152,6 +156,25 @@ unsafe impl Send for View {}
 unsafe impl Sync for View {}
 
 impl View {
+    /// Fresh memory, writable and executable.
+    fn anonymous_pair(length: usize) -> rustix::io::Result<(Self, Self)> {
+        let writable = Self::new(length)?;
+        let executable = writable.again()?;
+        Ok((writable, executable))
+    }
+
+    /// The same by a file without a name, which `perf` finds no names for.
+    fn pair_of_a_file(length: usize) -> rustix::io::Result<(Self, Self)> {
+        let file = memfd_create("transvisor-code", MemfdFlags::CLOEXEC)?;
+        ftruncate(&file, length as u64)?;
+        let map = |rights| {
+            // SAFETY: at no address that is in use.
+            let start = unsafe { mmap(null_mut(), length, rights, MapFlags::SHARED, &file, 0)? };
+            Self::at(start, length)
+        };
+        Ok((map(ProtFlags::READ | ProtFlags::WRITE)?, map(ProtFlags::READ | ProtFlags::EXEC)?))
+    }
+
     /// Fresh memory, writable.
     fn new(length: usize) -> rustix::io::Result<Self> {
         let rights = ProtFlags::READ | ProtFlags::WRITE;
@@ -213,8 +236,18 @@ mod tests {
     }
 
     #[test]
+    fn a_file_does_as_well() {
+        let (writable, executable) = View::pair_of_a_file(64 << 10).unwrap();
+        let mut memory = CodeMemory { writable, executable, code: 0, slots: 64 << 10 };
+        run_what_is_written(&mut memory);
+    }
+
+    #[test]
     fn what_is_written_can_be_executed_at_the_other_view() {
-        let mut memory = CodeMemory::new(64 << 10).unwrap();
+        run_what_is_written(&mut CodeMemory::new(64 << 10).unwrap());
+    }
+
+    fn run_what_is_written(memory: &mut CodeMemory) {
         let (code, _) = memory.allocate(16, 0).unwrap();
         memory.bytes(code, 4).copy_from_slice(&[0x8d, 0x47, 0x05, 0xc3]); // lea eax, [rdi+5]; ret
         // SAFETY: the bytes are a complete System V function.

@@ -17,7 +17,7 @@ use crate::{
     compiled::{LeaveCounters, OpenExit},
     compiler::Compiler,
     events::Events,
-    finder::Finder,
+    finder::{self, Finder},
     helpers::HelperTable,
     jump_cache::JumpCache,
     kick::KickTarget,
@@ -158,11 +158,12 @@ impl Engine {
         } else {
             (None, None)
         };
+        let ready = if translates { finder::READY } else { finder::READY_FOR_GOOD };
         let mut engine = Self {
             state,
             mmu,
             clock,
-            finder: Finder::new(Arc::clone(&cache), config.longest_block),
+            finder: Finder::new(Arc::clone(&cache), config.longest_block, ready),
             cache,
             jump_cache,
             compiler,

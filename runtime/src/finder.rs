@@ -34,18 +34,21 @@ pub struct Finder {
 /// interpreter ran last.
 pub(crate) struct Fresh {
     last: Option<(BlockId, GuestBlock)>,
-    /// By the number's low bits. Numbers are never used twice, so what is here for a number is right as long as the block
+    /// A power of two, by the number's low bits. Numbers are never used twice, so what is here for a number is right as long as the block
     /// lives.
     ready: Box<[Option<(BlockId, DecodedBlock)>]>,
 }
 
-/// Blocks that are kept ready for the interpreter. Debian's boot interprets 84,000, a few times each: kept for good they
-/// took 20 MiB.
-const READY: usize = 1 << 12;
+/// Blocks that are kept ready for the interpreter where what is warm is translated. Debian's boot interprets 84,000, a few
+/// times each: kept for good they took 20 MiB.
+pub const READY: usize = 1 << 12;
+
+/// The same where everything is interpreted: with as few as above, the boot took a third longer.
+pub const READY_FOR_GOOD: usize = 1 << 17;
 
 impl Fresh {
-    fn new() -> Self {
-        Self { last: None, ready: (0..READY).map(|_| None).collect() }
+    fn new(ready: usize) -> Self {
+        Self { last: None, ready: (0..ready).map(|_| None).collect() }
     }
 
     /// Those of `block`, decoded again if it is not the last one that was made. `None` if it has died.
@@ -64,7 +67,7 @@ impl Fresh {
     /// The same, ready for the interpreter. Nothing if it has died.
     #[inline]
     pub fn decoded(&mut self, block: &Block, mmu: &Mmu) -> &DecodedBlock {
-        let place = block.id.0 as usize % READY;
+        let place = block.id.0 as usize & (self.ready.len() - 1);
         if self.ready[place].as_ref().is_none_or(|(id, _)| *id != block.id) {
             self.decode(block, place, mmu);
         }
@@ -84,9 +87,14 @@ impl Fresh {
 }
 
 impl Finder {
-    /// Over a shared cache. Blocks end after `longest` instructions (at least one).
-    pub fn new(cache: Arc<CodeCache>, longest: usize) -> Self {
-        Self { lookup: Lookup::new(), cache, longest: longest.max(1), fresh: Fresh::new() }
+    /// Over a shared cache. Blocks end after `longest` instructions (at least one); `ready` are kept for the interpreter.
+    pub fn new(cache: Arc<CodeCache>, longest: usize, ready: usize) -> Self {
+        Self {
+            lookup: Lookup::new(),
+            cache,
+            longest: longest.max(1),
+            fresh: Fresh::new(ready.next_power_of_two()),
+        }
     }
 
     /// The block at the state's CS:RIP, decoded if need be. The exception is the fetch's or the decoder's.
@@ -185,10 +193,9 @@ impl Finder {
         Ok(block)
     }
 
-    /// Forgets what this vCPU remembers.
+    /// Forgets which blocks this vCPU has met. Their instructions may stay: they are found by number.
     pub fn clear(&mut self) {
         self.lookup.clear();
-        self.fresh = Fresh::new();
     }
 }
 
