@@ -78,7 +78,7 @@ impl Peers {
             let Transvisor { name, program: mut command, arguments, warm_ups } = transvisor;
             command.extend(["run", "-q", "--stats", "--json", "--boot", boot].map(OsString::from));
             command.extend(arguments);
-            command.extend(common(guest, &guest.kernel));
+            command.extend(guest.arguments(&guest.kernel));
             Contestant { name, family: Family::Ours, command, root: None, emulated: false, warm_ups }
         });
         Ok(all.collect())
@@ -92,7 +92,7 @@ impl Peers {
             for model in &self.qemu_cpu {
                 let mut command: Vec<OsString> = vec![program.into()];
                 command.extend(["-accel", "tcg", "-cpu", model, "-nographic"].map(OsString::from));
-                command.extend(common(guest, kernel));
+                command.extend(guest.arguments(kernel));
                 let name = format!("QEMU {version} {model}");
                 all.push(Contestant {
                     name,
@@ -106,19 +106,4 @@ impl Peers {
         }
         Ok(all)
     }
-}
-
-/// What both understand: one processor, and all else the same.
-fn common(guest: &Guest, kernel: &Path) -> Vec<OsString> {
-    vec![
-        "-kernel".into(),
-        kernel.into(),
-        "-initrd".into(),
-        guest.initramfs.clone().into(),
-        "-append".into(),
-        guest.cmdline.clone().into(),
-        "-m".into(),
-        (guest.memory >> 20).to_string().into(),
-        "-no-reboot".into(),
-    ]
 }

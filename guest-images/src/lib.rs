@@ -20,7 +20,10 @@ mod unpack;
 mod verified;
 pub mod workloads;
 
-use std::path::PathBuf;
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
 
 use apt::Apt;
 pub use cache::CacheDir;
@@ -46,6 +49,23 @@ pub struct Guest {
     pub cmdline: String,
     /// Bytes of guest memory to give it unless the user says otherwise.
     pub memory: u64,
+}
+
+impl Guest {
+    /// How to boot it with `kernel` in the place of its own, in words that both QEMU and `transvisor run` understand.
+    pub fn arguments(&self, kernel: &Path) -> Vec<OsString> {
+        vec![
+            "-kernel".into(),
+            kernel.into(),
+            "-initrd".into(),
+            self.initramfs.clone().into(),
+            "-append".into(),
+            self.cmdline.clone().into(),
+            "-m".into(),
+            (self.memory >> 20).to_string().into(),
+            "-no-reboot".into(),
+        ]
+    }
 }
 
 /// The guest of that recipe: from the cache if it is there and whole, else fetched. Needs the network only then.

@@ -1,4 +1,4 @@
-//! The block cache: every decoded guest block, by [`BlockKey`], and the compiled code of those that have some.
+//! The block cache: every guest block, by [`BlockKey`], and the compiled code of those that have some.
 //!
 //! # Who owns what
 //!
@@ -23,10 +23,11 @@
 //!
 //! # Eviction
 //!
-//! When code memory is full, [`CodeCache::evict`] takes the code from every block (they stay decoded and start to
+//! When code memory is full, [`CodeCache::evict`] takes the code from every block (they stay, and start to
 //! count anew) and resets it. When there are too many blocks, [`CodeCache::clear`] drops them all. Both need that no
 //! compiled code is on any host stack: the one vCPU calls them from its dispatcher. More vCPUs will need a
-//! rendezvous here; and so will relinking a guarded slot that is linked, because its two words change one after the other.
+//! rendezvous here; and so will relinking a guarded exit that is linked, because its two words change one after the other, and
+//! any change of a jump in code that another may be running.
 //! [`CodeCache::generation`] tells those who keep slot addresses across a call whether they still mean anything.
 
 use std::{
@@ -54,7 +55,8 @@ use crate::{
     links::{Installation, Links},
 };
 
-/// More blocks than this are not kept: some 100 MB of host memory without their code, if a guest runs that much.
+/// More blocks than this are not kept: some 100 MB of host memory without their code, by their sizes, if a guest
+/// runs that much.
 pub const MAX_BLOCKS: usize = 1 << 19;
 
 /// See the module's description.

@@ -34,8 +34,8 @@ pub struct Finder {
 /// interpreter ran last.
 pub(crate) struct Fresh {
     last: Option<(BlockId, GuestBlock)>,
-    /// A power of two, by the number's low bits. Numbers are never used twice, so what is here for a number is right as long as the block
-    /// lives.
+    /// A power of two, by the number's low bits. Numbers are never used twice, so what is here for a number is right as
+    /// long as the block lives.
     ready: Box<[Option<(BlockId, DecodedBlock)>]>,
 }
 

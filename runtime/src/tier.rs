@@ -129,15 +129,19 @@ mod tests {
         state.mode
     }
 
-    #[test]
-    fn modes_decide() {
-        let policy = Policy {
+    fn policy() -> Policy {
+        Policy {
             mode: EngineMode::Translate,
             template_threshold: 9,
             threshold: 10,
             hot_threshold: 20,
             patient: true,
-        };
+        }
+    }
+
+    #[test]
+    fn modes_decide() {
+        let policy = policy();
         assert_eq!(policy.warm_at(mode64(), 0), Some(10));
         assert_eq!(policy.warm_at(CpuState::new().mode, 0), None, "real mode");
         assert_eq!(Policy { mode: EngineMode::Interpret, ..policy }.warm_at(mode64(), 0), None);
@@ -145,13 +149,7 @@ mod tests {
 
     #[test]
     fn pages_that_keep_changing_wait_longer() {
-        let policy = Policy {
-            mode: EngineMode::Translate,
-            template_threshold: 9,
-            threshold: 10,
-            hot_threshold: 20,
-            patient: true,
-        };
+        let policy = policy();
         assert_eq!(policy.warm_at(mode64(), FREE_INVALIDATIONS), Some(10));
         assert_eq!(policy.warm_at(mode64(), FREE_INVALIDATIONS + 1), Some(20));
         assert_eq!(policy.warm_at(mode64(), u32::MAX), Some(10 << MAX_DOUBLINGS));

@@ -45,9 +45,9 @@ pub fn host_lines(code: &[u8]) -> Vec<HostLine> {
     lines
 }
 
-/// Number of host instructions.
-pub fn count_host_instructions(code: &[u8]) -> u32 {
-    let mut decoder = Decoder::new(64, code, DecoderOptions::NONE);
+/// Number of instructions in code of 16, 32 or 64 bits.
+pub fn count_instructions(bits: u32, code: &[u8]) -> u32 {
+    let mut decoder = Decoder::new(bits, code, DecoderOptions::NONE);
     let mut instruction = Instruction::default();
     let mut count = 0;
     while decoder.can_decode() {

@@ -14,7 +14,7 @@ use compare::{
     contestant::{Contestant, Family, qemu_version},
     nanobench, workloads,
 };
-use guest_images::{CacheDir, Guest};
+use guest_images::CacheDir;
 use kvm::{Backing, Host};
 
 use crate::{
@@ -195,23 +195,9 @@ fn nanobench(arguments: &CompareArguments, field: &Field, cache: &CacheDir) -> R
     Ok(nanobench::race(&contestants, arguments.rounds, patience(arguments)))
 }
 
-fn of_guest(guest: &Guest) -> Vec<OsString> {
-    vec![
-        "-kernel".into(),
-        guest.kernel.clone().into(),
-        "-initrd".into(),
-        guest.initramfs.clone().into(),
-        "-append".into(),
-        guest.cmdline.clone().into(),
-        "-m".into(),
-        (guest.memory >> 20).to_string().into(),
-        "-no-reboot".into(),
-    ]
-}
-
 fn boots(arguments: &CompareArguments, field: &Field, cache: &CacheDir) -> Result<Section> {
     let guest = guest_images::fetch(GUEST, cache, &mut progress())?;
-    let contestants = field.contestants(arguments, &of_guest(&guest), false)?;
+    let contestants = field.contestants(arguments, &guest.arguments(&guest.kernel), false)?;
     let group = Group { name: "boot from the bzImage", contestants };
     let results = boot::run(&group, guest.memory, arguments.rounds, patience(arguments))?;
     Ok(Section::of_boots(&results, &group.contestants))
@@ -221,7 +207,7 @@ fn compute(arguments: &CompareArguments, field: &Field, cache: &CacheDir) -> Res
     let loops = guest_images::workloads::loops(GUEST, cache, &mut progress())?;
     let native = Contestant::native(Path::new(&loops.program), None);
     let mut contestants = vec![native.clone()];
-    contestants.extend(field.contestants(arguments, &of_guest(&loops.guest), false)?);
+    contestants.extend(field.contestants(arguments, &loops.guest.arguments(&loops.guest.kernel), false)?);
     let rules = workloads::Rules {
         rounds: arguments.rounds,
         workloads: &arguments.workload,

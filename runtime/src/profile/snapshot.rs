@@ -2,7 +2,6 @@
 
 use std::{borrow::Cow, collections::BTreeMap, sync::atomic::Ordering};
 
-use iced_x86::{Decoder, DecoderOptions, Instruction};
 use profiler::{
     listing::{self, GuestPart},
     model::{
@@ -16,7 +15,7 @@ use translator::{
 
 use super::{
     Recorder, Way,
-    book::{BlockRecord, Book, Version},
+    book::{Book, Version},
     sampler::Phase,
     sizes::Sizes,
 };
@@ -110,7 +109,8 @@ fn blocks(book: &Book, profile: &mut Profile) -> Index {
         let block = &mut profile.blocks[at];
         if record.bytes.len() * 2 >= block.bytes.len() {
             block.bytes = hexadecimal(&record.bytes);
-            block.instructions = count_guest_instructions(record);
+            block.instructions =
+                listing::count_instructions(record.block.key.mode.code_bits(), &record.bytes);
         }
         block.decoded += 1;
         for (sum, part) in
@@ -135,18 +135,6 @@ fn hexadecimal(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digit = |value: u8| char::from(DIGITS[usize::from(value & 0xf)]);
     bytes.iter().flat_map(|&byte| [digit(byte >> 4), digit(byte)]).collect()
-}
-
-fn count_guest_instructions(record: &BlockRecord) -> u32 {
-    let mode = record.block.key.mode;
-    let mut decoder = Decoder::new(mode.code_bits(), &record.bytes, DecoderOptions::NONE);
-    let mut instruction = Instruction::default();
-    let mut count = 0;
-    while decoder.can_decode() {
-        decoder.decode_out(&mut instruction);
-        count += 1;
-    }
-    count
 }
 
 fn piece(version: &Version, sizes: &Sizes) -> Code {

@@ -146,14 +146,21 @@ impl Lifter<'_> {
         let target_value = self.word(target);
         let addend = self.word(addend);
         let fails = self.guard(target_value, addend);
+        self.leave_if(fails, |lifter, file| {
+            lifter.write_back(file);
+            lifter.chain(target);
+        });
+    }
+
+    /// Ends a cold path by `leave` if a condition holds.
+    fn leave_if(&mut self, condition: Value, leave: impl FnOnce(&mut Self, &RegisterFile)) {
         let failed = self.b.create_block();
         let passed = self.b.create_block();
         self.b.set_cold_block(failed);
-        self.b.ins().brif(fails, failed, &[], passed, &[]);
+        self.b.ins().brif(condition, failed, &[], passed, &[]);
         self.b.switch_to_block(failed);
         let file = self.file;
-        self.write_back(&file);
-        self.chain(target);
+        leave(self, &file);
         self.file = file;
         self.b.switch_to_block(passed);
     }
@@ -164,15 +171,7 @@ impl Lifter<'_> {
         let next_page = self.word(next_page(rip, self.mode));
         let addend = self.word(addend);
         let fails = self.guard(next_page, addend);
-        let failed = self.b.create_block();
-        let passed = self.b.create_block();
-        self.b.set_cold_block(failed);
-        self.b.ins().brif(fails, failed, &[], passed, &[]);
-        self.b.switch_to_block(failed);
-        let file = self.file;
-        self.leave_step(&file, rip, 0);
-        self.file = file;
-        self.b.switch_to_block(passed);
+        self.leave_if(fails, |lifter, file| lifter.leave_step(file, rip, 0));
     }
 
     /// Ends the current CLIF block with an edge to a block of the region.
