@@ -47,6 +47,8 @@ pub struct EngineConfig {
     pub background: bool,
     /// Record a profile: [`Engine::recorder`].
     pub profile: bool,
+    /// Announce paravirtual features, and have them.
+    pub paravirt: bool,
     /// For tests: drop code, blocks, links and caches at random, by this seed.
     pub stress: Option<u64>,
 }
@@ -63,6 +65,7 @@ impl Default for EngineConfig {
             patient: true,
             background: true,
             profile: false,
+            paravirt: true,
             stress: None,
         }
     }
@@ -98,6 +101,7 @@ pub struct Engine {
     pub(crate) exceptions: u64,
     pub(crate) leaves: LeaveCounters,
     exits: u64,
+    paravirt: bool,
     pub(crate) profile: Option<Arc<Recorder>>,
 }
 
@@ -177,6 +181,7 @@ impl Engine {
             exceptions: 0,
             leaves: LeaveCounters::default(),
             exits: 0,
+            paravirt: config.paravirt,
             profile,
         };
         engine.attach();
@@ -214,6 +219,11 @@ impl Engine {
         &self.cache
     }
 
+    /// Which pages hold code that was translated, for devices that write to memory.
+    pub fn code_pages(&self) -> &Arc<CodePages> {
+        self.mmu.code_pages()
+    }
+
     pub(crate) fn context(&mut self) -> monitor::Context<'_> {
         monitor::Context { state: &mut self.state, mmu: &mut self.mmu, clock: &self.clock }
     }
@@ -222,6 +232,7 @@ impl Engine {
     fn attach(&mut self) {
         self.state.jump_cache = self.jump_cache.as_ptr();
         self.state.helpers = self.helpers.map_or(std::ptr::null(), HelperTable::as_ptr);
+        self.state.paravirt = self.paravirt;
         self.state.update_mode();
         self.mmu.flush_all(&mut self.state);
         self.mmu.select_view(&mut self.state);

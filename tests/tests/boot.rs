@@ -81,6 +81,14 @@ fn debian_boots_to_a_shell_by_translation() {
         assert!(cpuinfo.split_whitespace().all(|word| word != flag), "{flag} is announced but not there");
     }
 
+    // It found the hypervisor's interfaces.
+    let dmesg = output(&mut machine, "dmesg");
+    for words in
+        ["Hypervisor detected: KVM", "kvm-clock: Using msrs", "Switched APIC routing to physical x2apic"]
+    {
+        assert!(dmesg.contains(words), "{words}: {dmesg}");
+    }
+
     let sys = output(&mut machine, "ls /sys");
     assert!(sys.contains("devices") && sys.contains("kernel"), "{sys}");
 
@@ -104,6 +112,25 @@ fn debian_boots_to_a_shell_by_translation() {
     assert_eq!(slept, "1\n");
 
     // The kernel has nothing to complain of.
+    let complaints = output(&mut machine, "dmesg | grep -c -E 'BUG:|WARNING:|Oops|unchecked MSR|Call Trace'");
+    assert_eq!(complaints, "0\n", "{}", machine.console());
+    power_off(machine);
+}
+
+#[test]
+fn debian_boots_without_paravirtual_features() {
+    let guest = guest("debian");
+    let mut machine = booted(Config { paravirt: false, ..config(&guest, EngineMode::Translate) });
+    let dmesg = output(&mut machine, "dmesg");
+    for words in ["kvm", "KVM", "Hypervisor detected", "paravirtualized kernel on KVM"] {
+        assert!(!dmesg.contains(words), "{words}: {dmesg}");
+    }
+    let sources =
+        output(&mut machine, "cat /sys/devices/system/clocksource/clocksource0/available_clocksource");
+    assert!(sources.contains("tsc") && !sources.contains("kvm"), "{sources}");
+    let slept =
+        output(&mut machine, "a=$(date +%s); sleep 2; b=$(date +%s); echo $((b - a >= 2 && b - a < 20))");
+    assert_eq!(slept, "1\n");
     let complaints = output(&mut machine, "dmesg | grep -c -E 'BUG:|WARNING:|Oops|unchecked MSR|Call Trace'");
     assert_eq!(complaints, "0\n", "{}", machine.console());
     power_off(machine);

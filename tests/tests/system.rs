@@ -72,11 +72,26 @@ fn engines() -> Vec<(&'static str, EngineConfig)> {
     ]
 }
 
-/// How a guest ends where all is well: through the debug-exit port, or as its comment `; ends: triple fault` says.
-fn ends_well(name: &str, outcome: &Outcome) -> bool {
+/// What a guest's source says in a comment `; KEY: VALUE`.
+fn note(name: &str, key: &str) -> Option<String> {
     let source =
         std::fs::read_to_string(folder().join(format!("{name}.asm"))).expect("the guest was just assembled");
-    match source.lines().find_map(|line| line.strip_prefix("; ends: ")) {
+    source.lines().find_map(|line| line.strip_prefix(&format!("; {key}: ")).map(str::to_owned))
+}
+
+/// The machine that a guest wants: the usual one, or as its comment `; options: no paravirt` says.
+fn machine(name: &str, image: &Path) -> Config {
+    let paravirt = match note(name, "options").as_deref() {
+        None => true,
+        Some("no paravirt") => false,
+        Some(other) => panic!("{name}.asm wants unknown options: {other}"),
+    };
+    Config { memory: Size(64 << 20), paravirt, ..Config::new(image.into()) }
+}
+
+/// How a guest ends where all is well: through the debug-exit port, or as its comment `; ends: triple fault` says.
+fn ends_well(name: &str, outcome: &Outcome) -> bool {
+    match note(name, "ends").as_deref() {
         None => *outcome == Outcome::DebugExit(PASSED),
         Some("triple fault") => matches!(outcome, Outcome::TripleFault(_)),
         Some(other) => panic!("{name}.asm ends in an unknown way: {other}"),
@@ -87,8 +102,7 @@ fn run(name: &str) {
     let image = assemble(name);
     let mut failures = Vec::new();
     for (engine, config) in engines() {
-        let machine =
-            Machine::launch(Config { memory: Size(64 << 20), engine: config, ..Config::new(image.clone()) });
+        let machine = Machine::launch(Config { engine: config, ..machine(name, &image) });
         let (outcome, console) = machine.wait_end(Duration::from_secs(60));
         match outcome {
             Ok((outcome, _)) if ends_well(name, &outcome) => {}
@@ -131,7 +145,7 @@ fn run_on_kvm(name: &str) {
         Err(error) => panic!("{error}"),
     };
     let image = assemble(name);
-    let config = Config { memory: Size(64 << 20), kvm: Some(device.into()), ..Config::new(image.clone()) };
+    let config = Config { kvm: Some(device.into()), ..machine(name, &image) };
     let (outcome, console) = Machine::launch(config).wait_end(Duration::from_secs(120));
     std::fs::remove_file(&image).expect("the image is ours");
     let failure = match outcome {
@@ -170,5 +184,6 @@ macro_rules! guests {
 }
 
 guests! {
-    chaining descriptors exceptions gates interrupts modes msr nested_faults nmi paging pcid smc tasks timers triple
+    chaining descriptors exceptions gates interrupts modes msr nested_faults nmi no_paravirt paging paravirt pcid smc tasks timers
+    triple
 }

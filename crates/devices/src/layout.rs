@@ -88,6 +88,8 @@ pub const IRQ_SCI: u8 = 9;
 pub const IA32_APIC_BASE: u32 = 0x1b;
 /// MSR: TSC value at which the local APIC timer fires.
 pub const IA32_TSC_DEADLINE: u32 = 0x6e0;
+/// MSR: where KVM's guests end interrupts by a store.
+pub const KVM_PV_EOI_EN: u32 = 0x4b56_4d04;
 /// First x2APIC MSR.
 pub const X2APIC_FIRST: u32 = 0x800;
 /// Last x2APIC MSR.

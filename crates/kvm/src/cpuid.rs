@@ -3,7 +3,7 @@
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::Kvm;
-use monitor::cpuid::{leaves, query};
+use monitor::cpuid::{is_own, kvm, leaves, query};
 use x86::CpuState;
 
 use crate::KvmError;
@@ -24,11 +24,15 @@ const FEATURES: &[(u32, u32, usize, u32)] = &[
     (0x7, 2, EDX, 0),
     (0xd, 0, EAX, 0),
     (0xd, 1, EAX, 0),
-    (0x4000_0001, 0, EAX, 0),
+    (PARAVIRT_LEAF, 0, EAX, kvm::PV_EOI),
     (0x8000_0001, 0, ECX, 0),
     (0x8000_0001, 0, EDX, 0),
     (0x8000_0007, 0, EDX, 0),
 ];
+
+/// KVM's paravirtual features that it has without a local APIC of its own: the clock. The paravirtual EOI is the board's.
+const PARAVIRT_LEAF: u32 = 0x4000_0001;
+const PARAVIRT: u32 = kvm::NOP_IO_DELAY | kvm::CLOCKSOURCE2 | kvm::CLOCKSOURCE_STABLE | kvm::PV_EOI;
 
 const CRYSTAL_LEAF: u32 = 0x15;
 const FREQUENCY_LEAF: u32 = 0x16;
@@ -39,12 +43,13 @@ const CRYSTAL_KHZ: u32 = (vcpu::Clock::TSC_HZ / 1000) as u32;
 type Registers = [u32; 4];
 
 /// The table for a processor whose TSC has this frequency.
-pub(crate) fn build(kvm: &Kvm, tsc_khz: u32) -> Result<CpuId, KvmError> {
+pub(crate) fn build(kvm: &Kvm, tsc_khz: u32, paravirt: bool) -> Result<CpuId, KvmError> {
     let supported = supported(kvm)?;
-    let state = CpuState::new();
+    // Leaves that are not announced are there all the same, as zeros: for one that is not, KVM answers with the highest basic leaf.
+    let state = CpuState { paravirt, ..CpuState::new() };
     let entries: Vec<_> = leaves()
         .map(|(leaf, subleaf)| {
-            let mut registers = query(&state, leaf, subleaf.unwrap_or(0));
+            let mut registers = if is_own(leaf) { [0; 4] } else { query(&state, leaf, subleaf.unwrap_or(0)) };
             restrict(leaf, subleaf.unwrap_or(0), &mut registers, &supported);
             tell_frequency(leaf, &mut registers, tsc_khz);
             entry(leaf, subleaf, registers)
@@ -65,7 +70,8 @@ pub(crate) fn missing(kvm: &Kvm) -> Result<Vec<String>, KvmError> {
         let wanted = query(&state, leaf, subleaf);
         let mut given = wanted;
         restrict(leaf, subleaf, &mut given, &supported);
-        let lost = wanted[register] & !given[register];
+        let ours = if leaf == PARAVIRT_LEAF { PARAVIRT } else { u32::MAX };
+        let lost = wanted[register] & ours & !given[register];
         let name = ["eax", "ebx", "ecx", "edx"][register];
         missing.extend(
             (0..32).filter(|bit| lost >> bit & 1 != 0).map(|bit| format!("{leaf:x}.{subleaf}.{name}:{bit}")),
@@ -90,6 +96,9 @@ fn restrict(leaf: u32, subleaf: u32, registers: &mut Registers, supported: &CpuI
     let theirs = find(supported, leaf, subleaf);
     for &(_, _, register, always) in FEATURES.iter().filter(|row| (row.0, row.1) == (leaf, subleaf)) {
         registers[register] &= theirs[register] | always;
+    }
+    if leaf == PARAVIRT_LEAF {
+        registers[EAX] &= PARAVIRT;
     }
     if leaf == ADDRESS_SIZES_LEAF && theirs[EAX] & 0xff != 0 {
         // A physical address that the processor lacks can't be mapped.
@@ -146,6 +155,14 @@ mod tests {
         restrict(1, 0, &mut ours, &theirs);
         // The hypervisor bit, x2APIC and the APIC are not KVM's to grant; VMX (5) is not ours to offer.
         assert_eq!(ours, [7, 8, 1 << 0 | 1 << 21 | 1 << 31, 1 << 25 | 1 << 9]);
+    }
+
+    #[test]
+    fn of_paravirtual_features_those_remain_that_need_no_apic_of_kvms() {
+        let theirs = CpuId::from_entries(&[entry(PARAVIRT_LEAF, None, [!kvm::PV_EOI, 0, 0, 0])]).unwrap();
+        let mut ours = query(&CpuState::new(), PARAVIRT_LEAF, 0);
+        restrict(PARAVIRT_LEAF, 0, &mut ours, &theirs);
+        assert_eq!(ours, [1 << 1 | 1 << 3 | 1 << 6 | 1 << 24, 0, 0, 0]);
     }
 
     #[test]

@@ -65,23 +65,24 @@ fn failed(what: String) -> EngineError {
 }
 
 impl Engine {
-    /// A vCPU in its power-up state, by the KVM at `device`.
-    pub fn new(device: &Path, ram: Ram, clock: Clock) -> Result<Self, EngineError> {
+    /// A vCPU in its power-up state, by the KVM at `device`; `paravirt`: with paravirtual features.
+    pub fn new(device: &Path, ram: Ram, clock: Clock, paravirt: bool) -> Result<Self, EngineError> {
         let host = Host::open(device)?;
-        let vm = virtual_machine::create(&host, &ram)?;
+        let vm = virtual_machine::create(&host, &ram, paravirt)?;
         let mut vcpu = vm.create_vcpu(0).map_err(KvmError::refused("a virtual processor"))?;
         if host.kvm.check_extension(Cap::TscControl) {
             // As the monitor's. A refusal leaves the host's frequency, which CPUID then tells.
             let _ = vcpu.set_tsc_khz(TSC_KHZ);
         }
         let tsc_khz = vcpu.get_tsc_khz().map_err(KvmError::refused("the TSC's frequency (is it stable?)"))?;
-        let table = cpuid::build(&host.kvm, tsc_khz)?;
+        let table = cpuid::build(&host.kvm, tsc_khz, paravirt)?;
         vcpu.set_cpuid2(&table).map_err(KvmError::refused("the CPUID table"))?;
         let immediate_exit = (&raw mut vcpu.get_kvm_run().immediate_exit).cast::<AtomicU8>();
         // SAFETY: a byte of the mapping that `vcpu` holds; the engine frees it only after `drop` has disconnected the target.
         let kick = Arc::new(unsafe { KickTarget::new(immediate_exit) });
         let mut plain = Box::new(CpuState::new());
         plain.msrs.tsc_offset = 0;
+        plain.paravirt = paravirt;
         Ok(Self {
             vcpu,
             kick,
@@ -374,6 +375,7 @@ impl Vcpu for Engine {
                 self.failed.set(Some(error));
             }
             state.halted = self.halted;
+            state.paravirt = self.plain.paravirt;
             state
         })
     }
@@ -424,7 +426,7 @@ mod tests {
     #[test]
     fn without_a_device_the_error_says_what_to_do() {
         let ram = Ram::new(1 << 20).unwrap();
-        let error = Engine::new(Path::new("/nonexistent/kvm"), ram, Clock::host()).err().unwrap();
+        let error = Engine::new(Path::new("/nonexistent/kvm"), ram, Clock::host(), true).err().unwrap();
         assert!(error.to_string().starts_with("kvm: /nonexistent/kvm is not there"), "{error}");
     }
 }

@@ -18,8 +18,10 @@ const NATIVE: &[(u32, u32)] = &[
     (IA32_SYSENTER_CS, IA32_SYSENTER_CS),
     (IA32_EFER, IA32_CSTAR),
     (IA32_FS_BASE, IA32_TSC_AUX),
-    (KVM_WALL_CLOCK_NEW, KVM_SYSTEM_TIME_NEW),
 ];
+
+/// The clock's registers, on a machine with paravirtual features.
+const PARAVIRTUAL: (u32, u32) = (KVM_WALL_CLOCK_NEW, KVM_SYSTEM_TIME_NEW);
 
 /// Registers that KVM has, but lets be written with what Intel's processors refuse (addresses that are
 /// not canonical, reserved bits): reads are KVM's, writes leave, so that the monitor's table checks the value.
@@ -31,7 +33,7 @@ const LONGEST: usize = 8;
 
 /// Whether KVM carries out accesses itself; one that leaves all the same was refused by it.
 pub(crate) fn is_native(index: u32) -> bool {
-    contains(NATIVE, index)
+    contains(NATIVE, index) || contains(&[PARAVIRTUAL], index)
 }
 
 fn contains(ranges: &[(u32, u32)], index: u32) -> bool {
@@ -43,9 +45,9 @@ pub(crate) fn is_checked(index: u32) -> bool {
     contains(CHECKED, index)
 }
 
-/// Lets KVM do [`NATIVE`] and nothing else. (The x2APIC's can't be filtered; without a local APIC in the kernel KVM
+/// Lets KVM do [`NATIVE`], with `paravirt` [`PARAVIRTUAL`], and nothing else. (The x2APIC's can't be filtered; without a local APIC in the kernel KVM
 /// knows none of them, which comes to the same.)
-pub(crate) fn set_filter(vm: &VmFd) -> Result<(), KvmError> {
+pub(crate) fn set_filter(vm: &VmFd, paravirt: bool) -> Result<(), KvmError> {
     let all = [0xff; LONGEST / 8];
     let both = MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE;
     let range = |(first, last), flags| MsrFilterRange {
@@ -54,7 +56,8 @@ pub(crate) fn set_filter(vm: &VmFd) -> Result<(), KvmError> {
         msr_count: last - first + 1,
         bitmap: &all,
     };
-    let mut ranges: Vec<_> = NATIVE.iter().map(|&native| range(native, both)).collect();
+    let clock = paravirt.then_some(&PARAVIRTUAL);
+    let mut ranges: Vec<_> = NATIVE.iter().chain(clock).map(|&native| range(native, both)).collect();
     ranges.extend(CHECKED.iter().map(|&checked| range(checked, MsrFilterRangeFlags::READ)));
     vm.set_msr_filter(MsrFilterDefaultAction::DENY, &ranges).map_err(KvmError::refused("a filter for MSRs"))
 }
@@ -74,7 +77,7 @@ mod tests {
     #[test]
     fn ranges_fit_their_bitmap_and_the_filter() {
         assert!(NATIVE.iter().all(|&(first, last)| first <= last && last - first < LONGEST as u32));
-        assert!(NATIVE.len() + CHECKED.len() <= 16);
+        assert!(NATIVE.len() + 1 + CHECKED.len() <= 16);
         assert!(
             CHECKED.iter().all(|&(first, last)| !is_native(first) && !is_native(last) && is_checked(last))
         );

@@ -11,8 +11,8 @@ use crate::{Host, KvmError, msr};
 const IDENTITY_MAP: u64 = 0xfffb_c000;
 const TSS: usize = 0xfffb_d000;
 
-/// A machine whose MSR accesses leave as [`msr`] says.
-pub(crate) fn create(host: &Host, ram: &Ram) -> Result<VmFd, KvmError> {
+/// A machine whose MSR accesses leave as [`msr`] says; `paravirt`: with KVM's clock.
+pub(crate) fn create(host: &Host, ram: &Ram, paravirt: bool) -> Result<VmFd, KvmError> {
     let vm = host.kvm.create_vm().map_err(KvmError::refused("a virtual machine"))?;
     attach(&vm, ram)?;
     let reasons = MsrExitReason::Unknown | MsrExitReason::Inval | MsrExitReason::Filter;
@@ -22,7 +22,7 @@ pub(crate) fn create(host: &Host, ram: &Ram) -> Result<VmFd, KvmError> {
         ..Default::default()
     };
     vm.enable_cap(&exits).map_err(KvmError::refused("exits for MSRs"))?;
-    msr::set_filter(&vm)?;
+    msr::set_filter(&vm, paravirt)?;
     Ok(vm)
 }
 

@@ -5,6 +5,7 @@
 //! [`CodePages`] are shared by all.
 
 pub mod code_pages;
+pub mod device_memory;
 pub mod host;
 pub mod mmio;
 pub mod mmu;
@@ -13,6 +14,7 @@ pub mod tlb;
 pub mod walk;
 
 pub use code_pages::{CodePages, CodeWatch};
+pub use device_memory::DeviceMemory;
 pub use mmio::{MmioAccess, MmioLog};
 pub use mmu::{AtomicOp, Mmu, Stop};
 pub use ram::{Ram, RamError};

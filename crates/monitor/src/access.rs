@@ -1,6 +1,6 @@
 //! Operands of callout instructions: general registers, and memory through segmentation.
 
-use memory::GuestVirt;
+use memory::{GuestPhys, GuestVirt};
 use semantics::{Insn, MemoryOperand, Operand, Register};
 use x86::{Exception, SegmentRegister, Width, control::cr0, flags, segment::attribute};
 
@@ -149,6 +149,18 @@ impl Context<'_> {
             }
             _ => return Err(Exception::UD.into()),
         }
+        Ok(())
+    }
+
+    /// Writes guest-physical memory, for the processor's and the monitor's own structures there. An error, and nothing written,
+    /// outside RAM.
+    pub(crate) fn write_physical(
+        &mut self,
+        address: GuestPhys,
+        bytes: &[u8],
+    ) -> Result<(), memory::RamError> {
+        self.mmu.ram().write(address, bytes)?;
+        self.mmu.code_pages().device_wrote(address, bytes.len() as u64);
         Ok(())
     }
 

@@ -146,7 +146,7 @@ fn check_long_mode_entry(cx: &Context<'_>) -> Result<(), Exception> {
 }
 
 /// MOV to CR3.
-fn write_cr3(cx: &mut Context<'_>, value: u64) -> Result {
+pub(crate) fn write_cr3(cx: &mut Context<'_>, value: u64) -> Result {
     let pcids = cx.state.cr4 & cr4::PCIDE != 0;
     let keep = pcids && value & CR3_KEEP != 0;
     let new = if pcids { value & !CR3_KEEP } else { value };
@@ -191,7 +191,7 @@ fn write_cr4(cx: &mut Context<'_>, value: u64) -> Result {
 }
 
 /// MOV to CR8: the task priority. The board sees it at the next exit.
-fn write_cr8(cx: &mut Context<'_>, value: u64) -> Result {
+pub(crate) fn write_cr8(cx: &mut Context<'_>, value: u64) -> Result {
     if value > 0xf {
         return Err(Exception::GP0.into());
     }

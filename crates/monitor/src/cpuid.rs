@@ -7,7 +7,7 @@
 use iced_x86::CpuidFeature;
 use semantics::{Insn, native::is_offered};
 use vcpu::Clock;
-use x86::{CpuState, control::cr4, paging::PHYSICAL_BITS};
+use x86::{CpuState, control::cr4, hypercall::own, paging::PHYSICAL_BITS};
 
 use crate::{Context, Result};
 
@@ -15,8 +15,11 @@ use crate::{Context, Result};
 pub const SIGNATURE: u32 = 0x000806f8;
 /// Highest basic leaf.
 const MAX_BASIC: u32 = 0x16;
-/// Highest leaf of the hypervisor's range.
+/// Highest of KVM's leaves.
 const MAX_HYPERVISOR: u32 = 0x4000_0001;
+/// First and last of Transvisor's own leaves, where hypervisors that offer several interfaces have the next one.
+const OWN: u32 = 0x4000_0100;
+const MAX_OWN: u32 = 0x4000_0101;
 /// Highest extended leaf.
 const MAX_EXTENDED: u32 = 0x8000_0008;
 /// Local APIC id. One processor: 0.
@@ -138,10 +141,25 @@ const FEATURES_7_2D: u32 = BHI_CTRL;
 const BHI_CTRL: u32 = 1 << 4;
 
 /// Leaf 0x40000001 EAX.
-const KVM_FEATURES: u32 = KVM_NOP_IO_DELAY | KVM_CLOCKSOURCE2 | KVM_CLOCKSOURCE_STABLE;
-const KVM_NOP_IO_DELAY: u32 = 1 << 1;
-const KVM_CLOCKSOURCE2: u32 = 1 << 3;
-const KVM_CLOCKSOURCE_STABLE: u32 = 1 << 24;
+const KVM_FEATURES: u32 = kvm::NOP_IO_DELAY
+    | kvm::CLOCKSOURCE2
+    | kvm::PV_EOI
+    | kvm::PV_UNHALT
+    | kvm::PV_SEND_IPI
+    | kvm::PV_SCHED_YIELD
+    | kvm::CLOCKSOURCE_STABLE;
+
+/// KVM's paravirtual features (Documentation/virt/kvm/x86/cpuid.rst).
+#[allow(missing_docs, reason = "the names are KVM's")]
+pub mod kvm {
+    pub const NOP_IO_DELAY: u32 = 1 << 1;
+    pub const CLOCKSOURCE2: u32 = 1 << 3;
+    pub const PV_EOI: u32 = 1 << 6;
+    pub const PV_UNHALT: u32 = 1 << 7;
+    pub const PV_SEND_IPI: u32 = 1 << 11;
+    pub const PV_SCHED_YIELD: u32 = 1 << 13;
+    pub const CLOCKSOURCE_STABLE: u32 = 1 << 24;
+}
 
 /// Leaf 0x80000001.
 const FEATURES_EXTENDED_C: u32 = LAHF_SAHF | PREFETCHW;
@@ -174,6 +192,7 @@ const fn text16(from: &[u8], at: usize) -> [u32; 4] {
 
 const VENDOR: &[u8; 12] = b"GenuineIntel";
 const KVM_SIGNATURE: &[u8; 12] = b"KVMKVMKVM\0\0\0";
+const OWN_SIGNATURE: &[u8; 12] = b"Transvisor\0\0";
 const BRAND: &[u8; 48] = b"Transvisor Virtual Processor\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 
 /// One row: leaf, subleaf (`None`: ECX is ignored), EAX EBX ECX EDX.
@@ -210,6 +229,9 @@ const TABLE: &[Row] = &[
 
     (0x4000_0000, None, [MAX_HYPERVISOR, text(KVM_SIGNATURE, 0), text(KVM_SIGNATURE, 4), text(KVM_SIGNATURE, 8)]),
     (0x4000_0001, None, [KVM_FEATURES, 0, 0, 0]),
+    (OWN, None, [MAX_OWN, text(OWN_SIGNATURE, 0), text(OWN_SIGNATURE, 4), text(OWN_SIGNATURE, 8)]),
+    // Where its hypercalls begin, and which there are.
+    (MAX_OWN, None, [own::BASE as u32, own::OFFERED, 0, 0]),
 
     (0x8000_0000, None, [MAX_EXTENDED, 0, 0, 0]),
     (0x8000_0001, None, [0, 0, FEATURES_EXTENDED_C, FEATURES_EXTENDED_D]),
@@ -228,10 +250,19 @@ pub fn leaves() -> impl Iterator<Item = (u32, Option<u32>)> {
     TABLE.iter().map(|row| (row.0, row.1))
 }
 
+/// Leaves for paravirtualization, KVM's and ours.
+const PARAVIRTUAL: std::ops::RangeInclusive<u32> = 0x4000_0000..=0x4fff_ffff;
+
+/// Whether a leaf tells of hypercalls that only the monitor carries out.
+pub fn is_own(leaf: u32) -> bool {
+    (OWN..=MAX_OWN).contains(&leaf)
+}
+
 /// EAX, EBX, ECX and EDX for a leaf and subleaf. Beyond the highest leaf of the basic or extended range the highest
 /// basic leaf answers, as on Intel's processors.
 pub fn query(state: &CpuState, leaf: u32, subleaf: u32) -> [u32; 4] {
     let leaf = match leaf {
+        _ if PARAVIRTUAL.contains(&leaf) && !state.paravirt => return [0; 4],
         0..=MAX_BASIC | 0x8000_0000..=MAX_EXTENDED | 0x4000_0000..=0x4fff_ffff => leaf,
         _ => MAX_BASIC,
     };

@@ -7,8 +7,8 @@ use vcpu::{Answer, Exit};
 use x86::{Exception, SegmentRegister, Width};
 
 use crate::{
-    Context, Result, Stop, control, cpuid, debug, far, far_return, flags, inspect, interrupt, io, iret, msr,
-    random, segment_load, syscall, table_registers, time, tlb,
+    Context, Result, Stop, control, cpuid, debug, far, far_return, flags, hypercall, inspect, interrupt, io,
+    iret, msr, random, segment_load, syscall, table_registers, time, tlb,
 };
 
 /// Carries out one callout instruction.
@@ -87,7 +87,7 @@ pub fn execute(cx: &mut Context<'_>, insn: &Insn) -> Result<(), Stop> {
         Mnemonic::Rdpmc => time::rdpmc(cx, insn),
         Mnemonic::Cpuid => cpuid::execute(cx, insn),
         Mnemonic::Rdrand | Mnemonic::Rdseed => random::random(cx, insn),
-        Mnemonic::Vmcall | Mnemonic::Vmmcall => hypercall(cx, insn),
+        Mnemonic::Vmcall | Mnemonic::Vmmcall => hypercall::execute(cx, insn),
 
         // MONITOR, MWAIT and whatever else is not announced.
         _ => Err(Exception::UD.into()),
@@ -96,13 +96,8 @@ pub fn execute(cx: &mut Context<'_>, insn: &Insn) -> Result<(), Stop> {
 
 /// Completes an instruction that stopped with [`Exit::MsrRead`], [`Exit::MsrWrite`] or [`Exit::Hypercall`].
 pub fn complete(cx: &mut Context<'_>, insn: &Insn, exit: Exit, answer: Answer) -> Result<(), Stop> {
-    if let Exit::Hypercall { .. } = exit {
-        cx.state.gpr[0] = match answer {
-            Answer::Value(value) => value,
-            Answer::Done => 0,
-            Answer::Fault => KVM_ENOSYS,
-        };
-        cx.advance(insn);
+    if matches!(insn.mnemonic, Mnemonic::Vmcall | Mnemonic::Vmmcall) {
+        hypercall::complete(cx, insn, exit, answer);
         return Ok(());
     }
     msr::complete(cx, insn, exit, answer)
@@ -115,23 +110,4 @@ fn mov(cx: &mut Context<'_>, insn: &Insn) -> Result {
         (Operand::Debug(_), _) | (_, Operand::Debug(_)) => debug::mov(cx, insn),
         _ => segment_load::mov(cx, insn),
     }
-}
-
-/// -1000: no such hypercall (Linux include/uapi/linux/kvm_para.h).
-const KVM_ENOSYS: u64 = 1000u64.wrapping_neg();
-
-/// -1: not from this privilege level.
-const KVM_EPERM: u64 = u64::MAX;
-
-/// VMCALL, VMMCALL: number in RAX, arguments in RBX, RCX, RDX, RSI; 32 bits each outside 64-bit mode. KVM serves ring 0
-/// only.
-fn hypercall(cx: &mut Context<'_>, insn: &Insn) -> Result {
-    if cx.state.cpl != 0 {
-        cx.state.gpr[0] = KVM_EPERM;
-        cx.advance(insn);
-        return Ok(());
-    }
-    let width = if cx.state.mode.is_64bit() { Width::Qword } else { Width::Dword };
-    let [rax, rcx, rdx, rbx, _, _, rsi, ..] = cx.state.gpr.map(|value| width.truncate(value));
-    Err(Stop::Exit(Exit::Hypercall { number: rax, arguments: [rbx, rcx, rdx, rsi] }))
 }

@@ -37,12 +37,12 @@ fn check_permission(cx: &mut Context<'_>, port: u16, bytes: u64) -> Result {
     if map & mask != 0 { Err(Exception::GP0.into()) } else { Ok(()) }
 }
 
-fn read_port(cx: &mut Context<'_>, port: u16, width: Width) -> Result<u64> {
+pub(crate) fn read_port(cx: &mut Context<'_>, port: u16, width: Width) -> Result<u64> {
     let access = MmioAccess::PortRead { port, size: width.bytes() as u8 };
     cx.mmu.mmio.access(access).map(|value| width.truncate(value)).ok_or(Stop::Board)
 }
 
-fn write_port(cx: &mut Context<'_>, port: u16, width: Width, value: u64) -> Result {
+pub(crate) fn write_port(cx: &mut Context<'_>, port: u16, width: Width, value: u64) -> Result {
     let value = width.truncate(value) as u32;
     let access = MmioAccess::PortWrite { port, size: width.bytes() as u8, value };
     cx.mmu.mmio.access(access).map(|_| ()).ok_or(Stop::Board)

@@ -66,6 +66,6 @@ fn next_version(cx: &Context<'_>, address: u64) -> u32 {
 }
 
 /// A page outside RAM is the guest's loss: real KVM ignores it too.
-fn write(cx: &Context<'_>, address: u64, bytes: &[u8]) {
-    let _ = cx.mmu.ram().write(GuestPhys(address), bytes);
+fn write(cx: &mut Context<'_>, address: u64, bytes: &[u8]) {
+    let _ = cx.write_physical(GuestPhys(address), bytes);
 }

@@ -27,6 +27,7 @@ mod far;
 mod far_return;
 mod flags;
 mod gate;
+mod hypercall;
 mod inspect;
 mod interrupt;
 mod io;

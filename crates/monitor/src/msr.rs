@@ -161,6 +161,7 @@ static TABLE: &[Row] = &[
         Read::State(|s| s.msrs.kvm_system_time),
         Write::With(kvmclock::write_system_time),
     ),
+    row(KVM_PV_EOI_EN, Read::Board, Write::Board),
     row(IA32_EFER, Read::State(|s| s.efer), Write::With(write_efer)),
     row(IA32_STAR, Read::State(|s| s.msrs.star), Write::State(|s| &mut s.msrs.star, any)),
     row(IA32_LSTAR, Read::State(|s| s.msrs.lstar), Write::State(|s| &mut s.msrs.lstar, canonical)),
@@ -209,7 +210,13 @@ fn memory_types(value: u64) -> bool {
     value.to_le_bytes().iter().all(|kind| matches!(kind, 0 | 1 | 4 | 5 | 6 | 7))
 }
 
-fn find(index: u32) -> Result<&'static Row, Exception> {
+/// KVM's registers, which a machine without paravirtual features lacks.
+const PARAVIRTUAL: std::ops::RangeInclusive<u32> = KVM_WALL_CLOCK_NEW..=0x4b56_4dff;
+
+fn find(state: &CpuState, index: u32) -> Result<&'static Row, Exception> {
+    if PARAVIRTUAL.contains(&index) && !state.paravirt {
+        return Err(Exception::GP0);
+    }
     let after = TABLE.partition_point(|row| row.first <= index);
     match after.checked_sub(1).map(|n| &TABLE[n]) {
         Some(row) if index <= row.last => Ok(row),
@@ -219,7 +226,7 @@ fn find(index: u32) -> Result<&'static Row, Exception> {
 
 /// What RDMSR of a register gives. [`Stop::Exit`]: the board knows.
 pub fn read(state: &CpuState, clock: &Clock, index: u32) -> Result<u64> {
-    match find(index)?.read {
+    match find(state, index)?.read {
         Read::Constant(value) => Ok(value),
         Read::State(read) => Ok(read(state)),
         Read::Tsc => Ok(crate::tsc(state, clock)),
@@ -231,7 +238,7 @@ pub fn read(state: &CpuState, clock: &Clock, index: u32) -> Result<u64> {
 /// What WRMSR of a register that is plain storage does, for engines whose processor has those with effects itself:
 /// here they are #GP(0). [`Stop::Exit`]: the board's business.
 pub fn store(state: &mut CpuState, index: u32, value: u64) -> Result {
-    match &find(index)?.write {
+    match &find(state, index)?.write {
         Write::State(_, check) | Write::Ignore(check) if !check(value) => Err(Exception::GP0.into()),
         Write::State(field, _) => {
             *field(state) = value;
@@ -255,14 +262,17 @@ pub(crate) fn rdmsr(cx: &mut Context<'_>, insn: &Insn) -> Result {
 /// WRMSR.
 pub(crate) fn wrmsr(cx: &mut Context<'_>, insn: &Insn) -> Result {
     cx.require_cpl0()?;
-    let index = cx.state.gpr[1] as u32;
-    let value = cx.edx_eax();
-    match find(index)?.write {
-        Write::With(write) => write(cx, value)?,
-        _ => store(cx.state, index, value)?,
-    }
+    write(cx, cx.state.gpr[1] as u32, cx.edx_eax())?;
     cx.advance(insn);
     Ok(())
+}
+
+/// What WRMSR of a register does.
+pub(crate) fn write(cx: &mut Context<'_>, index: u32, value: u64) -> Result {
+    match find(cx.state, index)?.write {
+        Write::With(write) => write(cx, value),
+        _ => store(cx.state, index, value),
+    }
 }
 
 /// Completes a RDMSR or WRMSR that the board answered.

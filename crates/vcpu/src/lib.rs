@@ -89,6 +89,8 @@ pub enum Exit {
         number: u64,
         /// RBX, RCX, RDX, RSI.
         arguments: [u64; 4],
+        /// From 64-bit mode; else number and arguments have 32 bits.
+        wide: bool,
     },
     /// HLT: nothing to do until an interrupt comes.
     Halt,

@@ -204,6 +204,9 @@ pub struct RunArguments {
     /// The device that `--engine kvm` and `auto` open
     #[arg(long, value_name = "PATH", default_value = kvm::DEVICE, hide = true)]
     pub kvm_device: PathBuf,
+    /// Announce no paravirtual features: the guest finds no hypervisor's clock, EOI or hypercalls
+    #[arg(long)]
+    pub no_paravirt: bool,
     /// How the kernel is entered
     #[arg(long, value_enum, default_value_t = BootArgument::Auto)]
     pub boot: BootArgument,

@@ -5,8 +5,9 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use devices::{Chipset, ChipsetConfig, PowerEvent};
-use memory::Ram;
+use memory::{DeviceMemory, Ram};
 use vcpu::{Answer, Clock, Exit, Vcpu};
+use x86::hypercall::{KVM_HC_KICK_CPU, KVM_HC_SCHED_YIELD, KVM_HC_SEND_IPI, KVM_HC_VAPIC_POLL_IRQ, error};
 
 use crate::{arguments::SerialArgument, config::Config};
 
@@ -56,10 +57,12 @@ pub struct Board {
     pub clock: Clock,
     /// What records the processor's profile, if it is recorded, and the memory in which symbols are found.
     pub recorder: Option<(Arc<runtime::Recorder>, Ram)>,
-    /// CR8 as it was last seen, see [`Board::match_task_priority`].
+    /// CR8 as it was last seen, see [`Board::give_task_priority`].
     cr8: u64,
     /// The last exit waits for its answer.
     asked: bool,
+    /// The processor was kicked (KVM_HC_KICK_CPU): its next HLT ends at once.
+    kicked: bool,
 }
 
 impl Board {
@@ -79,27 +82,37 @@ impl Board {
             },
         )?;
         let clock = Clock::host();
-        let chipset = Chipset::new(clock.clone(), ChipsetConfig::new(console));
-        let (mut vcpu, recorder): (Box<dyn Vcpu>, _) = match &config.kvm {
-            Some(device) => (Box::new(kvm::Engine::new(device, ram, clock.clone())?), None),
+        let paravirt = config.paravirt;
+        let (mut vcpu, code, recorder): (Box<dyn Vcpu>, _, _) = match &config.kvm {
+            Some(device) => {
+                (Box::new(kvm::Engine::new(device, ram.clone(), clock.clone(), paravirt)?), None, None)
+            }
             None => {
-                let engine = runtime::Engine::new(config.engine, ram.clone(), clock.clone())?;
-                let recorder = engine.recorder().map(|recorder| (recorder, ram));
-                (Box::new(engine), recorder)
+                let engine = runtime::EngineConfig { paravirt, ..config.engine };
+                let engine = runtime::Engine::new(engine, ram.clone(), clock.clone())?;
+                let recorder = engine.recorder().map(|recorder| (recorder, ram.clone()));
+                let code = Arc::clone(engine.code_pages());
+                (Box::new(engine), Some(code), recorder)
             }
         };
+        let memory = paravirt.then(|| DeviceMemory::new(ram, code));
+        let chipset = Chipset::new(clock.clone(), ChipsetConfig { memory, ..ChipsetConfig::new(console) });
         vcpu.update_state(&mut |state| booted.start.apply(state));
-        Ok((Self { vcpu, chipset, clock, recorder, cr8: 0, asked: false }, booted))
+        Ok((Self { vcpu, chipset, clock, recorder, cr8: 0, asked: false, kicked: false }, booted))
     }
 
-    /// CR8 and the local APIC's TPR are one register, kept in two places: the one that was written wins. While the processor waits
-    /// for an answer its state must stay as it is; the APIC's value then shows in CR8 after a later exit.
-    pub fn match_task_priority(&mut self) {
+    /// CR8 and the local APIC's TPR are one register, kept in two places: what the processor wrote goes to the APIC after each exit.
+    fn take_task_priority(&mut self) {
         let cr8 = self.vcpu.task_priority();
         if cr8 != self.cr8 {
             self.chipset.set_tpr(cr8 as u8);
             self.cr8 = cr8;
         }
+    }
+
+    /// What was written to the APIC goes to CR8. While the processor waits for an answer its state must stay as it is; the
+    /// APIC's value then shows in CR8 after a later exit.
+    pub fn give_task_priority(&mut self) {
         let priority = u64::from(self.chipset.tpr());
         if priority != self.cr8 && !self.asked {
             self.vcpu.update_state(&mut |state| state.cr8 = priority);
@@ -109,6 +122,8 @@ impl Board {
 
     /// Does what an exit asks of the devices.
     pub fn answer(&mut self, exit: Exit) -> Answer {
+        self.chipset.collect_eoi();
+        self.take_task_priority();
         self.asked = !matches!(exit, Exit::Halt | Exit::InterruptWindow | Exit::Kicked | Exit::Shutdown);
         match exit {
             Exit::PortRead { port, size } => Answer::Value(self.chipset.port_read(port, size).into()),
@@ -133,10 +148,35 @@ impl Board {
                     Err(devices::Refused) => Answer::Fault,
                 }
             }
-            // -KVM_ENOSYS: no hypercall is announced.
-            Exit::Hypercall { .. } => Answer::Value(-1000i64 as u64),
+            Exit::Hypercall { number, arguments, wide } => {
+                Answer::Value(self.hypercall(number, arguments, wide))
+            }
             Exit::Halt | Exit::InterruptWindow | Exit::Kicked | Exit::Shutdown => Answer::Done,
         }
+    }
+
+    /// KVM's hypercalls, as Documentation/virt/kvm/x86/hypercalls.rst has them; the result.
+    fn hypercall(&mut self, number: u64, [a, b, c, d]: [u64; 4], wide: bool) -> u64 {
+        match number {
+            // That it leaves is all: the board looks for interrupts before it enters again.
+            KVM_HC_VAPIC_POLL_IRQ => 0,
+            KVM_HC_KICK_CPU => {
+                self.kicked |= b == 0;
+                0
+            }
+            KVM_HC_SEND_IPI => {
+                let set = if wide { u128::from(b) << 64 | u128::from(a) } else { u128::from(b << 32 | a) };
+                self.chipset.send_ipi(set, c as u32, d).unwrap_or(error::EINVAL)
+            }
+            // There is no other processor to yield to.
+            KVM_HC_SCHED_YIELD => 0,
+            _ => error::ENOSYS,
+        }
+    }
+
+    /// Takes the kick that a HLT waits for.
+    pub fn take_kick(&mut self) -> bool {
+        std::mem::take(&mut self.kicked)
     }
 
     /// What the guest asked of its power supply, if anything.

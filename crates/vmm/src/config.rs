@@ -33,6 +33,8 @@ pub struct Config {
     pub kvm: Option<PathBuf>,
     /// Why this engine, where `--engine auto` left it to us.
     pub chosen: Option<String>,
+    /// Paravirtual features are announced, as far as the engine has them.
+    pub paravirt: bool,
     /// Where the serial console goes.
     pub serial: SerialArgument,
     /// A reboot ends the run.
@@ -53,6 +55,7 @@ impl Config {
             engine: EngineConfig::default(),
             kvm: None,
             chosen: None,
+            paravirt: true,
             serial: SerialArgument::Stdio,
             no_reboot: false,
             profile: None,
@@ -133,6 +136,7 @@ impl Config {
             engine,
             kvm,
             chosen,
+            paravirt: !arguments.no_paravirt,
             serial: arguments.serial.clone(),
             no_reboot: arguments.no_reboot,
             profile: None,

@@ -137,7 +137,7 @@ impl ExitLoop<'_> {
             self.alarm.passed();
         }
         self.alarm.set(board.chipset.next_deadline(), now);
-        board.match_task_priority();
+        board.give_task_priority();
         let mut entry = Entry { answer, nmi: board.chipset.acknowledge_nmi(), ..Entry::default() };
         if board.chipset.pending_interrupt() {
             if board.vcpu.ready_for_interrupt() {
@@ -146,6 +146,7 @@ impl ExitLoop<'_> {
                 entry.interrupt_window = true;
             }
         }
+        board.chipset.offer_eoi();
         // The UART may have room again for what was typed.
         if self.backlog && board.chipset.console_input_room() > 0 {
             self.mailbox.keep();
@@ -155,6 +156,10 @@ impl ExitLoop<'_> {
 
     /// HLT: sleeps until a device or the user has something for the processor.
     fn halt(&mut self) -> Option<Outcome> {
+        if self.board.take_kick() {
+            self.board.vcpu.update_state(&mut |state| state.halted = false);
+            return None;
+        }
         self.board.chipset.flush_console();
         loop {
             if let Some(outcome) = self.take_mail() {

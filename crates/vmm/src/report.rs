@@ -48,6 +48,8 @@ pub struct Report {
     pub wall_seconds: f64,
     /// User CPU time of this process, seconds.
     pub user_seconds: f64,
+    /// Whether the engine counts what it executes; KVM does not, and all counters up to `exits` are zero.
+    pub counted: bool,
     /// Guest instructions retired.
     pub instructions: u64,
     /// Of these, by the interpreter.
@@ -78,6 +80,7 @@ impl Report {
             cpu_before: user_time(),
             wall_seconds: 0.0,
             user_seconds: 0.0,
+            counted: false,
             instructions: 0,
             interpreted: 0,
             blocks: 0,
@@ -93,6 +96,7 @@ impl Report {
 
     /// Adds what an engine did.
     pub fn add(&mut self, s: &Statistics) {
+        self.counted |= s.instructions != 0;
         self.instructions += s.instructions;
         self.interpreted += s.interpreted;
         self.blocks += s.blocks;
@@ -104,19 +108,8 @@ impl Report {
         self.tlb_fills += s.tlb_fills;
     }
 
-    /// Ends the measurement.
-    pub fn finish(mut self) -> Self {
-        self.wall_seconds = self.begun.elapsed().as_secs_f64();
-        self.user_seconds = user_time().saturating_sub(self.cpu_before).as_secs_f64();
-        self
-    }
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn write_counters(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let share = |part: u64| 100.0 * part as f64 / self.instructions.max(1) as f64;
-        let e = &self.exits;
-        writeln!(f, "time          {:.2} s wall, {:.2} s user CPU", self.wall_seconds, self.user_seconds)?;
         writeln!(
             f,
             "instructions  {:.1} M, {:.1} M/s, {:.1}% of them interpreted",
@@ -134,7 +127,26 @@ impl fmt::Display for Report {
             self.invalidated,
             self.evictions
         )?;
-        writeln!(f, "memory        {} TLB fills", self.tlb_fills)?;
+        writeln!(f, "memory        {} TLB fills", self.tlb_fills)
+    }
+
+    /// Ends the measurement.
+    pub fn finish(mut self) -> Self {
+        self.wall_seconds = self.begun.elapsed().as_secs_f64();
+        self.user_seconds = user_time().saturating_sub(self.cpu_before).as_secs_f64();
+        self
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let e = &self.exits;
+        writeln!(f, "time          {:.2} s wall, {:.2} s user CPU", self.wall_seconds, self.user_seconds)?;
+        if self.counted {
+            self.write_counters(f)?;
+        } else {
+            writeln!(f, "instructions  not counted by this engine")?;
+        }
         write!(
             f,
             "exits         {} port, {} MMIO, {} MSR, {} hypercall, {} halt, {} interrupt window, {} kicked",
@@ -153,4 +165,20 @@ fn user_time() -> Duration {
         usage
     };
     Duration::new(usage.ru_utime.tv_sec as u64, usage.ru_utime.tv_usec as u32 * 1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_counted_is_not_shown_as_zero() {
+        let mut report = Report::start();
+        report.add(&Statistics { exits: 7, ..Statistics::default() });
+        let text = report.to_string();
+        assert!(text.contains("not counted") && !text.contains("compiled"), "{text}");
+        report.add(&Statistics { instructions: 3_000_000, ..Statistics::default() });
+        let text = report.to_string();
+        assert!(text.contains("instructions  3.0 M") && text.contains("TLB fills"), "{text}");
+    }
 }

@@ -7,6 +7,7 @@ pub mod control;
 pub mod exception;
 pub mod flags;
 pub mod fpu;
+pub mod hypercall;
 pub mod lazy_flags;
 pub mod mode;
 pub mod msr;

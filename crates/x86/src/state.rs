@@ -157,6 +157,8 @@ pub struct CpuState {
 
     /// Address of what instrumented code counts for the block that it entered last; 0 if there was none yet.
     pub profiled: u64,
+    /// Whether paravirtual features (KVM's leaves and MSRs, hypercalls) are there: the engine's to set, never changed while it runs.
+    pub paravirt: bool,
 }
 
 // SAFETY: the raw pointers are the owning engine's (its TLB, tables and itself), which move with the state or
@@ -236,6 +238,7 @@ impl CpuState {
                 kvm_wall_clock: 0,
             },
             profiled: 0,
+            paravirt: true,
         };
         state.update_mode();
         state

@@ -5,7 +5,8 @@
 //! what that means for the vCPU is asked afterwards with [`Chipset::pending_interrupt`] and its like.
 //!
 //! The board's loop: `advance(clock.now())`; if `pending_interrupt()` and the vCPU is ready, `acknowledge_interrupt()`
-//! and enter with it; on a halt sleep until `next_deadline()` or a kick; after each exit look at `power_event()`.
+//! and enter with it, after `offer_eoi()`; on a halt sleep until `next_deadline()` or a kick; after each exit first
+//! `collect_eoi()`, and look at `power_event()`.
 //! Threads that drive an [`IrqLine`] kick the vCPU, whose `advance` then sees the line.
 //!
 //! CR8 and the local APIC's task priority are one register in two places: the board calls `set_tpr` with CR8 before it
@@ -17,7 +18,7 @@ mod tests;
 
 use std::time::Duration;
 
-use memory::GuestPhys;
+use memory::{DeviceMemory, GuestPhys};
 use vcpu::Clock;
 
 use self::ports::PortTarget;
@@ -52,13 +53,15 @@ pub struct ChipsetConfig {
     pub debug_console: Option<Sink>,
     /// Whether a write to port 0xf4 ends the machine.
     pub debug_exit: bool,
+    /// Guest memory, for the paravirtual EOI; `None`: there is none.
+    pub memory: Option<DeviceMemory>,
 }
 
 impl ChipsetConfig {
-    /// One vCPU, the host's time of day, debug exit but no debug console.
+    /// One vCPU, the host's time of day, debug exit but no debug console, no paravirtual EOI.
     pub fn new(console: Sink) -> Self {
         let utc = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        Self { vcpus: 1, utc, console, debug_console: None, debug_exit: true }
+        Self { vcpus: 1, utc, console, debug_console: None, debug_exit: true, memory: None }
     }
 }
 
@@ -98,7 +101,10 @@ pub struct Chipset {
 impl Chipset {
     /// A board after firmware: interrupts masked, virtual wire mode, clocks running.
     pub fn new(clock: Clock, config: ChipsetConfig) -> Self {
-        let interrupts = InterruptFabric::new(config.vcpus);
+        let mut interrupts = InterruptFabric::new(config.vcpus);
+        if let Some(memory) = &config.memory {
+            interrupts.connect_memory(memory);
+        }
         let mut mmio = Bus::new(u64::MAX);
         let claimed = mmio.claim(layout::IOAPIC, layout::IOAPIC_LENGTH, 4, MmioTarget::IoApic);
         debug_assert_eq!(claimed, Ok(()));
@@ -253,16 +259,34 @@ impl Chipset {
         self.settle();
     }
 
-    /// RDMSR of IA32_APIC_BASE, IA32_TSC_DEADLINE or an x2APIC register; all others are refused.
+    /// RDMSR of IA32_APIC_BASE, IA32_TSC_DEADLINE, KVM_PV_EOI_EN or an x2APIC register; all others are refused.
     pub fn msr_read(&mut self, index: u32) -> Result<u64, Refused> {
         let now = self.catch_up();
         self.interrupts.read_msr(BOOT_PROCESSOR, index, now).map_err(|_| Refused)
     }
 
-    /// WRMSR of IA32_APIC_BASE, IA32_TSC_DEADLINE or an x2APIC register; all others are refused.
+    /// WRMSR of IA32_APIC_BASE, IA32_TSC_DEADLINE, KVM_PV_EOI_EN or an x2APIC register; all others are refused.
     pub fn msr_write(&mut self, index: u32, value: u64) -> Result<(), Refused> {
         let now = self.catch_up();
         self.interrupts.write_msr(BOOT_PROCESSOR, index, value, now).map_err(|_| Refused)
+    }
+
+    /// KVM_HC_SEND_IPI: a message for the APIC IDs `first` + n, n being the bits of `set`; how many took it.
+    pub fn send_ipi(&mut self, set: u128, first: u32, command: u64) -> Result<u64, Refused> {
+        self.catch_up();
+        self.interrupts.send_ipi(set, first, command).map_err(|_| Refused)
+    }
+
+    /// Takes notice of an EOI that the guest has made by a store: to be called after each exit, before anything else.
+    #[inline]
+    pub fn collect_eoi(&mut self) {
+        self.interrupts.collect_eoi(BOOT_PROCESSOR);
+    }
+
+    /// Lets the guest make its next EOI by a store, if nothing depends on it: to be called before each entry, last.
+    #[inline]
+    pub fn offer_eoi(&mut self) {
+        self.interrupts.offer_eoi(BOOT_PROCESSOR);
     }
 
     /// Whether there is an external interrupt for the vCPU, priorities considered and RFLAGS.IF not.

@@ -5,6 +5,8 @@
 //! where the local APIC is disabled, straight to the vCPU. Local APICs are a list indexed by vCPU: today's board has
 //! one, but nothing here counts on it.
 
+use memory::DeviceMemory;
+
 use super::{
     ioapic::IoApic,
     lapic::{Illegal, LocalApic, Outgoing, Shorthand, Startup},
@@ -12,7 +14,9 @@ use super::{
     pic::{PicPair, PicSelect},
     wires::{IrqLine, Wires},
 };
-use crate::layout::{GSI_PIT, IA32_APIC_BASE, IA32_TSC_DEADLINE, IOAPIC_ID, IRQ_CASCADE, IRQ_PIT};
+use crate::layout::{
+    GSI_PIT, IA32_APIC_BASE, IA32_TSC_DEADLINE, IOAPIC_ID, IRQ_CASCADE, IRQ_PIT, KVM_PV_EOI_EN,
+};
 
 /// Controllers and wires.
 #[derive(Debug)]
@@ -35,6 +39,13 @@ impl InterruptFabric {
     /// A new driver for an ISA IRQ or, from 16 on, a global system interrupt.
     pub fn line(&self, number: u8) -> IrqLine {
         self.wires.line(number)
+    }
+
+    /// Where EOIs by a store go, for guests that ask for it; without, KVM_PV_EOI_EN does not exist.
+    pub fn connect_memory(&mut self, memory: &DeviceMemory) {
+        for apic in &mut self.apics {
+            apic.connect_memory(memory.clone());
+        }
     }
 
     /// The local APIC of a vCPU.
@@ -134,6 +145,45 @@ impl InterruptFabric {
         }
     }
 
+    /// KVM_HC_SEND_IPI (Documentation/virt/kvm/x86/hypercalls.rst): sends what `command` has, as an ICR without destination, to the APIC
+    /// IDs `first` + n for every bit n of `set`. How many took it.
+    pub fn send_ipi(&mut self, set: u128, first: u32, command: u64) -> Result<u64, Illegal> {
+        const DESTINATION: u64 = 1 << 11 | 3 << 18;
+        if command & DESTINATION != 0 {
+            return Err(Illegal);
+        }
+        let message = Message {
+            destination: 0,
+            logical: false,
+            mode: DeliveryMode::from_bits(command as u32 >> 8),
+            vector: command as u8,
+            level_triggered: command & 1 << 15 != 0,
+        };
+        let mut sent = 0;
+        for apic in self.apics.iter_mut().filter(|apic| apic.is_enabled()) {
+            let bit = apic.id().checked_sub(first);
+            if bit.is_some_and(|bit| bit < u128::BITS && set >> bit & 1 != 0) {
+                apic.receive(&message);
+                sent += 1;
+            }
+        }
+        Ok(sent)
+    }
+
+    /// Takes notice of an EOI that a vCPU's guest has made by a store. To be called after each exit, before anything else.
+    #[inline]
+    pub fn collect_eoi(&mut self, vcpu: usize) {
+        if let Some(outgoing) = self.apics[vcpu].collect_eoi() {
+            self.carry(vcpu, outgoing);
+        }
+    }
+
+    /// Lets a vCPU's guest make its next EOI by a store, if nothing depends on it. To be called before each entry, last.
+    #[inline]
+    pub fn offer_eoi(&mut self, vcpu: usize) {
+        self.apics[vcpu].offer_eoi();
+    }
+
     /// Runs something on the IOAPIC and delivers what it sends: at most one message a pin.
     fn with_ioapic(&mut self, run: impl FnOnce(&mut IoApic, &mut dyn FnMut(Message))) {
         let mut sent = [None; crate::layout::IOAPIC_PINS];
@@ -201,6 +251,7 @@ impl InterruptFabric {
         match index {
             IA32_APIC_BASE => Ok(apic.base()),
             IA32_TSC_DEADLINE => Ok(apic.tsc_deadline(now)),
+            KVM_PV_EOI_EN => apic.pv_eoi_register(),
             _ => apic.read_msr(index, now),
         }
     }
@@ -211,6 +262,7 @@ impl InterruptFabric {
         match index {
             IA32_APIC_BASE => apic.set_base(value)?,
             IA32_TSC_DEADLINE => apic.set_tsc_deadline(value, now),
+            KVM_PV_EOI_EN => apic.set_pv_eoi_register(value)?,
             _ => {
                 if let Some(outgoing) = apic.write_msr(index, value, now)? {
                     self.carry(vcpu, outgoing);

@@ -1,8 +1,8 @@
-//! PUSHF POPF CLI STI CLAC STAC, ports, TSC, HLT, random numbers, hypercalls.
+//! PUSHF POPF CLI STI CLAC STAC, ports, TSC, HLT, random numbers.
 
 use super::*;
 use memory::MmioAccess;
-use vcpu::{Answer, Exit};
+use vcpu::Exit;
 
 #[test]
 fn pushf_hides_rf_and_vm() {
@@ -196,20 +196,6 @@ fn rdrand_gives_numbers_and_carry() {
     assert_eq!(m.state.flags.to_bits() & (flags::CF | flags::ZF), flags::CF);
     m.run(&[0x48, 0x0f, 0xc7, 0xf8]).unwrap();
     assert_ne!(m.state.gpr[0], first);
-}
-
-#[test]
-fn hypercalls_reach_the_board_from_ring_0() {
-    let mut m = Machine::long();
-    (m.state.gpr[0], m.state.gpr[3], m.state.gpr[1], m.state.gpr[2], m.state.gpr[6]) = (9, 1, 2, 3, 4);
-    let exit = Exit::Hypercall { number: 9, arguments: [1, 2, 3, 4] };
-    let insn = m.decode(&[0x0f, 0x01, 0xc1]);
-    assert_eq!(m.run(&[0x0f, 0x01, 0xc1]), Err(Stop::Exit(exit)));
-    crate::complete(&mut m.context(), &insn, exit, Answer::Value(5)).unwrap();
-    assert_eq!((m.state.gpr[0], m.state.rip), (5, CODE + 3));
-    let mut m = Machine::long().user(USER_CODE64);
-    m.run(&[0x0f, 0x01, 0xd9]).unwrap();
-    assert_eq!(m.state.gpr[0], u64::MAX);
 }
 
 #[test]

@@ -46,6 +46,8 @@ const OPCODES: &[&[u8]] = &[
     &[0xff],
     &[0x0f, 0x00],
     &[0x0f, 0x01],
+    &[0x0f, 0x01, 0xc1],
+    &[0x0f, 0x01, 0xd9],
     &[0x0f, 0x02],
     &[0x0f, 0x03],
     &[0x0f, 0x05],
@@ -169,6 +171,10 @@ fn machine(random: &mut Random) -> Machine {
     let state = &mut *m.state;
     for n in [0, 1, 2, 3, 5, 6, 7, 8, 11] {
         state.gpr[n] = random.value();
+    }
+    if random.one_in(3) {
+        state.gpr[0] = x86::hypercall::own::BASE + random.next() % 16;
+        state.gpr[1] = 1 << random.below(4);
     }
     state.rflags |= random.next() & (flags::IF | flags::DF | flags::NT | flags::AC | flags::IOPL);
     state.msrs.star = random.next();

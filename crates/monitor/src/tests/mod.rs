@@ -6,6 +6,7 @@ mod delivery;
 mod far;
 mod flags_io;
 mod hostile;
+mod hypercall;
 mod iret;
 mod legacy_delivery;
 mod msr;

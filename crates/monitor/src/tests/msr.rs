@@ -185,7 +185,11 @@ fn cpuid() {
     assert_eq!(ask(0x8000_0008, 0)[0], 40 | 48 << 8);
     assert_ne!(ask(0x8000_0007, 0)[3] & 1 << 8, 0);
     assert_eq!(ask(0x4000_0000, 0), [0x4000_0001, 0x4b4d_564b, 0x564b_4d56, 0x4d]);
-    assert_eq!(ask(0x4000_0001, 0)[0], 1 << 1 | 1 << 3 | 1 << 24);
+    assert_eq!(ask(0x4000_0001, 0)[0], 1 << 1 | 1 << 3 | 1 << 6 | 1 << 7 | 1 << 11 | 1 << 13 | 1 << 24);
+    let [max, b, c, d] = ask(0x4000_0100, 0);
+    let name: Vec<u8> = [b, c, d].iter().flat_map(|word| word.to_le_bytes()).collect();
+    assert_eq!((max, name.as_slice()), (0x4000_0101, b"Transvisor\0\0".as_slice()));
+    assert_eq!(ask(0x4000_0101, 0), [0x5456_0000, 0x1fff, 0, 0]);
     assert_eq!(ask(0x17, 0), ask(0x16, 0), "beyond the last leaf the last one answers");
     assert_eq!(ask(0x9000_0000, 0), ask(0x16, 0));
     m.state.cr4 |= cr4::OSXSAVE;

@@ -62,7 +62,8 @@ impl LocalApic {
     fn reset_registers(&mut self) {
         let mut timer = self.timer.clone();
         timer.reset();
-        *self = Self { base: self.base, timer, lint: self.lint, nmi: self.nmi, ..Self::new(self.id) };
+        let pv_eoi = self.pv_eoi.after_reset();
+        *self = Self { base: self.base, timer, lint: self.lint, nmi: self.nmi, pv_eoi, ..Self::new(self.id) };
     }
 
     /// INIT: all registers but the ID and IA32_APIC_BASE go to their power-up state (11.4.7.3).

@@ -1,11 +1,12 @@
 //! The local APIC of one vCPU: what it has accepted, what it delivers next (SDM Vol. 3A chapter 11).
 //!
 //! One register model serves both the xAPIC page and the x2APIC MSRs ([`registers`]); [`base`] is IA32_APIC_BASE and
-//! the changes of mode; [`timer`] is the timer. This file is the interrupt core: accepting messages and LVT events
+//! the changes of mode; [`timer`] is the timer; [`pv_eoi`] lets a guest end interrupts by a store. This file is the interrupt core: accepting messages and LVT events
 //! into IRR, priorities, acknowledge and EOI. What must go out to other APICs or the IOAPIC is returned as
 //! [`Outgoing`]; the fabric carries it.
 
 mod base;
+mod pv_eoi;
 mod registers;
 #[cfg(test)]
 mod tests;
@@ -13,6 +14,7 @@ mod timer;
 mod vectors;
 
 use self::{
+    pv_eoi::PvEoi,
     timer::{Timer, TimerMode},
     vectors::VectorSet,
 };
@@ -109,6 +111,7 @@ pub struct LocalApic {
     /// An ExtINT message was received: the 8259 pair has a vector.
     ext_int: bool,
     startup: Startup,
+    pv_eoi: PvEoi,
 }
 
 impl LocalApic {
@@ -133,6 +136,7 @@ impl LocalApic {
             nmi: false,
             ext_int: false,
             startup: Startup::default(),
+            pv_eoi: PvEoi::default(),
         }
     }
 
