@@ -3,7 +3,7 @@
 //! [`Recorder`] is there only if [`crate::EngineConfig::profile`] asked for it; then compiled code is instrumented
 //! ([`translator::instrument`]), and the engine tells the recorder what it does besides: whom it interprets, steps, compiles,
 //! and why compiled code left. [`sampler`] interrupts the vCPU's thread to see where it is, [`unwind`] looks at the guest's
-//! stack, [`snapshot`] makes a [`profiler::model::Profile`] of it all, at any time and from any thread.
+//! stack, an [`Observer`] sees whose code runs for the first time, [`snapshot`] makes a [`profiler::model::Profile`] of it all, at any time and from any thread.
 //!
 //! Every guest instruction is counted once: by the counters of the code that executed it, or in the tallies of the block that
 //! was interpreted, or that left it to be stepped. So the sum over all blocks is `CpuState::instructions`.
@@ -15,13 +15,16 @@ mod snapshot;
 mod unwind;
 
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError, TryLockError,
+    Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError,
     atomic::{AtomicU64, Ordering},
 };
 
 use iced_x86::Mnemonic;
 use memory::Mmu;
-use profiler::orc::RawStack;
+use profiler::{
+    guest::{Observer, Sight},
+    orc::RawStack,
+};
 use semantics::Insn;
 use translator::{CodeBlock, instrument::BlockCounters};
 use x86::CpuState;
@@ -53,6 +56,7 @@ pub struct Recorder {
     shared: Arc<Shared>,
     sampler: Sampler,
     cache: Arc<CodeCache>,
+    observer: OnceLock<Box<dyn Observer>>,
     /// Guest instructions retired when the vCPU was last outside its engine.
     instructions: AtomicU64,
 }
@@ -70,7 +74,8 @@ impl Recorder {
         let shared = Arc::new(Shared::new(profiled));
         let sampler = Sampler::start(Arc::clone(&shared), target)?;
         let book = Mutex::new(Book::new());
-        Ok(Arc::new(Self { book, shared, sampler, cache, instructions: AtomicU64::new(0) }))
+        let observer = OnceLock::new();
+        Ok(Arc::new(Self { book, shared, sampler, cache, observer, instructions: AtomicU64::new(0) }))
     }
 
     /// The state that is profiled is about to go away.
@@ -136,7 +141,35 @@ impl Recorder {
 
     /// A block is about to be run.
     pub(crate) fn run(&self, block: &Arc<Block>, state: &CpuState, mmu: &Mmu) {
-        self.book().know(block, state, mmu);
+        self.know(block, state, mmu);
+    }
+
+    /// Opens a record of a block, if there is none yet.
+    fn know(&self, block: &Arc<Block>, state: &CpuState, mmu: &Mmu) {
+        if self.book().knows(block.id) {
+            return;
+        }
+        // Not while the book is locked: the observer may have to wait for who is reading that.
+        let observer = self.observer.get().filter(|_| state.efer & x86::control::efer::LMA != 0);
+        let place = observer.and_then(|observer| {
+            let phase = self.shared.wait();
+            let place = observer.place(&Sight {
+                rip: block.key.rip,
+                physical: block.key.first.0,
+                user: block.key.mode.cpl() == 3,
+                cr3: state.cr3,
+                kernel_gs_base: state.msrs.kernel_gs_base,
+            });
+            self.phase(phase);
+            place
+        });
+        self.book().open(block, state, mmu, place);
+    }
+
+    /// Has somebody look at blocks who can say more of them than where they are. Only the first is asked.
+    pub fn observe(&self, observer: Box<dyn Observer>) {
+        // A second one has nothing to do.
+        let _ = self.observer.set(observer);
     }
 
     /// A block is about to be interpreted.
@@ -156,10 +189,9 @@ impl Recorder {
 
     /// The one instruction of `single` is about to be carried out. It belongs to the block that was run last, if it is in it.
     pub(crate) fn begin_step(&self, single: &Arc<Block>, state: &CpuState, mmu: &Mmu) {
-        let mut book = self.book();
         let current = self.shared.current();
-        if !current.is_some_and(|current| book.contains(current, single)) {
-            book.know(single, state, mmu);
+        if !current.is_some_and(|current| self.book().contains(current, single)) {
+            self.know(single, state, mmu);
             self.shared.set_current(single.id);
         }
         self.phase(Phase::Stepping);

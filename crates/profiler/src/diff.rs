@@ -62,12 +62,15 @@ fn sides(profile: &Profile) -> HashMap<String, Side> {
     sides
 }
 
-/// User code at the same address is another program's as often as not, but there is nothing better.
+/// User code of no file at the same address is another program's as often as not, but there is nothing better. Which process ran
+/// a block first may differ from run to run.
 fn key(block: &Block) -> String {
-    block.symbol.clone().unwrap_or_else(|| {
-        let ring = if block.user { "user " } else { "" };
-        format!("{ring}{:#x}", block.rip)
-    })
+    match (&block.symbol, &block.file) {
+        (Some(symbol), _) => symbol.clone(),
+        (None, Some(file)) => format!("{}+{:#x}", file.name(), file.offset),
+        (None, None) if block.user => format!("user {:#x}", block.rip),
+        (None, None) => format!("{:#x}", block.rip),
+    }
 }
 
 /// All blocks of either.

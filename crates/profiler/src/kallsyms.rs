@@ -39,8 +39,10 @@ pub fn find(memory: &dyn GuestMemory) -> Option<Symbols> {
         found = table_around(memory, at);
         found.is_some()
     });
-    let entries = found?;
-    Some(Symbols::new(entries, "kallsyms in guest memory".into()))
+    let (entries, per_cpu) = found?;
+    let mut symbols = Symbols::new(entries, "kallsyms in guest memory".into());
+    symbols.per_cpu = per_cpu;
+    Some(symbols)
 }
 
 /// The kernel's banner: `Linux version 6.1.0…`.
@@ -109,7 +111,10 @@ const fn align(at: usize) -> usize {
     at.next_multiple_of(8)
 }
 
-fn table_around(memory: &dyn GuestMemory, digits: u64) -> Option<Vec<(u64, String)>> {
+type Entries = Vec<(u64, String)>;
+
+/// Symbols by address, and those of data that each processor has.
+fn table_around(memory: &dyn GuestMemory, digits: u64) -> Option<(Entries, Entries)> {
     // A multiple of 8, so that alignment is the same inside.
     let first = digits.saturating_sub(MOST_BYTES as u64 / 2) & !7;
     let length = (MOST_BYTES as u64).min(memory.size() - first) as usize;
@@ -127,8 +132,8 @@ fn table_around(memory: &dyn GuestMemory, digits: u64) -> Option<Vec<(u64, Strin
         .or_else(|| addresses_at(&around, align(after), number))?;
     let entries = addresses.into_iter().zip(symbols);
     // Per-CPU symbols are offsets, and no code.
-    let entries: Vec<_> = entries.filter(|(address, _)| address >> 63 == 1).collect();
-    (entries.len() * 2 > number).then_some(entries)
+    let (entries, per_cpu): (Entries, Entries) = entries.partition(|(address, _)| address >> 63 == 1);
+    (entries.len() * 2 > number).then_some((entries, per_cpu))
 }
 
 /// Start of the token table, the tokens, and the start of their index.

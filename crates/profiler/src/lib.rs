@@ -6,6 +6,7 @@
 mod arrange;
 pub mod diff;
 pub mod flame;
+pub mod guest;
 pub mod kallsyms;
 pub mod listing;
 pub mod model;

@@ -72,19 +72,20 @@ pub fn align(
     }
     let mut clif = clif.map(clif_lines).unwrap_or_default();
     let mut rows = Vec::new();
-    let mut row = |source: Option<u32>, member: Option<usize>, guest: String, executions: u64| {
-        let clif = clif.remove(&source).unwrap_or_default();
-        let host = host.remove(&source).unwrap_or_default();
-        if member.is_some() || !host.is_empty() || !clif.is_empty() {
-            rows.push(Row { member, guest, executions, clif, host });
-        }
-    };
+    let mut row =
+        |source: Option<u32>, member: Option<usize>, (rip, guest): (u64, String), executions: u64| {
+            let clif = clif.remove(&source).unwrap_or_default();
+            let host = host.remove(&source).unwrap_or_default();
+            if member.is_some() || !host.is_empty() || !clif.is_empty() {
+                rows.push(Row { member, guest, rip, line: None, executions, clif, host });
+            }
+        };
     for part in guest {
-        for (index, text) in guest_lines(part).into_iter().enumerate() {
-            row(Some(part.source + index as u32), Some(part.member), text, part.executions);
+        for (index, line) in guest_lines(part).into_iter().enumerate() {
+            row(Some(part.source + index as u32), Some(part.member), line, part.executions);
         }
     }
-    row(None, None, "entry, exits and what belongs to no instruction".into(), 0);
+    row(None, None, (0, "entry, exits and what belongs to no instruction".into()), 0);
     Listing { rows }
 }
 
@@ -94,14 +95,15 @@ fn source_at(sources: &[Source], offset: u32) -> Option<u32> {
     (offset < end).then_some(source)
 }
 
-fn guest_lines(part: &GuestPart) -> Vec<String> {
+/// Addresses and assembly.
+fn guest_lines(part: &GuestPart) -> Vec<(u64, String)> {
     let mut formatter = assembler();
     let decoder = Decoder::with_ip(part.bits, &part.bytes, part.rip, DecoderOptions::NONE);
     let mut lines = Vec::new();
     for instruction in decoder.into_iter().take(part.instructions as usize) {
         let mut text = format!("{:x}  ", instruction.ip());
         formatter.format(&instruction, &mut text);
-        lines.push(text);
+        lines.push((instruction.ip(), text));
     }
     lines
 }

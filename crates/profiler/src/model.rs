@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 
 /// What the first member of a file says.
 pub const FORMAT: &str = "transvisor-profile";
-/// Files of another version are refused.
-pub const VERSION: u32 = 1;
+/// What is written. Version 1 lacked names of modules, processes and files, and source lines.
+pub const VERSION: u32 = 2;
+/// The oldest that is read. Newer than [`VERSION`] is refused.
+pub const OLDEST: u32 = 1;
 
 /// How often something happened, by its name.
 pub type Counts = BTreeMap<Cow<'static, str>, u64>;
@@ -90,6 +92,12 @@ pub struct SymbolInfo {
     pub count: usize,
     /// What is worth knowing about them.
     pub note: Option<String>,
+    /// How modules and processes got theirs; empty if the guest has none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub structures: String,
+    /// Where source lines are from; empty if there are none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub lines: String,
 }
 
 /// Samples by time and phase.
@@ -136,9 +144,18 @@ pub struct Block {
     /// CR3 when it was executed first; kernel code is shared by all.
     #[serde(with = "hex")]
     pub address_space: u64,
-    /// `name+0xoffset`.
+    /// `name+0xoffset`, in a module `name+0xoffset [module]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub symbol: Option<String>,
+    /// The process that ran it first. Of user code only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<Process>,
+    /// The file that was mapped there then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<FilePlace>,
+    /// Source file and line of its first instruction.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<String>,
     /// Guest instructions.
     pub instructions: u32,
     /// Its bytes, as hexadecimal text, as they were last.
@@ -168,6 +185,32 @@ pub struct Block {
 
 fn is_zero(number: &u64) -> bool {
     *number == 0
+}
+
+/// A process of the guest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// What the guest calls it (`comm`).
+    pub name: String,
+    /// Its number (that of the thread group).
+    pub id: u32,
+}
+
+/// A place in a file of the guest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilePlace {
+    /// Its path, or `[vdso]`.
+    pub path: String,
+    /// Bytes from its beginning.
+    #[serde(with = "hex")]
+    pub offset: u64,
+}
+
+impl FilePlace {
+    /// The last part of its path.
+    pub fn name(&self) -> &str {
+        self.path.rsplit('/').next().unwrap_or_default()
+    }
 }
 
 /// A place in [`Profile::code`].
@@ -278,6 +321,12 @@ pub struct Row {
     pub member: Option<usize>,
     /// The guest instruction with its address.
     pub guest: String,
+    /// The address.
+    #[serde(skip)]
+    pub rip: u64,
+    /// Source file and line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<String>,
     /// Times that its block was entered.
     pub executions: u64,
     /// Lines of CLIF.

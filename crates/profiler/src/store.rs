@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::model::{FORMAT, Profile, VERSION};
+use crate::model::{FORMAT, OLDEST, Profile, VERSION};
 
 /// The whole profile.
 pub const BLOCKS: &str = "blocks.json";
@@ -54,7 +54,7 @@ pub enum StoreError {
     },
     /// It is of another time.
     #[error(
-        "{path}: a profile of format version {found}, this program reads version {VERSION}; use the program that wrote it"
+        "{path}: a profile of format version {found}, this program reads versions {OLDEST} to {VERSION}; use the program that wrote it"
     )]
     Version {
         /// The file.
@@ -156,7 +156,7 @@ fn parse(bytes: &[u8], path: String) -> Result<Profile, StoreError> {
     }
     match serde_json::from_slice::<Head>(bytes) {
         Ok(head) if head.format != FORMAT => return Err(foreign(format!("it says `{}`", head.format))),
-        Ok(head) if head.version != u64::from(VERSION) => {
+        Ok(head) if !(u64::from(OLDEST)..=u64::from(VERSION)).contains(&head.version) => {
             return Err(StoreError::Version { path, found: head.version });
         }
         Ok(_) => {}

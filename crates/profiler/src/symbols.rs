@@ -1,6 +1,6 @@
 //! Names for addresses: from a System.map, from a vmlinux, or from the running kernel's own table ([`crate::kallsyms`]).
 
-use std::path::Path;
+use std::{ops::Range, path::Path, sync::Arc};
 
 use object::{Object, ObjectSection, ObjectSymbol, SymbolKind};
 
@@ -54,6 +54,8 @@ pub enum SymbolError {
 pub struct Symbols {
     /// Start of each, ascending.
     entries: Vec<(u64, String)>,
+    /// Data that each processor has: offsets, not addresses.
+    pub per_cpu: Vec<(u64, String)>,
     /// Where they are from.
     pub source: String,
     /// The banner of the kernel that they belong to, if it is known.
@@ -68,7 +70,7 @@ impl Symbols {
     pub fn new(mut entries: Vec<(u64, String)>, source: String) -> Self {
         entries.sort_by_key(|(address, _)| *address);
         entries.dedup();
-        Self { entries, source, banner: None }
+        Self { entries, source, ..Self::default() }
     }
 
     /// Number of names.
@@ -96,9 +98,10 @@ impl Symbols {
         (offset < FURTHEST).then_some((name, offset))
     }
 
-    /// Where a name is.
+    /// Where a name is; of what each processor has, how far from the beginning of its data.
     pub fn address_of(&self, name: &str) -> Option<u64> {
-        self.entries.iter().find(|(_, known)| known == name).map(|(address, _)| *address)
+        let mut all = self.entries.iter().chain(&self.per_cpu);
+        all.find(|(_, known)| known == name).map(|(address, _)| *address)
     }
 
     /// The same, moved: for a kernel that was loaded elsewhere than it was linked for.
@@ -202,30 +205,37 @@ impl Symbols {
 #[derive(Clone, Debug, Default)]
 pub struct OfGuest {
     /// Of a file if one was given, else the guest's own.
-    pub symbols: Symbols,
+    pub symbols: Arc<Symbols>,
     /// The kernel's banner.
     pub banner: Option<String>,
     /// The guest's own table was there: it is what is used, or what the file was compared with.
     pub certain: bool,
+    /// That table.
+    pub own: Option<Arc<Symbols>>,
+    /// Where the kernel's image is, by that table.
+    pub image: Option<Range<u64>>,
 }
 
 /// Looks in the guest's memory, which may have no kernel yet.
 pub fn of_guest(file: Option<&Symbols>, memory: &dyn GuestMemory) -> Result<OfGuest, SymbolError> {
     let running = kallsyms::find(memory);
     let banner = kallsyms::find_banner(memory);
-    let certain = running.is_some();
-    let symbols = match (file, running) {
-        (Some(file), running) => file.clone().fitted(running.as_ref(), banner.as_deref())?,
-        (None, Some(running)) => running,
-        (None, None) => Symbols::default(),
+    let own = running.map(Arc::new);
+    let symbols = match (file, &own) {
+        (Some(file), own) => Arc::new(file.clone().fitted(own.as_deref(), banner.as_deref())?),
+        (None, Some(own)) => Arc::clone(own),
+        (None, None) => Arc::default(),
     };
-    Ok(OfGuest { symbols, banner, certain })
+    let image = own.as_ref().and_then(|own| Some(own.address_of("_text")?..own.address_of("_end")?));
+    Ok(OfGuest { symbols, banner, certain: own.is_some(), own, image })
 }
 
-/// Names blocks and stacks of a profile. `note` is what the reader should know about the names.
-pub fn apply(profile: &mut Profile, symbols: &Symbols, note: Option<String>) {
-    profile.symbols = SymbolInfo { source: symbols.source.clone(), count: symbols.len(), note };
-    for block in profile.blocks.iter_mut().filter(|block| !block.user) {
+/// Names blocks and stacks of a profile. `note` is what the reader should know about the names, `structures` how modules and
+/// processes got theirs.
+pub fn apply(profile: &mut Profile, symbols: &Symbols, note: Option<String>, structures: String) {
+    let (source, count) = (symbols.source.clone(), symbols.len());
+    profile.symbols = SymbolInfo { source, count, note, structures, ..SymbolInfo::default() };
+    for block in profile.blocks.iter_mut().filter(|block| !block.user && block.symbol.is_none()) {
         block.symbol = symbols.find(block.rip).map(|(name, offset)| match offset {
             0 => name.to_owned(),
             _ => format!("{name}+{offset:#x}"),

@@ -32,12 +32,16 @@ pub fn percent(part: u64, whole: u64) -> f64 {
     100.0 * part as f64 / whole.max(1) as f64
 }
 
-/// What a block is called: symbol, or address and address space.
+/// What a block is called: symbol; process and file; or address and address space.
 pub fn name(block: &Block) -> String {
-    match &block.symbol {
-        Some(symbol) => symbol.clone(),
-        None if block.user => format!("{:#x} (user, cr3 {:#x})", block.rip, block.address_space),
-        None => format!("{:#x}", block.rip),
+    match (&block.symbol, &block.process, &block.file) {
+        (Some(symbol), ..) => symbol.clone(),
+        (None, Some(process), Some(file)) => {
+            format!("{}: {}+{:#x}", process.name, file.name(), file.offset)
+        }
+        (None, Some(process), None) => format!("{}: {:#x}", process.name, block.rip),
+        _ if block.user => format!("{:#x} (user, cr3 {:#x})", block.rip, block.address_space),
+        _ => format!("{:#x}", block.rip),
     }
 }
 
@@ -116,6 +120,9 @@ fn head(profile: &Profile) -> String {
     let _ = writeln!(text, "host time: {}", shares.join(", "));
     if profile.symbols.count > 0 {
         let _ = writeln!(text, "names: {} from {}", profile.symbols.count, profile.symbols.source);
+    }
+    if !profile.symbols.structures.is_empty() {
+        let _ = writeln!(text, "guest's structures: {}", profile.symbols.structures);
     }
     if let Some(note) = &profile.symbols.note {
         let _ = writeln!(text, "note: {note}");

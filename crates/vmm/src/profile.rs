@@ -6,7 +6,7 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         mpsc::{RecvTimeoutError, Sender, channel},
     },
     thread::JoinHandle,
@@ -16,12 +16,13 @@ use std::{
 use memory::{GuestPhys, Ram};
 use profiler::{
     flame,
+    guest::{Names, Observer, Place, Sight},
     kallsyms::GuestMemory,
     model::Profile,
     orc::Orc,
     report,
     store::{self, Directory},
-    symbols::{self, OfGuest, Symbols},
+    symbols::{self, Symbols},
 };
 use runtime::{EngineMode, Recorder};
 
@@ -64,73 +65,69 @@ struct Maker {
     config: ProfileConfig,
     directory: Directory,
     recorder: Arc<Recorder>,
-    memory: Memory,
     kernel: String,
     engine: String,
     began: u64,
-    found: OfGuest,
+    /// The vCPU's thread asks them too, so they are not held while the recorder is asked for something.
+    names: Arc<Mutex<Names<Memory>>>,
     /// The kernel's tables for unwinding; whether they were looked for with symbols that are certain.
     orc: Option<Orc>,
     sought_orc: bool,
-    complained: Option<String>,
+}
+
+/// Tells the recorder whose a block is.
+struct Eye(Arc<Mutex<Names<Memory>>>);
+
+impl Observer for Eye {
+    fn place(&self, sight: &Sight) -> Option<Place> {
+        locked(&self.0).place(sight)
+    }
+}
+
+fn locked(names: &Mutex<Names<Memory>>) -> MutexGuard<'_, Names<Memory>> {
+    // Whoever panicked has left at worst a name less.
+    names.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Maker {
     fn profile(&mut self, listings: bool) -> Profile {
-        self.find_symbols();
+        if let Some(complaint) = locked(&self.names).seek() {
+            eprintln!("transvisor: {complaint}");
+        }
         if let Some(orc) = &self.orc {
             self.recorder.settle_stacks(&|raw| orc.unwind(raw));
         }
         let mut profile = self.recorder.snapshot(listings);
         profile.arrange();
-        self.find_orc(&profile);
+        let names = Arc::clone(&self.names);
+        let names = locked(&names);
+        self.find_orc(&profile, &names);
         let run = &mut profile.run;
         run.transvisor = env!("CARGO_PKG_VERSION").into();
         run.kernel = self.kernel.clone();
         run.engine = self.engine.clone();
         run.began = self.began;
-        run.banner = self.found.banner.clone();
-        symbols::apply(&mut profile, &self.found.symbols, self.note());
+        run.banner = names.found().banner.clone();
+        let symbols = Arc::clone(&names.found().symbols);
+        let (note, structures) = (names.note(), names.structures());
+        drop(names);
+        symbols::apply(&mut profile, &symbols, note, structures);
         profile
     }
 
-    /// Looks until they are found: a kernel has to be in memory first.
-    fn find_symbols(&mut self) {
-        if self.found.certain {
-            return;
-        }
-        let file = self.config.symbols.as_deref();
-        match symbols::of_guest(file, &self.memory) {
-            Ok(found) => self.found = found,
-            Err(error) => {
-                let text = error.to_string();
-                eprintln!("transvisor: {text}");
-                self.complained = Some(text);
-                // The guest's own are right in any case.
-                self.config.symbols = None;
-                self.find_symbols();
-            }
-        }
-    }
-
     /// The kernel's image lies in one piece, so one block of it tells where the tables are.
-    fn find_orc(&mut self, profile: &Profile) {
-        if self.sought_orc || !self.found.certain {
+    fn find_orc(&mut self, profile: &Profile, names: &Names<Memory>) {
+        let found = names.found();
+        if self.sought_orc || !found.certain {
             return;
         }
-        let in_image = |rip| self.found.symbols.find(rip).is_some_and(|(_, offset)| offset < 1 << 12);
+        let in_image = |rip| found.symbols.find(rip).is_some_and(|(_, offset)| offset < 1 << 12);
         let Some(block) = profile.blocks.iter().find(|block| !block.user && in_image(block.rip)) else {
             return;
         };
         self.sought_orc = true;
         let moved = block.rip.wrapping_sub(block.physical);
-        self.orc = Orc::find(&self.found.symbols, &self.memory, moved, self.found.banner.as_deref());
-    }
-
-    fn note(&self) -> Option<String> {
-        let unsure = !self.found.certain && !self.found.symbols.is_empty();
-        let doubt = "the guest's own symbols were not found, so nobody knows whether these are of its kernel";
-        self.complained.clone().or_else(|| unsure.then(|| doubt.to_owned()))
+        self.orc = Orc::find(&found.symbols, names.memory(), moved, found.banner.as_deref());
     }
 
     fn write_live(&mut self) -> Result<(), store::StoreError> {
@@ -196,21 +193,21 @@ impl ProfileWriter {
     ) -> Result<Self, MachineError> {
         let directory = config.directory.of_boot(boot)?;
         let began = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let names = Arc::new(Mutex::new(Names::new(Memory(ram), config.symbols.clone())));
+        recorder.observe(Box::new(Eye(Arc::clone(&names))));
         let mut maker = Maker {
             config: config.clone(),
             directory,
             recorder,
-            memory: Memory(ram),
+            names,
             kernel: machine.kernel.display().to_string(),
             engine: match machine.engine.mode {
                 EngineMode::Interpret => "interpret".into(),
                 EngineMode::Translate => "translate".into(),
             },
             began,
-            found: OfGuest::default(),
             orc: None,
             sought_orc: false,
-            complained: None,
         };
         let (stop, stopped) = channel::<()>();
         let thread = std::thread::Builder::new()

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use memory::Mmu;
-use profiler::{model::Tally, orc::RawStack};
+use profiler::{guest::Place, model::Tally, orc::RawStack};
 use translator::{CodeBlock, RelocationTarget, instrument::Instrumentation};
 use x86::CpuState;
 
@@ -24,6 +24,8 @@ pub(super) struct BlockRecord {
     /// As they were when it was first run.
     pub bytes: Vec<u8>,
     pub address_space: u64,
+    /// Whose it was then.
+    pub place: Option<Place>,
     pub interpreted: Tally,
     pub stepped: Tally,
     pub samples: u64,
@@ -170,23 +172,27 @@ impl Book {
         }
     }
 
-    /// Opens a record of a block, if there is none yet.
-    pub fn know(&mut self, block: &Arc<Block>, state: &CpuState, mmu: &Mmu) {
+    /// Whether there is a record of a block.
+    pub fn knows(&self, id: BlockId) -> bool {
+        self.blocks.get(id.0 as usize).is_some_and(Option::is_some)
+    }
+
+    /// Opens a record of a block that has none yet.
+    pub fn open(&mut self, block: &Arc<Block>, state: &CpuState, mmu: &Mmu, place: Option<Place>) {
         let index = block.id.0 as usize;
         if self.blocks.len() <= index {
             self.blocks.resize_with(index + 1, || None);
         }
-        self.blocks[index].get_or_insert_with(|| {
-            Box::new(BlockRecord {
-                block: Arc::clone(block),
-                bytes: finder::bytes_of(block, mmu),
-                address_space: state.cr3,
-                interpreted: Tally::default(),
-                stepped: Tally::default(),
-                samples: 0,
-                ways: Vec::new(),
-            })
-        });
+        self.blocks[index] = Some(Box::new(BlockRecord {
+            block: Arc::clone(block),
+            bytes: finder::bytes_of(block, mmu),
+            address_space: state.cr3,
+            place,
+            interpreted: Tally::default(),
+            stepped: Tally::default(),
+            samples: 0,
+            ways: Vec::new(),
+        }));
     }
 
     pub fn record(&mut self, id: BlockId) -> Option<&mut BlockRecord> {

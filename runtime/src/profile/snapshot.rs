@@ -112,6 +112,13 @@ fn blocks(book: &Book, profile: &mut Profile) -> Index {
             block.instructions =
                 listing::count_instructions(record.block.key.mode.code_bits(), &record.bytes);
         }
+        if let Some(place) = &record.place
+            && block.process.is_none()
+            && block.symbol.is_none()
+        {
+            let place = place.clone();
+            (block.symbol, block.process, block.file) = (place.symbol, place.process, place.file);
+        }
         block.decoded += 1;
         for (sum, part) in
             [(&mut block.interpreted, &record.interpreted), (&mut block.stepped, &record.stepped)]

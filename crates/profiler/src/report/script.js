@@ -37,6 +37,8 @@ function head() {
   else if (totals.counted === totals.instructions) notes.push("Counts are exact: blocks sum up to the vCPU's instructions.");
   else notes.push(`Blocks sum up to ${count(totals.counted)} of the vCPU's ${count(totals.instructions)} instructions.`);
   notes.push(symbols.count ? `Names: ${count(symbols.count)} from ${symbols.source}.` : "No names: no symbol table was found.");
+  if (symbols.structures) notes.push(`Guest's structures: ${symbols.structures}.`);
+  if (symbols.lines) notes.push(`Source lines: ${symbols.lines}.`);
   if (symbols.note) notes.push(symbols.note);
   if (data.left_out.blocks) {
     notes.push(`Left out here: ${count(data.left_out.blocks)} blocks with ${share(data.left_out.instructions, totals.counted)} of the instructions (blocks.json has them).`);
@@ -124,6 +126,7 @@ const COLUMNS = [
   { label: "versions", key: (b) => b.versions.length, show: (b) => b.versions.length },
   { label: "tier", key: (b) => b.tier, show: (b) => b.tier, text: true },
   { label: "block", key: (b) => b.name, show: (b) => b.name, text: true },
+  ...(data.blocks.some((b) => b.line) ? [{ label: "source", key: (b) => b.line || "", show: (b) => b.line || "", text: true }] : []),
   { label: "address", key: (b) => b.rip.padStart(18, "0"), show: (b) => b.rip, text: true },
 ];
 const PAGE = 300;
@@ -136,7 +139,7 @@ function filtered() {
   const tier = at("tier").value;
   const ring = at("ring").value;
   const found = data.blocks.filter((block) =>
-    (!wanted || block.name.toLowerCase().includes(wanted) || block.rip.includes(wanted) || block.physical.includes(wanted)) &&
+    (!wanted || [block.name, block.file && block.file.path, block.line].some((text) => (text || "").toLowerCase().includes(wanted)) || block.rip.includes(wanted) || block.physical.includes(wanted)) &&
     (!tier || block.tier === tier) &&
     (!ring || block.user === (ring === "user")));
   const key = COLUMNS[sorted.column].key;
@@ -173,7 +176,13 @@ function open(block) {
   opened = block;
   at("detail").hidden = false;
   at("name").textContent = block.name;
-  const ring = block.user ? `user, address space ${block.space}` : "kernel";
+  const whose = [
+    block.user ? `user, address space ${block.space}` : "kernel",
+    block.process && `first run by ${block.process.name} (${block.process.id})`,
+    block.file && `${block.file.path} at ${block.file.offset}`,
+    block.line,
+  ];
+  const ring = whose.filter(Boolean).join(", ");
   at("about").textContent =
     `virtual ${block.rip}, physical ${block.physical}, ${ring}, ${block.bits}-bit; ${block.instructions} instructions, ${block.bytes} bytes, ` +
     `decoded ${block.decoded}×; ${count(block.executed)} instructions executed: ${count(block.interpreted[1])} interpreted in ` +
@@ -229,7 +238,7 @@ function show(row, code) {
     }
     line.append(
       make("td", entry.member === null ? "" : count(entry.executions), { className: "number" }),
-      make("td", entry.guest, { className: "guest" }), make("td", (entry.clif || []).join("\n")), samples, host);
+      make("td", entry.guest + (entry.line ? "\n" + entry.line : ""), { className: "guest" }), make("td", (entry.clif || []).join("\n")), samples, host);
     list.append(line);
   }
   at("listing").replaceChildren(list);

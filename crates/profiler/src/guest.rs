@@ -1,0 +1,222 @@
+//! Whom the addresses of a Linux guest belong to: kernel, module, process and file, looked up in its memory.
+//!
+//! [`Names`] finds the kernel's symbols ([`crate::kallsyms`]), by them the layouts of its structures ([`btf`]), and by these the
+//! loaded [`modules`] and the [`tasks`]. Processes die and modules are unloaded, so the engine asks for a [`Place`] when a block runs
+//! for the first time: on the only processor, which is just about to run it.
+//!
+//! Nothing that is read is trusted: every walk is bounded, and what leads nowhere is a name less.
+
+mod btf;
+mod modules;
+mod space;
+mod tasks;
+
+use std::{collections::HashMap, sync::Arc};
+
+use btf::Btf;
+use modules::{Layout, Modules};
+use space::Space;
+use tasks::Tasks;
+
+use crate::{
+    kallsyms::GuestMemory,
+    model::{FilePlace, Process},
+    symbols::{self, OfGuest, Symbols},
+};
+
+/// A block that is about to run for the first time.
+#[derive(Clone, Copy, Debug)]
+pub struct Sight {
+    /// Its linear address.
+    pub rip: u64,
+    /// Its guest-physical address.
+    pub physical: u64,
+    /// Ring 3.
+    pub user: bool,
+    /// Page tables in force.
+    pub cr3: u64,
+    /// In ring 3, where the kernel keeps this processor's own data (IA32_KERNEL_GS_BASE).
+    pub kernel_gs_base: u64,
+}
+
+/// Whose a block is, besides what symbols say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// A symbol in a module.
+    pub symbol: Option<String>,
+    /// Who runs.
+    pub process: Option<Process>,
+    /// What is mapped there.
+    pub file: Option<FilePlace>,
+}
+
+/// Who wants to see blocks when they run for the first time.
+pub trait Observer: Send + Sync {
+    /// Called before the block runs; the guest stands still.
+    fn place(&self, sight: &Sight) -> Option<Place>;
+}
+
+/// No kernel's is larger.
+const MOST_BTF: u64 = 64 << 20;
+/// Mappings that are remembered.
+const MOST_MAPPINGS: usize = 1 << 16;
+/// Where modules can be (arch/x86/include/asm/pgtable_64_types.h), and more.
+const MODULES: u64 = 0xffff_ffff_8000_0000;
+
+/// What is known of a kernel's structures.
+enum Structures {
+    /// Not looked for yet.
+    Unknown,
+    /// They can't be known.
+    Missing(&'static str),
+    /// Here they are.
+    Known(Box<Known>),
+}
+
+struct Known {
+    tasks: Option<Tasks>,
+    modules: Option<Modules>,
+}
+
+/// Names in a guest.
+pub struct Names<M> {
+    memory: M,
+    file: Option<Arc<Symbols>>,
+    found: OfGuest,
+    sought: bool,
+    complaint: Option<String>,
+    structures: Structures,
+    mappings: HashMap<(u64, u64, u64), Option<FilePlace>>,
+}
+
+impl<M: GuestMemory> Names<M> {
+    /// Of a guest whose kernel may not be there yet; with symbols from a file, if any.
+    pub fn new(memory: M, file: Option<Arc<Symbols>>) -> Self {
+        Self {
+            memory,
+            file,
+            found: OfGuest::default(),
+            sought: false,
+            complaint: None,
+            structures: Structures::Unknown,
+            mappings: HashMap::new(),
+        }
+    }
+
+    /// What was found last.
+    pub fn found(&self) -> &OfGuest {
+        &self.found
+    }
+
+    /// The memory that is looked at.
+    pub fn memory(&self) -> &M {
+        &self.memory
+    }
+
+    /// Looks for symbols until they are found. Returns what is wrong with those of the file, once.
+    pub fn seek(&mut self) -> Option<String> {
+        if self.found.certain {
+            return None;
+        }
+        match symbols::of_guest(self.file.as_deref(), &self.memory) {
+            Ok(found) => {
+                self.found = found;
+                None
+            }
+            Err(error) => {
+                let text = error.to_string();
+                self.complaint = Some(text.clone());
+                // The guest's own are right in any case.
+                self.file = None;
+                self.seek();
+                Some(text)
+            }
+        }
+    }
+
+    /// What the reader of a profile should know about the names.
+    pub fn note(&self) -> Option<String> {
+        let unsure = !self.found.certain && !self.found.symbols.is_empty();
+        let doubt = "the guest's own symbols were not found, so nobody knows whether these are of its kernel";
+        self.complaint.clone().or_else(|| unsure.then(|| doubt.to_owned()))
+    }
+
+    /// How modules and processes are named.
+    pub fn structures(&self) -> String {
+        match &self.structures {
+            Structures::Unknown => String::new(),
+            Structures::Missing(why) => format!("none: {why}, so modules and processes have no names"),
+            Structures::Known(known) => {
+                let tasks = match &known.tasks {
+                    Some(tasks) if tasks.has_maps() => "processes and files",
+                    Some(_) => "processes (no files: the kernel is older than 6.1)",
+                    None => "no processes",
+                };
+                let modules = if known.modules.is_some() { "modules" } else { "no modules" };
+                format!("{modules}, {tasks} by the kernel's BTF")
+            }
+        }
+    }
+
+    /// See [`Observer::place`].
+    pub fn place(&mut self, sight: &Sight) -> Option<Place> {
+        if !sight.user && (sight.rip < MODULES || self.is_image(sight.rip)) {
+            return None;
+        }
+        if !self.found.certain && !self.sought && sight.user {
+            // A kernel that runs user code is there as a whole, and if it is not found now, then a look each second is enough.
+            self.sought = true;
+            self.seek();
+        }
+        let (own, image) = (self.found.own.as_ref()?, self.found.image.as_ref()?);
+        let space = Space::new(&self.memory, sight.cr3);
+        let space = if space.translate(image.start).is_some() { space } else { space.of_kernel() };
+        if matches!(self.structures, Structures::Unknown) {
+            self.structures = structures(own, &space);
+        }
+        let Structures::Known(known) = &mut self.structures else { return None };
+        if !sight.user {
+            let symbol = known.modules.as_mut()?.name(&space, sight.rip)?;
+            return Some(Place { symbol: Some(symbol), ..Place::default() });
+        }
+        let tasks = known.tasks.as_ref()?;
+        let (process, map) = tasks.current(&space, sight.kernel_gs_base)?;
+        if self.mappings.len() >= MOST_MAPPINGS {
+            self.mappings.clear();
+        }
+        let page = sight.rip & !0xfff;
+        // The same page of the same map with the same contents is of the same file.
+        let file = self
+            .mappings
+            .entry((map, page, sight.physical >> 12))
+            .or_insert_with(|| tasks.mapped(&space, map, page));
+        let within = sight.rip - page;
+        let file = file.clone().map(|file| FilePlace { offset: file.offset.wrapping_add(within), ..file });
+        Some(Place { symbol: None, process: Some(process), file })
+    }
+
+    /// Whether an address is in the kernel's own image, whose symbols are in the tables.
+    fn is_image(&self, rip: u64) -> bool {
+        self.found.image.as_ref().is_some_and(|image| image.contains(&rip))
+    }
+}
+
+fn structures(symbols: &Symbols, space: &Space<'_>) -> Structures {
+    let (Some(start), Some(end)) = (symbols.address_of("__start_BTF"), symbols.address_of("__stop_BTF"))
+    else {
+        return Structures::Missing("the kernel has no BTF (CONFIG_DEBUG_INFO_BTF)");
+    };
+    let size = end.wrapping_sub(start);
+    if size == 0 || size > MOST_BTF {
+        return Structures::Missing("the kernel has no BTF (CONFIG_DEBUG_INFO_BTF)");
+    }
+    let mut bytes = vec![0; size as usize];
+    let Some(btf) = space.read(start, &mut bytes).and_then(|()| Btf::new(&bytes)) else {
+        return Structures::Missing("the kernel's BTF can't be read");
+    };
+    let modules = Layout::find(&btf, symbols).map(Modules::new);
+    Structures::Known(Box::new(Known { tasks: Tasks::find(&btf, symbols), modules }))
+}
+
+#[cfg(test)]
+mod tests;
