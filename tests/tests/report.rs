@@ -4,12 +4,17 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
     time::Duration,
 };
 
-use profiler::store::{self, Directory};
+use profiler::{
+    store::{self, Directory},
+    symbols::Symbols,
+};
 use runtime::EngineConfig;
 use transvisor::{config::Config, harness::Machine, profile::ProfileConfig, size::Size};
+use transvisor_tests::kernel;
 
 /// Works the page as a reader would, and writes down what it shows.
 const READER: &str = r##"
@@ -34,6 +39,7 @@ seen.by_executions_up = numbers("executions");
 click("block");
 seen.by_name = rows().map((row) => cell(row, column("block")));
 click("instructions");
+seen.sources = column("source") < 0 ? null : rows().map((row) => cell(row, column("source")));
 const hottest = cell(rows()[0], column("address"));
 set("search", hottest.toUpperCase().replace("0X", ""));
 seen.found = rows().map((row) => cell(row, column("address")));
@@ -56,6 +62,11 @@ seen.versions = document.querySelectorAll("#right tr").length - 1;
 seen.left = document.querySelectorAll("#left .bar").length;
 const listing = [...document.querySelectorAll("#listing tr")].slice(1).map((row) => [...row.children].map((part) => part.innerText));
 seen.listing = listing;
+if (seen.sources) {
+  set("tier", "");
+  set("search", seen.sources[0]);
+  seen.of_source = rows().map((row) => cell(row, column("source")));
+}
 document.querySelectorAll("#right tr")[1].click();
 seen.first_version = document.querySelectorAll("#listing tr").length;
 const result = document.createElement("pre");
@@ -66,7 +77,7 @@ document.body.append(result);
 
 const WATCH: &str = r#"<script>window.failures = []; window.addEventListener("error", (event) => failures.push(event.message));</script>"#;
 
-fn profile_of(name: &str, folder: &Path) {
+fn assemble(name: &str, folder: &Path) -> PathBuf {
     let system = Path::new(env!("CARGO_MANIFEST_DIR")).join("system");
     let image = folder.join(format!("{name}.elf"));
     let status = Command::new("nasm")
@@ -77,6 +88,10 @@ fn profile_of(name: &str, folder: &Path) {
         .status()
         .expect("nasm starts; run the tests by `cargo xtask test`, which brings it");
     assert!(status.success());
+    image
+}
+
+fn profile_of(image: PathBuf, symbols: Option<Symbols>, folder: &Path) {
     let engine = EngineConfig {
         template_threshold: 2,
         threshold: 6,
@@ -86,7 +101,8 @@ fn profile_of(name: &str, folder: &Path) {
     };
     let directory = Directory::create(&folder.join("profile")).expect("a new directory");
     let config = Config { memory: Size(64 << 20), engine, ..Config::new(image) };
-    let config = config.profiled(ProfileConfig { directory, symbols: None, perf_map: false });
+    let config =
+        config.profiled(ProfileConfig { directory, symbols: symbols.map(Arc::new), perf_map: false });
     let (ended, console) = Machine::launch(config).wait_end(Duration::from_secs(120));
     ended.unwrap_or_else(|error| panic!("{error}\n{console}"));
 }
@@ -110,13 +126,19 @@ fn descends(numbers: &serde_json::Value) -> bool {
     numbers.len() > 5 && numbers.windows(2).all(|pair| pair[0] >= pair[1])
 }
 
-#[test]
-fn the_report_works_in_a_browser() {
-    let folder: PathBuf =
-        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("report-{}", std::process::id()));
+fn text(value: &serde_json::Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+fn folder(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).unwrap();
-    profile_of("exceptions", &folder);
+    folder
+}
+
+/// What the reader has seen, without errors and without the network.
+fn seen(folder: &Path) -> serde_json::Value {
     let report = fs::read_to_string(folder.join("profile").join(store::REPORT)).unwrap();
     let read = report.replacen("<head>", &format!("<head>{WATCH}"), 1).replacen(
         "</body>",
@@ -130,10 +152,34 @@ fn the_report_works_in_a_browser() {
     let (json, _) = rest.split_once("</pre>").unwrap();
     let json = json.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&");
     let result: serde_json::Value = serde_json::from_str(&json).unwrap();
-    let seen = &result["seen"];
     assert_eq!((&result["errors"], &result["requests"]), (&serde_json::json!([]), &serde_json::json!(0)));
+    result["seen"].clone()
+}
 
-    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+#[test]
+fn source_lines_have_a_column() {
+    let folder = folder("report-lines");
+    let image = kernel::compile(&folder.join("kernel.elf"), 1);
+    let symbols = Symbols::read(&image).unwrap();
+    profile_of(image, Some(symbols), &folder);
+    let seen = seen(&folder);
+    let loops = kernel::line("loop");
+    assert_eq!(text(&seen["sources"][0]), loops, "{seen}");
+    assert!(seen["sources"].as_array().unwrap().iter().any(|line| text(line).starts_with("entry.S:")));
+    assert_eq!(seen["of_source"], serde_json::json!([loops]));
+    assert!(text(&seen["notes"]).contains("Source lines: DWARF of"), "{seen}");
+    assert!(text(&seen["detail"]).contains("kernel.c:"), "{seen}");
+    let guest = |row: &serde_json::Value| text(&row[1]).contains(&format!("\n{loops}"));
+    assert!(seen["listing"].as_array().unwrap().iter().any(guest), "{}", seen["listing"]);
+    fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn the_report_works_in_a_browser() {
+    let folder = folder("report");
+    profile_of(assemble("exceptions", &folder), None, &folder);
+    let seen = seen(&folder);
+    assert!(seen["sources"].is_null(), "no lines, no column");
     assert!(text(&seen["title"]).ends_with("exceptions.elf: profile"), "{seen}");
     assert!(text(&seen["notes"]).contains("Counts are exact"), "{seen}");
     let rows = seen["rows"].as_u64().unwrap();

@@ -134,6 +134,24 @@ impl<M: GuestMemory> Names<M> {
         }
     }
 
+    /// The guest has ended: whether a file's kernel was ever there is known now.
+    pub fn last_look(&mut self) -> Option<String> {
+        let complaint = self.seek();
+        let file = self.file.as_ref().filter(|_| !self.found.certain);
+        let elf = file.and_then(|file| Some((file, file.elf.as_ref()?.build_id.as_ref()?)));
+        if let Some((file, id)) = elf.filter(|(_, id)| id.is_loaded()) {
+            self.complaint = Some(file.not_there(id).to_string());
+            return self.complaint.clone();
+        }
+        complaint
+    }
+
+    /// The function of a module that an address was in, if blocks of that module were named.
+    pub fn module_function(&self, address: u64) -> Option<String> {
+        let Structures::Known(known) = &self.structures else { return None };
+        known.modules.as_ref()?.function(address)
+    }
+
     /// What the reader of a profile should know about the names.
     pub fn note(&self) -> Option<String> {
         let unsure = !self.found.certain && !self.found.symbols.is_empty();

@@ -71,8 +71,8 @@ pub fn find_banner_in(bytes: &[u8]) -> Option<String> {
     })
 }
 
-/// Calls `found` with every place of a pattern until that says it is satisfied.
-fn search(memory: &dyn GuestMemory, pattern: &[u8], mut found: impl FnMut(u64) -> bool) {
+/// Calls `found` with every place of a pattern, of up to 64 bytes, until that says it is satisfied.
+pub(crate) fn search(memory: &dyn GuestMemory, pattern: &[u8], mut found: impl FnMut(u64) -> bool) {
     let mut buffer = vec![0; CHUNK + OVERLAP];
     let mut at = 0;
     while at < memory.size() {

@@ -5,11 +5,14 @@
 
 mod arrange;
 pub mod diff;
+pub mod elf;
 pub mod flame;
 pub mod guest;
 pub mod kallsyms;
+pub mod lines;
 pub mod listing;
 pub mod model;
+pub mod naming;
 pub mod orc;
 pub mod report;
 pub mod store;

@@ -2,11 +2,9 @@
 
 use std::{ops::Range, path::Path, sync::Arc};
 
-use object::{Object, ObjectSection, ObjectSymbol, SymbolKind};
-
 use crate::{
+    elf::{self, BuildId, Elf},
     kallsyms::{self, GuestMemory},
-    model::{Profile, SymbolInfo},
 };
 
 /// What is wrong with a file of symbols.
@@ -60,6 +58,10 @@ pub struct Symbols {
     pub source: String,
     /// The banner of the kernel that they belong to, if it is known.
     pub banner: Option<String>,
+    /// What else the file says of the kernel.
+    pub elf: Option<Arc<Elf>>,
+    /// By how much they were moved.
+    pub moved_by: u64,
 }
 
 /// Code further than this behind a symbol is not its own: gaps between sections.
@@ -109,6 +111,7 @@ impl Symbols {
         for (address, _) in &mut self.entries {
             *address = address.wrapping_add(by);
         }
+        self.moved_by = self.moved_by.wrapping_add(by);
         self
     }
 
@@ -116,11 +119,7 @@ impl Symbols {
     pub fn read(path: &Path) -> Result<Self, SymbolError> {
         let name = path.display().to_string();
         let bytes = std::fs::read(path).map_err(|source| SymbolError::Read { path: name.clone(), source })?;
-        if bytes.starts_with(b"\x7fELF") {
-            Self::from_elf(&bytes, name)
-        } else {
-            Self::from_map(&bytes, name)
-        }
+        if bytes.starts_with(b"\x7fELF") { elf::symbols(&bytes, path) } else { Self::from_map(&bytes, name) }
     }
 
     fn from_map(bytes: &[u8], path: String) -> Result<Self, SymbolError> {
@@ -151,28 +150,10 @@ impl Symbols {
         Ok(Self::new(entries, path))
     }
 
-    fn from_elf(bytes: &[u8], path: String) -> Result<Self, SymbolError> {
-        let file = object::File::parse(bytes)
-            .map_err(|error| SymbolError::Format { path: path.clone(), why: error.to_string() })?;
-        let entries: Vec<(u64, String)> = file
-            .symbols()
-            .filter(|symbol| {
-                matches!(symbol.kind(), SymbolKind::Text | SymbolKind::Data | SymbolKind::Unknown)
-                    && symbol.is_definition()
-            })
-            .filter_map(|symbol| Some((symbol.address(), symbol.name().ok()?.to_owned())))
-            .filter(|(_, name)| !name.is_empty())
-            .collect();
-        if entries.is_empty() {
-            return Err(SymbolError::Format { path, why: "it has no symbol table".into() });
-        }
-        let banner = file
-            .section_by_name(".rodata")
-            .and_then(|section| section.data().ok())
-            .and_then(kallsyms::find_banner_in);
-        let mut symbols = Self::new(entries, path);
-        symbols.banner = banner;
-        Ok(symbols)
+    /// The build ID is not in the guest's memory.
+    pub fn not_there(&self, id: &BuildId) -> SymbolError {
+        let why = format!("their build ID {id} is not in the guest's memory");
+        SymbolError::OtherKernel { path: self.source.clone(), why }
     }
 
     /// The symbols of a file as the running kernel has them: moved to where it is. `running` is the kernel's own table, if it
@@ -208,79 +189,39 @@ pub struct OfGuest {
     pub symbols: Arc<Symbols>,
     /// The kernel's banner.
     pub banner: Option<String>,
-    /// The guest's own table was there: it is what is used, or what the file was compared with.
+    /// Whose the symbols are is known: the guest's own table was there, or the build ID of the file.
     pub certain: bool,
-    /// That table.
+    /// The guest's own table.
     pub own: Option<Arc<Symbols>>,
     /// Where the kernel's image is, by that table.
     pub image: Option<Range<u64>>,
+    /// Without such a table: by how much the file's kernel was moved in physical memory. Its symbols are where they were linked.
+    pub displaced: Option<u64>,
 }
 
 /// Looks in the guest's memory, which may have no kernel yet.
 pub fn of_guest(file: Option<&Symbols>, memory: &dyn GuestMemory) -> Result<OfGuest, SymbolError> {
-    let running = kallsyms::find(memory);
+    let own = kallsyms::find(memory).map(Arc::new);
     let banner = kallsyms::find_banner(memory);
-    let own = running.map(Arc::new);
-    let symbols = match (file, &own) {
-        (Some(file), own) => Arc::new(file.clone().fitted(own.as_deref(), banner.as_deref())?),
-        (None, Some(own)) => Arc::clone(own),
-        (None, None) => Arc::default(),
-    };
     let image = own.as_ref().and_then(|own| Some(own.address_of("_text")?..own.address_of("_end")?));
-    Ok(OfGuest { symbols, banner, certain: own.is_some(), own, image })
-}
-
-/// Names blocks and stacks of a profile. `note` is what the reader should know about the names, `structures` how modules and
-/// processes got theirs.
-pub fn apply(profile: &mut Profile, symbols: &Symbols, note: Option<String>, structures: String) {
-    let (source, count) = (symbols.source.clone(), symbols.len());
-    profile.symbols = SymbolInfo { source, count, note, structures, ..SymbolInfo::default() };
-    for block in profile.blocks.iter_mut().filter(|block| !block.user && block.symbol.is_none()) {
-        block.symbol = symbols.find(block.rip).map(|(name, offset)| match offset {
-            0 => name.to_owned(),
-            _ => format!("{name}+{offset:#x}"),
-        });
-    }
-    let mut numbers = std::collections::HashMap::new();
-    let frames = &mut profile.stacks.frames;
-    for stack in &mut profile.stacks.stacks {
-        if stack.addresses.is_empty() {
-            continue;
+    let found = OfGuest { banner, certain: own.is_some(), own, image, ..OfGuest::default() };
+    let Some(file) = file else {
+        let symbols = found.own.clone().unwrap_or_default();
+        return Ok(OfGuest { symbols, ..found });
+    };
+    let fitted = file.clone().fitted(found.own.as_deref(), found.banner.as_deref())?;
+    let build_id = file.elf.as_ref().and_then(|elf| elf.build_id.as_ref()).filter(|id| id.is_loaded());
+    match build_id.map(|id| (id, id.find(memory))) {
+        // Nothing more can be said.
+        None => Ok(OfGuest { symbols: Arc::new(fitted), ..found }),
+        Some((_, Some(displaced))) => {
+            let displaced = found.own.is_none().then_some(displaced);
+            Ok(OfGuest { symbols: Arc::new(fitted), certain: true, displaced, ..found })
         }
-        stack.frames = stack
-            .addresses
-            .iter()
-            .rev()
-            .map(|&address| {
-                let name = frame_name(symbols, address);
-                *numbers.entry(name.clone()).or_insert_with(|| {
-                    frames.push(name);
-                    frames.len() - 1
-                })
-            })
-            .collect();
+        Some((id, None)) if found.certain => Err(file.not_there(id)),
+        // Perhaps it comes.
+        Some((_, None)) => Ok(found),
     }
-    merge_stacks(profile);
-}
-
-/// Kernel code by its function, user code by its page: there is no table of its names.
-fn frame_name(symbols: &Symbols, address: u64) -> String {
-    match symbols.find(address) {
-        Some((name, _)) => name.to_owned(),
-        None if address >> 63 == 0 => format!("user {:#x}", address & !0xfff),
-        None => format!("{:#x}", address & !0xfff),
-    }
-}
-
-fn merge_stacks(profile: &mut Profile) {
-    let mut merged: std::collections::BTreeMap<Vec<usize>, u64> = std::collections::BTreeMap::new();
-    for stack in profile.stacks.stacks.drain(..) {
-        *merged.entry(stack.frames).or_default() += stack.count;
-    }
-    profile.stacks.stacks = merged
-        .into_iter()
-        .map(|(frames, count)| crate::model::Stack { addresses: Vec::new(), frames, count })
-        .collect();
 }
 
 #[cfg(test)]

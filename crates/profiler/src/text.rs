@@ -76,7 +76,7 @@ pub fn table(profile: &Profile, top: usize, order: Order) -> String {
         let expansion = expansion(profile, block).map_or(String::new(), |factor| format!("{factor:.1}"));
         let _ = writeln!(
             text,
-            "{:>6.2}% {:>6.2}% {:>15} {:>13} {:>6}  {:<11} {:>5}  {}",
+            "{:>6.2}% {:>6.2}% {:>15} {:>13} {:>6}  {:<11} {:>5}  {}{}",
             percent(block.executed, profile.totals.counted),
             percent(block.samples, profile.totals.samples),
             block.executed,
@@ -85,6 +85,7 @@ pub fn table(profile: &Profile, top: usize, order: Order) -> String {
             tier(profile, block),
             expansion,
             name(block),
+            block.line.as_ref().map_or(String::new(), |line| format!("  {line}")),
         );
     }
     text
@@ -123,6 +124,9 @@ fn head(profile: &Profile) -> String {
     }
     if !profile.symbols.structures.is_empty() {
         let _ = writeln!(text, "guest's structures: {}", profile.symbols.structures);
+    }
+    if !profile.symbols.lines.is_empty() {
+        let _ = writeln!(text, "source lines: {}", profile.symbols.lines);
     }
     if let Some(note) = &profile.symbols.note {
         let _ = writeln!(text, "note: {note}");

@@ -18,11 +18,13 @@ use profiler::{
     flame,
     guest::{Names, Observer, Place, Sight},
     kallsyms::GuestMemory,
+    lines::Lines,
     model::Profile,
+    naming::{self, Naming},
     orc::Orc,
     report,
     store::{self, Directory},
-    symbols::{self, Symbols},
+    symbols::{OfGuest, Symbols},
 };
 use runtime::{EngineMode, Recorder};
 
@@ -73,6 +75,7 @@ struct Maker {
     /// The kernel's tables for unwinding; whether they were looked for with symbols that are certain.
     orc: Option<Orc>,
     sought_orc: bool,
+    lines: Lines,
 }
 
 /// Tells the recorder whose a block is.
@@ -99,39 +102,29 @@ impl Maker {
         }
         let mut profile = self.recorder.snapshot(listings);
         profile.arrange();
-        let names = Arc::clone(&self.names);
-        let names = locked(&names);
-        self.find_orc(&profile, &names);
+        let names = locked(&self.names);
+        let (found, note, structures) = (names.found().clone(), names.note(), names.structures());
+        if !self.sought_orc && found.certain {
+            (self.orc, self.sought_orc) = find_orc(&profile, &found, names.memory());
+        }
+        drop(names);
         let run = &mut profile.run;
         run.transvisor = env!("CARGO_PKG_VERSION").into();
         run.kernel = self.kernel.clone();
         run.engine = self.engine.clone();
         run.began = self.began;
-        run.banner = names.found().banner.clone();
-        let symbols = Arc::clone(&names.found().symbols);
-        let (note, structures) = (names.note(), names.structures());
-        drop(names);
-        symbols::apply(&mut profile, &symbols, note, structures);
+        run.banner = found.banner.clone();
+        let modules = |address| locked(&self.names).module_function(address);
+        let naming = Naming { found: &found, modules: &modules, note, structures };
+        naming::apply(&mut profile, &naming, &mut self.lines);
         profile
     }
 
-    /// The kernel's image lies in one piece, so one block of it tells where the tables are.
-    fn find_orc(&mut self, profile: &Profile, names: &Names<Memory>) {
-        let found = names.found();
-        if self.sought_orc || !found.certain {
-            return;
-        }
-        let in_image = |rip| found.symbols.find(rip).is_some_and(|(_, offset)| offset < 1 << 12);
-        let Some(block) = profile.blocks.iter().find(|block| !block.user && in_image(block.rip)) else {
-            return;
-        };
-        self.sought_orc = true;
-        let moved = block.rip.wrapping_sub(block.physical);
-        self.orc = Orc::find(&found.symbols, names.memory(), moved, found.banner.as_deref());
-    }
-
     fn write_live(&mut self) -> Result<(), store::StoreError> {
+        // Opening a kernel's DWARF takes too long for each second.
+        self.lines.paused = true;
         let profile = self.profile(false).top(LIVE_BLOCKS);
+        self.lines.paused = false;
         self.directory.write_profile(store::LIVE, &profile)
     }
 
@@ -143,6 +136,9 @@ impl Maker {
     }
 
     fn write_last(&mut self, outcome: Option<String>) -> Result<(), store::StoreError> {
+        if let Some(complaint) = locked(&self.names).last_look() {
+            eprintln!("transvisor: {complaint}");
+        }
         if !self.sought_orc {
             // A first look, for what the stacks need.
             self.profile(false);
@@ -163,6 +159,18 @@ impl Maker {
                 eprintln!("transvisor: --perf-map: {}: {error}", path.display());
             }
         }
+    }
+}
+
+/// The kernel's image lies in one piece, so one block of it tells where the tables are. Also whether there was one.
+fn find_orc(profile: &Profile, found: &OfGuest, memory: &Memory) -> (Option<Orc>, bool) {
+    let in_image = |rip| found.symbols.find(rip).is_some_and(|(_, offset)| offset < 1 << 12);
+    match profile.blocks.iter().find(|block| !block.user && in_image(block.rip)) {
+        Some(block) => {
+            let moved = block.rip.wrapping_sub(block.physical);
+            (Orc::find(&found.symbols, memory, moved, found.banner.as_deref()), true)
+        }
+        None => (None, false),
     }
 }
 
@@ -208,6 +216,7 @@ impl ProfileWriter {
             began,
             orc: None,
             sought_orc: false,
+            lines: Lines::default(),
         };
         let (stop, stopped) = channel::<()>();
         let thread = std::thread::Builder::new()

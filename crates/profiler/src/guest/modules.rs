@@ -3,6 +3,8 @@
 //! A module's own start-up code, and the names in it, are gone once it has started. So names are looked up when code runs for
 //! the first time.
 
+use std::ops::Range;
+
 use super::{btf::Btf, space::Space};
 use crate::symbols::Symbols;
 
@@ -81,18 +83,23 @@ impl Layout {
     }
 
     fn holds(&self, space: &Space<'_>, module: u64, address: u64) -> bool {
-        self.parts.iter().any(|&(base, size)| {
-            let base = space.long(module.wrapping_add(base));
-            let size = space.word(module.wrapping_add(size));
-            matches!((base, size), (Some(base), Some(size)) if base != 0 && address.wrapping_sub(base) < size.into())
+        self.parts(space, module).any(|part| part.contains(&address))
+    }
+
+    fn parts(&self, space: &Space<'_>, module: u64) -> impl Iterator<Item = Range<u64>> {
+        self.parts.iter().filter_map(move |&(base, size)| {
+            let base = space.long(module.wrapping_add(base)).filter(|&base| base != 0)?;
+            Some(base..base.saturating_add(space.word(module.wrapping_add(size))?.into()))
         })
     }
 }
 
-/// Finds names, and remembers the module it was in last.
+/// Finds names, and remembers all modules that it has found some in.
 pub struct Modules {
     layout: Layout,
-    last: Option<Table>,
+    known: Vec<Table>,
+    /// Index of the one that was needed last.
+    last: usize,
 }
 
 /// What identifies a module's table: a module that has taken another's place differs in something.
@@ -107,6 +114,8 @@ struct Identity {
 
 struct Table {
     of: Identity,
+    /// Where its parts were.
+    parts: Vec<Range<u64>>,
     /// Sorted by address.
     symbols: Vec<(u64, String)>,
 }
@@ -114,33 +123,43 @@ struct Table {
 impl Modules {
     /// None is known yet.
     pub fn new(layout: Layout) -> Self {
-        Self { layout, last: None }
+        Self { layout, known: Vec::new(), last: 0 }
     }
 
     /// `symbol+0x12 [module]`; `[module]` if that has no symbol there.
     pub fn name(&mut self, space: &Space<'_>, address: u64) -> Option<String> {
-        let known = self.last.as_ref().map(|last| last.of.module);
-        let module = match known.filter(|&module| self.layout.holds(space, module, address)) {
+        let last = self.known.get(self.last).map(|last| last.of.module);
+        let module = match last.filter(|&module| self.layout.holds(space, module, address)) {
             Some(module) => module,
             None => self.layout.module(space, address)?,
         };
         let of = self.identity(space, module)?;
-        if self.last.as_ref().is_none_or(|last| last.of != of) {
-            self.last = Some(Table { symbols: symbols(space, &of), of });
-        }
-        let last = self.last.as_ref()?;
-        let module = &last.of.name;
-        let after = last.symbols.partition_point(|(start, _)| *start <= address);
-        let symbol = after.checked_sub(1).and_then(|before| {
-            let start = last.symbols[before].0;
-            let first = last.symbols.partition_point(|(other, _)| *other < start);
-            // Further away is the module's other part.
-            (address - start < FURTHEST).then(|| (&last.symbols[first].1, address - start))
-        });
-        Some(match symbol {
-            None => format!("[{module}]"),
-            Some((name, 0)) => format!("{name} [{module}]"),
-            Some((name, offset)) => format!("{name}+{offset:#x} [{module}]"),
+        self.last = match self.known.iter().rposition(|table| table.of == of) {
+            Some(known) => known,
+            None => {
+                if self.known.len() >= MOST {
+                    self.known.clear();
+                }
+                let parts = self.layout.parts(space, module).collect();
+                self.known.push(Table { symbols: symbols(space, &of), of, parts });
+                self.known.len() - 1
+            }
+        };
+        let table = &self.known[self.last];
+        Some(match table.find(address) {
+            None => format!("[{}]", table.of.name),
+            Some((name, 0)) => format!("{name} [{}]", table.of.name),
+            Some((name, offset)) => format!("{name}+{offset:#x} [{}]", table.of.name),
+        })
+    }
+
+    /// The function that an address was in, of the modules that names were asked for. Of two that were there, the later.
+    pub fn function(&self, address: u64) -> Option<String> {
+        let is_in = |table: &&Table| table.parts.iter().any(|part| part.contains(&address));
+        let table = self.known.iter().rev().find(is_in)?;
+        Some(match table.find(address) {
+            Some((name, _)) => format!("{name} [{}]", table.of.name),
+            None => format!("[{}]", table.of.name),
         })
     }
 
@@ -154,6 +173,17 @@ impl Modules {
             strings: space.long(kallsyms.wrapping_add(layout.strings)).unwrap_or(0),
             count: space.word(kallsyms.wrapping_add(layout.count)).unwrap_or(0),
         })
+    }
+}
+
+impl Table {
+    /// The symbol before an address, and how far before.
+    fn find(&self, address: u64) -> Option<(&str, u64)> {
+        let after = self.symbols.partition_point(|(start, _)| *start <= address);
+        let start = self.symbols[after.checked_sub(1)?].0;
+        let first = self.symbols.partition_point(|(other, _)| *other < start);
+        // Further away is the module's other part.
+        (address - start < FURTHEST).then(|| (self.symbols[first].1.as_str(), address - start))
     }
 }
 
