@@ -12,7 +12,7 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
-use compare::{contestant::Contestant, workloads};
+use compare::{contestant::Contestant, failure::Failure, workloads};
 use guest_images::{CacheDir, Guest};
 use peers::Peers;
 use scratch::Scratch;
@@ -124,16 +124,24 @@ fn chosen(arguments: &Arguments, contestants: Vec<Contestant>) -> Result<Vec<Con
     Ok(chosen)
 }
 
+/// A figure that is missing is an error here, once everyone has had their turn.
+fn complain(failures: &[Failure]) -> Result<()> {
+    let lines: Vec<_> = failures.iter().map(|failure| format!("{}: {}", failure.name, failure.why)).collect();
+    ensure!(lines.is_empty(), "{}", lines.join("\n"));
+    Ok(())
+}
+
 fn boots(arguments: &Arguments, cache: &CacheDir, scratch: &Scratch) -> Result<serde_json::Value> {
     let guest = guest_images::fetch(GUEST, cache, &mut progress())?;
     let mut results = Vec::new();
     for mut group in boot::groups(&arguments.peers, &guest, scratch)? {
         group.contestants = chosen(arguments, group.contestants)?;
         let patience = Duration::from_secs(arguments.timeout);
-        let result = compare::boot::run(&group, guest.memory, arguments.rounds, patience)?;
+        let result = compare::boot::run(&group, guest.memory, arguments.rounds, patience);
         if !arguments.json {
             table::boots(&result);
         }
+        complain(&result.failures)?;
         results.push(result);
     }
     Ok(serde_json::to_value(results)?)
@@ -171,5 +179,6 @@ fn workloads(
     if !arguments.json {
         table::workloads(title, &results, means);
     }
+    complain(&results.failures)?;
     Ok(serde_json::to_value(results)?)
 }

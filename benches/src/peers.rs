@@ -3,7 +3,7 @@
 use std::{ffi::OsString, path::Path, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use compare::contestant::{Contestant, Family, qemu_version};
+use compare::contestant::{Contestant, Family, Technique, qemu_version};
 use guest_images::Guest;
 
 /// First argument by which this program becomes the `transvisor` command.
@@ -79,7 +79,16 @@ impl Peers {
             command.extend(["run", "-q", "--stats", "--json", "--boot", boot].map(OsString::from));
             command.extend(arguments);
             command.extend(guest.arguments(&guest.kernel));
-            Contestant { name, family: Family::Ours, command, root: None, emulated: false, warm_ups }
+            let technique = Technique::Translation;
+            Contestant {
+                name,
+                family: Family::Ours,
+                technique,
+                command,
+                root: None,
+                emulated: false,
+                warm_ups,
+            }
         });
         Ok(all.collect())
     }
@@ -97,6 +106,7 @@ impl Peers {
                 all.push(Contestant {
                     name,
                     family: Family::Qemu,
+                    technique: Technique::Translation,
                     command,
                     root: None,
                     emulated: false,

@@ -84,9 +84,19 @@ unexpected:
     and rsp, -16
     call unexpected_exception
 
-/* An interrupt: counted, acknowledged at the local APIC. */
-    .globl count_interrupt
-count_interrupt:
+/* EOI at the local APIC, or as KVM's guests do it: by clearing a bit, if it was set. */
+    .macro end_of_interrupt paravirt
+    .if \paravirt
+    btr DWORD PTR eoi_word[rip], 0
+    jc 9f
+    .endif
+    mov eax, 0xfee000b0
+    mov DWORD PTR [rax], 0
+9:
+    .endm
+
+/* An interrupt: counted, and ended. */
+    .macro counts_interrupt paravirt
     push rax
     push rdx
     rdtsc
@@ -94,11 +104,42 @@ count_interrupt:
     or rax, rdx
     mov interrupted_at[rip], rax
     inc QWORD PTR interrupts[rip]
-    mov eax, 0xfee000b0
-    mov DWORD PTR [rax], 0
+    end_of_interrupt \paravirt
     pop rdx
     pop rax
     iretq
+    .endm
+
+/* The same, and how long its end takes (or without `within`, nothing) is added to eoi_ticks. */
+    .macro times_eoi paravirt, within
+    push rax
+    push rdx
+    push rcx
+    rdtsc
+    mov ecx, eax
+    .if \within
+    end_of_interrupt \paravirt
+    .endif
+    rdtsc
+    sub eax, ecx
+    add eoi_ticks[rip], rax
+    .if !\within
+    end_of_interrupt \paravirt
+    .endif
+    inc QWORD PTR interrupts[rip]
+    pop rcx
+    pop rdx
+    pop rax
+    iretq
+    .endm
+
+    .globl count_interrupt, count_interrupt_paravirt, time_eoi, time_eoi_paravirt, time_nothing, time_nothing_paravirt
+count_interrupt: counts_interrupt 0
+count_interrupt_paravirt: counts_interrupt 1
+time_eoi: times_eoi 0, 1
+time_eoi_paravirt: times_eoi 1, 1
+time_nothing: times_eoi 0, 0
+time_nothing_paravirt: times_eoi 1, 0
 
 /* uint64_t ring_3(void (*body)(uint64_t rounds), uint64_t rounds): runs the body on the user stack in ring 3. */
     .globl ring_3
@@ -186,10 +227,13 @@ gdt_end:
 gdt_pointer:
     .word gdt_end - gdt - 1
     .quad gdt
-    .globl kernel_stack, interrupts, interrupted_at
+    .align 8
+    .globl kernel_stack, interrupts, interrupted_at, eoi_ticks, eoi_word
 kernel_stack: .quad 0
 interrupts: .quad 0
 interrupted_at: .quad 0
+eoi_ticks: .quad 0
+eoi_word: .long 0
 
     .bss
     .align 4096

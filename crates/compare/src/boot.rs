@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::Serialize;
 
 use crate::{
     console::Console,
     contestant::{Contestant, Family},
+    failure::{Failure, Failures},
     statistics::Figure,
     usage,
 };
@@ -69,26 +70,33 @@ pub struct Standing {
 pub struct Results {
     /// How they start.
     pub group: String,
-    /// Contestants.
+    /// Contestants that ran at least once.
     pub standings: Vec<Standing>,
+    /// Contestants that failed.
+    pub failures: Vec<Failure>,
 }
 
-/// Runs everyone once a round.
-pub fn run(group: &Group, memory: u64, rounds: usize, patience: Duration) -> Result<Results> {
+/// Runs everyone once a round. Whoever fails is not run again; the others go on.
+pub fn run(group: &Group, memory: u64, rounds: usize, patience: Duration) -> Results {
     let mut all: Vec<Vec<Run>> = group.contestants.iter().map(|_| Vec::new()).collect();
     let mut statistics = vec![None; group.contestants.len()];
+    let mut failures = Failures::default();
     for contestant in &group.contestants {
         for _ in 0..contestant.warm_ups {
             eprintln!("warming up: {}", contestant.name);
-            once(contestant, memory, patience).with_context(|| contestant.name.clone())?;
+            failures.attempt(contestant, || once(contestant, memory, patience));
         }
     }
     for round in 1..=rounds {
         for (number, contestant) in group.contestants.iter().enumerate() {
+            if failures.has(contestant) {
+                continue;
+            }
             eprintln!("{}, round {round} of {rounds}: {}", group.name, contestant.name);
-            let (run, said) = once(contestant, memory, patience).with_context(|| contestant.name.clone())?;
-            all[number].push(run);
-            statistics[number] = said.lines().rev().find_map(|line| serde_json::from_str(line).ok());
+            if let Some((run, said)) = failures.attempt(contestant, || once(contestant, memory, patience)) {
+                all[number].push(run);
+                statistics[number] = said.lines().rev().find_map(|line| serde_json::from_str(line).ok());
+            }
         }
     }
     let standings = group.contestants.iter().zip(&all).zip(statistics);
@@ -108,7 +116,7 @@ pub fn run(group: &Group, memory: u64, rounds: usize, patience: Duration) -> Res
             statistics,
         })
     });
-    Ok(Results { group: group.name.to_owned(), standings: standings.collect() })
+    Results { group: group.name.to_owned(), standings: standings.collect(), failures: failures.list }
 }
 
 fn once(contestant: &Contestant, memory: u64, patience: Duration) -> Result<(Run, String)> {
@@ -132,4 +140,28 @@ fn once(contestant: &Contestant, memory: u64, patience: Duration) -> Result<(Run
         beyond_guest: resident.total - resident.guest,
     };
     Ok((run, said))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guest(name: &str, script: &str) -> Contestant {
+        let mut contestant = Contestant::native("/bin/sh".as_ref(), None);
+        contestant.command.extend(["-c".into(), script.into()]);
+        Contestant { name: name.into(), family: Family::Ours, ..contestant }
+    }
+
+    #[test]
+    fn one_that_fails_does_not_end_the_race() {
+        let boots = "echo Run /init as init process; printf 'root@debian:~# '; read line";
+        let contestants = vec![guest("dies", "echo hm; exit 1"), guest("boots", boots)];
+        let group = Group { name: "boot", contestants };
+        // Every process has a mapping of a page.
+        let results = run(&group, 4096, 2, Duration::from_secs(20));
+        assert_eq!(results.standings.len(), 1);
+        assert_eq!((results.standings[0].name.as_str(), results.standings[0].user.runs.len()), ("boots", 2));
+        assert_eq!(results.failures.len(), 1);
+        assert!(results.failures[0].name == "dies" && results.failures[0].why.contains("hm"));
+    }
 }

@@ -19,7 +19,7 @@ pub fn page(comparison: &Comparison) -> String {
         "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>Transvisor: comparison</title>\n<style>\
          body{font:14px sans-serif;margin:2em;color:#111;background:#fff}table{border-collapse:collapse;margin:1em 0}\
          td,th{padding:2px 10px;text-align:right;border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}\
-         .emulated{color:#999}</style>\n<h1>Comparison</h1>\n",
+         .needs td,.needs th{text-align:left}.emulated{color:#999}</style>\n<h1>Comparison</h1>\n",
     );
     // Writing to a String can't fail.
     let _ = writeln!(html, "<p>{}; {} rounds, in turn.</p>", escape(&comparison.host), comparison.rounds);
@@ -33,8 +33,15 @@ pub fn page(comparison: &Comparison) -> String {
         html.push_str(&svg(section));
         html.push_str(&table(section));
     }
-    html.push_str("<ul>\n");
-    for line in &comparison.needs {
+    html.push_str("<h2>What each technique needs</h2>\n<table class=\"needs\">\n<tr><th></th><th>columns</th><th>of the host</th><th>of the guest</th></tr>\n");
+    for need in &comparison.needs {
+        let (technique, columns) = (need.technique.name(), escape(&need.columns.join(", ")));
+        let (host, guest) = (escape(need.of_host), escape(need.of_guest));
+        let _ =
+            writeln!(html, "<tr><td>{technique}</td><td>{columns}</td><td>{host}</td><td>{guest}</td></tr>");
+    }
+    html.push_str("</table>\n<ul>\n");
+    for line in &comparison.notes {
         let _ = writeln!(html, "<li>{}</li>", escape(line));
     }
     for line in &comparison.left_out {
@@ -74,10 +81,11 @@ pub fn svg(section: &Section) -> String {
         let color = COLORS[number % COLORS.len()];
         let _ = writeln!(
             svg,
-            "<rect x=\"{LABELS}\" y=\"{y}\" width=\"11\" height=\"11\" fill=\"{color}\"/><text x=\"{}\" y=\"{}\">{}</text>",
+            "<rect x=\"{LABELS}\" y=\"{y}\" width=\"11\" height=\"11\" fill=\"{color}\"/><text x=\"{}\" y=\"{}\">{} ({})</text>",
             LABELS + 16.0,
             y + 10.0,
-            escape(&column.name)
+            escape(&column.name),
+            column.technique.name()
         );
     }
     let mut decade = low;
@@ -136,7 +144,8 @@ fn table(section: &Section) -> String {
     let mut html = String::from("<table>\n<tr><th></th>");
     let class = |column: &Column| if column.emulated { " class=\"emulated\"" } else { "" };
     for column in &section.columns {
-        let _ = write!(html, "<th{}>{}</th>", class(column), escape(&column.label()));
+        let (label, technique) = (escape(&column.label()), column.technique.name());
+        let _ = write!(html, "<th{}>{label}<br><small>{technique}</small></th>", class(column));
     }
     html.push_str("</tr>\n");
     for row in &section.rows {
@@ -177,18 +186,23 @@ mod tests {
         let section = section();
         let chart = svg(&section);
         assert!(!chart.contains("kvm") && chart.contains("translate"), "{chart}");
-        // Two contestants by two rows, and two squares of the legend.
-        assert_eq!(chart.matches("<rect").count(), 6);
+        // Three contestants with three figures each, and three squares of the legend.
+        assert_eq!(chart.matches("<rect").count(), 12);
         let comparison = Comparison {
             version: 1,
             host: "a host".into(),
             rounds: 1,
-            needs: vec![],
+            needs: crate::comparison::needs(std::slice::from_ref(&section)),
+            notes: vec!["a note".into()],
             left_out: vec![],
             sections: vec![section],
         };
         let page = page(&comparison);
         assert!(page.contains("kvm (EMULATED)") && page.contains("class=\"emulated\""));
+        assert!(
+            page.contains("<small>paravirtualization</small>")
+                && page.contains("<td>nothing but its processor</td>")
+        );
         assert!(page.contains("QEMU &lt;7.2&gt;") && !page.contains("QEMU <7.2>"));
         assert!(!page.contains("src=") && !page.contains("href="));
     }

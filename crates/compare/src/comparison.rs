@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use crate::{
     boot,
-    contestant::{Contestant, Family},
+    contestant::{Contestant, Family, Technique},
+    failure::{self, Failure},
     statistics::{Figure, geometric_mean},
     workloads,
 };
@@ -18,6 +19,8 @@ pub struct Column {
     pub name: String,
     /// What it is.
     pub family: Family,
+    /// How it runs its guest.
+    pub technique: Technique,
     /// By a KVM that is an emulation: no figure of it says anything of hardware.
     pub emulated: bool,
     /// Why there are no more figures.
@@ -41,6 +44,37 @@ pub struct Section {
     pub rows: Vec<String>,
 }
 
+/// What a technique needs.
+#[derive(Clone, Debug, Serialize)]
+pub struct Need {
+    /// Which.
+    pub technique: Technique,
+    /// Columns that use it.
+    pub columns: Vec<String>,
+    /// Of the host.
+    pub of_host: &'static str,
+    /// Of the guest.
+    pub of_guest: &'static str,
+}
+
+/// What the techniques of all columns need, in the order of the columns.
+pub fn needs(sections: &[Section]) -> Vec<Need> {
+    let mut needs: Vec<Need> = Vec::new();
+    for column in sections.iter().flat_map(|section| &section.columns) {
+        let technique = column.technique;
+        let place = needs.iter().position(|need| need.technique == technique).unwrap_or_else(|| {
+            let (of_host, of_guest) = (technique.needs_of_host(), technique.needs_of_guest());
+            needs.push(Need { technique, columns: vec![], of_host, of_guest });
+            needs.len() - 1
+        });
+        let columns = &mut needs[place].columns;
+        if !columns.contains(&column.label()) {
+            columns.push(column.label());
+        }
+    }
+    needs
+}
+
 /// Everything that `compare` measured.
 #[derive(Clone, Debug, Serialize)]
 pub struct Comparison {
@@ -50,8 +84,10 @@ pub struct Comparison {
     pub host: String,
     /// Runs of each.
     pub rounds: usize,
-    /// What each column needs from guest and host.
-    pub needs: Vec<String>,
+    /// What each technique needs from guest and host.
+    pub needs: Vec<Need>,
+    /// What else a reader should know.
+    pub notes: Vec<String>,
     /// What was left out, and why.
     pub left_out: Vec<String>,
     /// The tables.
@@ -61,13 +97,13 @@ pub struct Comparison {
 impl Section {
     /// CPU times of workloads.
     pub fn of_workloads(results: &workloads::Results, contestants: &[Contestant]) -> Self {
-        let columns = results.standings.iter().map(|standing| Column {
-            name: standing.name.clone(),
-            family: standing.family,
-            emulated: is_emulated(&standing.name, contestants),
-            failure: None,
-            figures: standing.costs.iter().map(|(name, cost)| (name.clone(), cost.cpu.clone())).collect(),
-            skipped: BTreeMap::new(),
+        let columns = contestants.iter().map(|contestant| {
+            let standing = results.standings.iter().find(|standing| standing.name == contestant.name);
+            let costs = standing.into_iter().flat_map(|standing| &standing.costs);
+            Column {
+                figures: costs.map(|(name, cost)| (name.clone(), cost.cpu.clone())).collect(),
+                ..Column::of(contestant, &results.failures)
+            }
         });
         Self {
             name: "compute".into(),
@@ -79,32 +115,28 @@ impl Section {
 
     /// Times of boots.
     pub fn of_boots(results: &boot::Results, contestants: &[Contestant]) -> Self {
-        let rows = ["CPU to init", "wall to init", "CPU to shell", "wall to shell"];
-        let columns = results.standings.iter().map(|standing| {
-            let figures = [
-                &standing.cpu_to_init,
-                &standing.wall_to_init,
-                &standing.cpu_to_shell,
-                &standing.wall_to_shell,
-            ];
+        type Row = (&'static str, fn(&boot::Standing) -> &Figure);
+        const ROWS: [Row; 4] = [
+            ("CPU to init", |standing| &standing.cpu_to_init),
+            ("wall to init", |standing| &standing.wall_to_init),
+            ("CPU to shell", |standing| &standing.cpu_to_shell),
+            ("wall to shell", |standing| &standing.wall_to_shell),
+        ];
+        let columns = contestants.iter().map(|contestant| {
+            let standing = results.standings.iter().find(|standing| standing.name == contestant.name);
+            let figures = |standing: &boot::Standing| {
+                ROWS.map(|(name, figure)| (name.to_owned(), figure(standing).clone())).into_iter().collect()
+            };
             Column {
-                name: standing.name.clone(),
-                family: standing.family,
-                emulated: is_emulated(&standing.name, contestants),
-                failure: None,
-                figures: rows
-                    .iter()
-                    .zip(figures)
-                    .map(|(row, figure)| ((*row).into(), figure.clone()))
-                    .collect(),
-                skipped: BTreeMap::new(),
+                figures: standing.map(figures).unwrap_or_default(),
+                ..Column::of(contestant, &results.failures)
             }
         });
         Self {
             name: results.group.clone(),
             unit: "seconds".into(),
             columns: columns.collect(),
-            rows: rows.map(str::to_owned).to_vec(),
+            rows: ROWS.map(|(name, _)| name.to_owned()).to_vec(),
         }
     }
 
@@ -120,18 +152,15 @@ impl Section {
         if column.emulated {
             return None;
         }
-        let reference = self.reference()?.figures.get(row)?;
-        Some(column.figures.get(row)?.median / reference.median)
+        let (own, reference) = (column.figures.get(row)?.median, self.reference()?.figures.get(row)?.median);
+        // What was too short to be measured has no ratio.
+        (own > 0.0 && reference > 0.0).then(|| own / reference)
     }
 
     /// The geometric mean of a column's ratios, over rows that both have.
     pub fn mean_ratio(&self, column: &Column) -> Option<f64> {
         geometric_mean(self.rows.iter().filter_map(|row| self.ratio(column, row)))
     }
-}
-
-fn is_emulated(name: &str, contestants: &[Contestant]) -> bool {
-    contestants.iter().any(|contestant| contestant.name == name && contestant.emulated)
 }
 
 /// Three digits, whatever the magnitude.
@@ -152,6 +181,19 @@ fn cell(figure: &Figure) -> String {
 }
 
 impl Column {
+    /// A contestant's, without figures.
+    pub(crate) fn of(contestant: &Contestant, failures: &[Failure]) -> Self {
+        Self {
+            name: contestant.name.clone(),
+            family: contestant.family,
+            technique: contestant.technique,
+            emulated: contestant.emulated,
+            failure: failure::of(failures, &contestant.name),
+            figures: BTreeMap::new(),
+            skipped: BTreeMap::new(),
+        }
+    }
+
     /// The name for people, with the label that an emulation must have.
     pub fn label(&self) -> String {
         if self.emulated { format!("{} (EMULATED)", self.name) } else { self.name.clone() }
@@ -169,6 +211,10 @@ impl fmt::Display for Section {
         write!(f, "{:<20}", "")?;
         for column in &self.columns {
             write!(f, " {:>26}", column.label())?;
+        }
+        write!(f, "\n{:<20}", "")?;
+        for column in &self.columns {
+            write!(f, " {:>26}", column.technique.name())?;
         }
         writeln!(f)?;
         for row in &self.rows {
@@ -207,7 +253,12 @@ impl fmt::Display for Comparison {
         for section in &self.sections {
             writeln!(f, "{section}")?;
         }
-        for line in &self.needs {
+        for need in &self.needs {
+            writeln!(f, "{} ({}) needs", need.technique.name(), need.columns.join(", "))?;
+            writeln!(f, "    of the host: {}", need.of_host)?;
+            writeln!(f, "    of the guest: {}", need.of_guest)?;
+        }
+        for line in &self.notes {
             writeln!(f, "{line}")?;
         }
         for line in &self.left_out {
@@ -221,11 +272,18 @@ impl fmt::Display for Comparison {
 pub(crate) mod tests {
     use super::*;
 
-    pub(crate) fn column(name: &str, family: Family, emulated: bool, costs: &[(&str, f64)]) -> Column {
+    fn column(
+        name: &str,
+        family: Family,
+        technique: Technique,
+        emulated: bool,
+        costs: &[(&str, f64)],
+    ) -> Column {
         let figure = |cost: f64| Figure::of(vec![cost]).unwrap();
         Column {
             name: name.into(),
             family,
+            technique,
             emulated,
             failure: None,
             figures: costs.iter().map(|(row, cost)| ((*row).into(), figure(*cost))).collect(),
@@ -238,11 +296,30 @@ pub(crate) mod tests {
             name: "nanobench".into(),
             unit: "ns".into(),
             columns: vec![
-                column("kvm", Family::Ours, true, &[("in", 9000.0), ("out", 9000.0)]),
-                column("translate", Family::Ours, false, &[("in", 200.0), ("out", 100.0)]),
-                column("QEMU <7.2>", Family::Qemu, false, &[("in", 100.0), ("out", 200.0)]),
+                column("kvm", Family::Ours, Technique::Hardware, true, &[("in", 9000.0), ("out", 9000.0)]),
+                column(
+                    "translate",
+                    Family::Ours,
+                    Technique::Translation,
+                    false,
+                    &[("in", 200.0), ("out", 100.0), ("smc", 50.0)],
+                ),
+                column(
+                    "translate + paravirt",
+                    Family::Ours,
+                    Technique::Paravirtualization,
+                    false,
+                    &[("in", 100.0), ("out", 100.0), ("hypercall", 50.0)],
+                ),
+                column(
+                    "QEMU <7.2>",
+                    Family::Qemu,
+                    Technique::Translation,
+                    false,
+                    &[("in", 100.0), ("out", 200.0), ("smc", 50.0)],
+                ),
             ],
-            rows: vec!["in".into(), "out".into()],
+            rows: vec!["in".into(), "out".into(), "smc".into(), "hypercall".into()],
         }
     }
 
@@ -250,15 +327,34 @@ pub(crate) mod tests {
     fn ratios_are_to_the_first_that_is_no_emulation() {
         let section = section();
         assert_eq!(section.reference().unwrap().name, "translate");
-        assert_eq!(section.ratio(&section.columns[2], "in"), Some(0.5));
+        assert_eq!(section.ratio(&section.columns[3], "in"), Some(0.5));
         assert_eq!(section.ratio(&section.columns[0], "in"), None);
-        assert!((section.mean_ratio(&section.columns[2]).unwrap() - 1.0).abs() < 1e-12);
+        assert!((section.mean_ratio(&section.columns[3]).unwrap() - 1.0).abs() < 1e-12);
+        // Rows that one side lacks don't count.
+        assert_eq!(section.ratio(&section.columns[2], "hypercall"), None);
+        assert!((section.mean_ratio(&section.columns[2]).unwrap() - 0.5f64.sqrt()).abs() < 1e-12);
     }
 
     #[test]
     fn an_emulation_is_labelled_in_the_table() {
         let text = section().to_string();
         assert!(text.contains("kvm (EMULATED)") && text.contains("0.50x"), "{text}");
+    }
+
+    #[test]
+    fn each_technique_says_what_it_needs() {
+        let needs = needs(&[section(), section()]);
+        let columns: Vec<_> =
+            needs.iter().map(|need| (need.technique.name(), need.columns.join(", "))).collect();
+        assert_eq!(
+            columns,
+            [
+                ("hardware assistance", "kvm (EMULATED)".to_owned()),
+                ("translation", "translate, QEMU <7.2>".to_owned()),
+                ("paravirtualization", "translate + paravirt".to_owned()),
+            ]
+        );
+        assert!(needs[2].of_guest.contains("changed") && needs[0].of_host.contains("VT-x"));
     }
 
     #[test]

@@ -17,6 +17,61 @@ pub enum Family {
     Native,
 }
 
+/// How a guest is run, as the literature tells techniques apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Technique {
+    /// Full virtualization by translation.
+    Translation,
+    /// Every instruction interpreted.
+    Interpretation,
+    /// The processor's own virtualization.
+    Hardware,
+    /// The guest knows, and asks the monitor.
+    Paravirtualization,
+    /// No virtualization.
+    Native,
+}
+
+impl Technique {
+    /// What people call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Translation => "translation",
+            Self::Interpretation => "interpretation",
+            Self::Hardware => "hardware assistance",
+            Self::Paravirtualization => "paravirtualization",
+            Self::Native => "native",
+        }
+    }
+
+    /// What it needs of the host.
+    pub fn needs_of_host(self) -> &'static str {
+        match self {
+            Self::Translation | Self::Interpretation => "nothing but its processor",
+            Self::Hardware => "VT-x or AMD-V, and access to /dev/kvm",
+            Self::Paravirtualization => {
+                "as much as what it is added to: translation nothing, hardware assistance VT-x or AMD-V"
+            }
+            Self::Native => "to be trusted with the program",
+        }
+    }
+
+    /// What it needs of the guest.
+    pub fn needs_of_guest(self) -> &'static str {
+        match self {
+            Self::Translation | Self::Interpretation | Self::Hardware => {
+                "nothing: it is unmodified, and told of no features of a hypervisor"
+            }
+            Self::Paravirtualization => {
+                "to be changed: hypercalls in the place of privileged operations (nanobench), a kernel that knows KVM's \
+                 features (Debian's does)"
+            }
+            Self::Native => "to be a program for the host's kernel",
+        }
+    }
+}
+
 /// One contestant.
 #[derive(Clone, Debug)]
 pub struct Contestant {
@@ -24,6 +79,8 @@ pub struct Contestant {
     pub name: String,
     /// What it is.
     pub family: Family,
+    /// How it runs its guest.
+    pub technique: Technique,
     /// Program and arguments.
     pub command: Vec<OsString>,
     /// The directory that it sees as its root, if not the host's.
@@ -40,6 +97,7 @@ impl Contestant {
         Self {
             name: "native".to_owned(),
             family: Family::Native,
+            technique: Technique::Native,
             command: vec![program.into()],
             root: root.map(Path::to_owned),
             emulated: false,

@@ -8,6 +8,7 @@ use crate::{
     comparison::{Column, Section},
     console::Console,
     contestant::Contestant,
+    failure::Failures,
     statistics::Figure,
 };
 
@@ -44,33 +45,27 @@ impl Run {
 pub fn race(contestants: &[Contestant], rounds: usize, patience: Duration) -> Section {
     let mut order: Vec<String> = Vec::new();
     let mut runs: Vec<Vec<Run>> = vec![Vec::new(); contestants.len()];
-    let mut failures: Vec<Option<String>> = vec![None; contestants.len()];
+    let mut failures = Failures::default();
     for round in 1..=rounds {
         for (number, contestant) in contestants.iter().enumerate() {
-            if failures[number].is_some() {
+            if failures.has(contestant) {
                 continue;
             }
             eprintln!("nanobench, round {round} of {rounds}: {}", contestant.name);
-            match once(contestant, patience) {
-                Ok(run) => {
-                    for (name, _) in &run.costs {
-                        if !order.contains(name) {
-                            order.push(name.clone());
-                        }
+            if let Some(run) = failures.attempt(contestant, || once(contestant, patience)) {
+                for (name, _) in &run.costs {
+                    if !order.contains(name) {
+                        order.push(name.clone());
                     }
-                    runs[number].push(run);
                 }
-                Err(error) => failures[number] = Some(format!("{error:#}")),
+                runs[number].push(run);
             }
         }
     }
-    let columns = contestants.iter().zip(&runs).zip(failures).map(|((contestant, runs), failure)| Column {
-        name: contestant.name.clone(),
-        family: contestant.family,
-        emulated: contestant.emulated,
-        failure,
+    let columns = contestants.iter().zip(&runs).map(|(contestant, runs)| Column {
         figures: figures(runs),
         skipped: runs.last().map(|run| run.skipped.iter().cloned().collect()).unwrap_or_default(),
+        ..Column::of(contestant, &failures.list)
     });
     Section {
         name: "nanobench".into(),

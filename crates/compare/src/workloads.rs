@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::{
     console::Console,
     contestant::{Contestant, Family},
+    failure::{Failure, Failures},
     statistics::Figure,
     usage,
 };
@@ -42,8 +43,10 @@ pub struct Standing {
 pub struct Results {
     /// Workloads, in the order in which they ran.
     pub workloads: Vec<String>,
-    /// Contestants.
+    /// Contestants that ran at least once.
     pub standings: Vec<Standing>,
+    /// Contestants that failed.
+    pub failures: Vec<Failure>,
 }
 
 /// How to race.
@@ -64,34 +67,45 @@ struct Sample {
     wall: f64,
 }
 
-/// Runs everyone once a round. Everyone's results must be those of `reference`, the program on the host.
+/// Runs everyone once a round. Everyone's results must be those of `reference`, the program on the host. Whoever fails is not
+/// run again; the others go on.
 pub fn run(reference: &Contestant, contestants: &[Contestant], rules: &Rules<'_>) -> Result<Results> {
     let expected = once(reference, rules).with_context(|| reference.name.clone())?.0;
     ensure!(!expected.is_empty(), "no workload has such a name");
     let mut samples: Vec<Vec<Sample>> = contestants.iter().map(|_| Vec::new()).collect();
     let mut statistics = vec![None; contestants.len()];
+    let mut failures = Failures::default();
     for contestant in contestants {
         for _ in 0..contestant.warm_ups {
             eprintln!("warming up: {}", contestant.name);
-            once(contestant, rules).with_context(|| contestant.name.clone())?;
+            failures.attempt(contestant, || once(contestant, rules));
         }
     }
     for round in 1..=rules.rounds {
         for (number, contestant) in contestants.iter().enumerate() {
+            if failures.has(contestant) {
+                continue;
+            }
             eprintln!("round {round} of {}: {}", rules.rounds, contestant.name);
-            let (run, said) = once(contestant, rules).with_context(|| contestant.name.clone())?;
-            check(&expected, &run).with_context(|| contestant.name.clone())?;
-            samples[number].extend(run);
-            statistics[number] = said.lines().rev().find_map(|line| serde_json::from_str(line).ok());
+            let run = || {
+                let (run, said) = once(contestant, rules)?;
+                check(&expected, &run)?;
+                Ok((run, said))
+            };
+            if let Some((run, said)) = failures.attempt(contestant, run) {
+                samples[number].extend(run);
+                statistics[number] = said.lines().rev().find_map(|line| serde_json::from_str(line).ok());
+            }
         }
     }
-    let standings =
-        contestants.iter().zip(samples).zip(statistics).map(|((contestant, samples), statistics)| {
-            let (name, family) = (contestant.name.clone(), contestant.family);
-            Standing { name, family, costs: costs(&samples), statistics }
-        });
+    let all = contestants.iter().zip(samples).zip(statistics).filter(|((_, samples), _)| !samples.is_empty());
+    let standings = all.map(|((contestant, samples), statistics)| {
+        let (name, family) = (contestant.name.clone(), contestant.family);
+        Standing { name, family, costs: costs(&samples), statistics }
+    });
     Ok(Results {
         standings: standings.collect(),
+        failures: failures.list,
         workloads: expected.into_iter().map(|sample| sample.workload).collect(),
     })
 }
@@ -178,4 +192,32 @@ fn one(console: &mut Console, family: Family, name: &str) -> Result<Sample> {
     let result = result.as_deref().and_then(|line| line.split_whitespace().nth(1));
     let result = result.with_context(|| format!("{name}: it reports no result"))?;
     Ok(Sample { workload: workload.to_owned(), result: result.to_owned(), cpu, wall })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guest(name: &str, result: u32, end: &str) -> Contestant {
+        let mut contestant = Contestant::native("/bin/sh".as_ref(), None);
+        let script =
+            format!("echo @ready sum; read line; echo @done sum 20 10; echo @result sum {result}; {end}");
+        contestant.command.extend(["-c".into(), script.into()]);
+        Contestant { name: name.into(), family: Family::Ours, ..contestant }
+    }
+
+    #[test]
+    fn those_who_fail_or_are_wrong_do_not_end_the_race() {
+        let reference = guest("native", 55, "echo @end");
+        let contestants =
+            [guest("wrong", 54, "echo @end"), guest("dies", 55, "exit 1"), guest("right", 55, "echo @end")];
+        let rules = Rules { rounds: 2, workloads: &[], patience: Duration::from_secs(20) };
+        let results = run(&reference, &contestants, &rules).unwrap();
+        assert_eq!((results.standings.len(), results.workloads), (1, vec!["sum".to_owned()]));
+        let standing = &results.standings[0];
+        assert_eq!((standing.name.as_str(), standing.costs["sum"].wall.runs.len()), ("right", 2));
+        let failures: Vec<_> = results.failures.iter().map(|failure| failure.name.as_str()).collect();
+        assert_eq!(failures, ["wrong", "dies"]);
+        assert!(results.failures[0].why.contains("the result is 54, and 55 on the host"));
+    }
 }

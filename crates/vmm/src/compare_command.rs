@@ -10,8 +10,8 @@ use anyhow::{Context, Result, ensure};
 use compare::{
     boot::{self, Group},
     chart,
-    comparison::{Comparison, Section},
-    contestant::{Contestant, Family, qemu_version},
+    comparison::{Comparison, Section, needs},
+    contestant::{Contestant, Family, Technique, qemu_version},
     nanobench, workloads,
 };
 use guest_images::CacheDir;
@@ -24,16 +24,14 @@ use crate::{
 };
 
 /// Version of `--json`.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// The guest that boots, and whose kernel the loops run on.
 const GUEST: &str = "debian";
 
-/// What everything needs, for the reader of the columns.
-const NEEDS: [&str; 4] = [
-    "translate and interpret need nothing of the host but its processor, and nothing of the guest: it is unmodified",
-    "kvm needs VT-x or AMD-V and access to /dev/kvm; the guest is unmodified",
-    "Paravirtual features of the guest's boot, under translate, interpret and kvm alike: kvmclock and x2APIC; there is no column of \
-     hypercalls",
+/// For the reader of the figures.
+const NOTES: [&str; 2] = [
+    "\"+ paravirt\" has the features of docs/hypercalls.md announced (kvmclock, x2APIC, PV EOI, hypercalls), all other columns of ours have \
+     --no-paravirt; nanobench then measures hypercalls, and only operations that have one",
     "nanobench's unit is nanoseconds by the guest's TSC, which is calibrated against the PIT; times the host's GHz they are cycles",
 ];
 
@@ -69,7 +67,8 @@ pub fn run(arguments: &CompareArguments) -> Result<u8> {
         version: VERSION,
         host: describe_host(),
         rounds: arguments.rounds,
-        needs: NEEDS.map(str::to_owned).to_vec(),
+        needs: needs(&sections),
+        notes: NOTES.map(str::to_owned).to_vec(),
         left_out: field.left_out,
         sections,
     };
@@ -119,18 +118,37 @@ impl Field {
         Ok(Self { this, kvm, qemu, left_out })
     }
 
-    /// Everyone, with these arguments, which both spell alike. `emulated`: also a KVM that is one.
+    /// Everyone, with these arguments, which both spell alike.
     fn contestants(
         &self,
         arguments: &CompareArguments,
         common: &[OsString],
-        emulated: bool,
+        rules: Rules,
     ) -> Result<Vec<Contestant>> {
-        let mut all = Vec::new();
-        let kvm = self.kvm.filter(|backing| emulated || *backing == Backing::Hardware);
-        let mut engines = vec![("translate", false), ("interpret", false)];
-        engines.extend(kvm.map(|backing| ("kvm", backing == Backing::Emulated)));
-        for (engine, emulated) in engines {
+        let mut all = self.ours(arguments, common, rules);
+        all.extend(self.qemus(common, rules));
+        chosen(arguments, all)
+    }
+
+    /// The KVM that takes part, if one does, and whether it is an emulation.
+    fn kvm(&self, rules: Rules) -> Option<bool> {
+        let kvm = self.kvm.filter(|backing| rules.emulated || *backing == Backing::Hardware);
+        kvm.map(|backing| backing == Backing::Emulated)
+    }
+
+    fn ours(&self, arguments: &CompareArguments, common: &[OsString], rules: Rules) -> Vec<Contestant> {
+        let mut engines = vec![
+            ("translate", Technique::Translation, false),
+            ("translate", Technique::Paravirtualization, false),
+            ("interpret", Technique::Interpretation, false),
+        ];
+        if let Some(emulated) = self.kvm(rules) {
+            engines.push(("kvm", Technique::Hardware, emulated));
+            if rules.kvm_features {
+                engines.push(("kvm", Technique::Paravirtualization, emulated));
+            }
+        }
+        let contestant = |(engine, technique, emulated)| {
             let mut command: Vec<OsString> = vec![self.this.clone().into()];
             command.extend(
                 ["run", "-q", "--boot", "bzimage", "--stats", "--json", "--engine", engine]
@@ -139,28 +157,54 @@ impl Field {
             if engine == "kvm" {
                 command.extend(["--kvm-device".into(), arguments.kvm_device.clone().into()]);
             }
+            if technique != Technique::Paravirtualization {
+                command.push("--no-paravirt".into());
+            }
             command.extend_from_slice(common);
-            all.push(contestant(engine.to_owned(), Family::Ours, command, emulated));
-        }
-        if let Some((program, version)) = &self.qemu {
-            let mut accelerators = vec![("TCG", ["-accel", "tcg", "-cpu", "max"], false)];
-            accelerators.extend(
-                kvm.map(|backing| ("KVM", ["-accel", "kvm", "-cpu", "host"], backing == Backing::Emulated)),
-            );
-            for (name, words, emulated) in accelerators {
-                let mut command: Vec<OsString> = vec![program.clone().into()];
-                command.extend(words.map(OsString::from));
-                command.push("-nographic".into());
-                command.extend_from_slice(common);
-                all.push(contestant(format!("QEMU {version} {name}"), Family::Qemu, command, emulated));
+            contestant(engine.to_owned(), Family::Ours, technique, command, emulated)
+        };
+        engines.into_iter().map(contestant).collect()
+    }
+
+    fn qemus(&self, common: &[OsString], rules: Rules) -> Vec<Contestant> {
+        let Some((program, version)) = &self.qemu else { return vec![] };
+        let mut accelerators = vec![("TCG", Technique::Translation, ["tcg", "max"], false)];
+        if let Some(emulated) = self.kvm(rules) {
+            accelerators.push(("KVM", Technique::Hardware, ["kvm", "host,kvm=off"], emulated));
+            if rules.kvm_features {
+                accelerators.push(("KVM", Technique::Paravirtualization, ["kvm", "host"], emulated));
             }
         }
-        chosen(arguments, all)
+        let contestant = |(name, technique, [accelerator, processor], emulated): (&str, _, [&str; 2], _)| {
+            let mut command: Vec<OsString> = vec![program.clone().into()];
+            command.extend(["-accel", accelerator, "-cpu", processor, "-nographic"].map(OsString::from));
+            command.extend_from_slice(common);
+            contestant(format!("QEMU {version} {name}"), Family::Qemu, technique, command, emulated)
+        };
+        accelerators.into_iter().map(contestant).collect()
     }
 }
 
-fn contestant(name: String, family: Family, command: Vec<OsString>, emulated: bool) -> Contestant {
-    Contestant { name, family, command, root: None, emulated, warm_ups: 0 }
+/// Who takes part in a contest.
+#[derive(Clone, Copy)]
+struct Rules {
+    /// Also a KVM that is an emulation.
+    emulated: bool,
+    /// The guest makes use of KVM's paravirtual features.
+    kvm_features: bool,
+}
+
+fn contestant(
+    mut name: String,
+    family: Family,
+    technique: Technique,
+    command: Vec<OsString>,
+    emulated: bool,
+) -> Contestant {
+    if technique == Technique::Paravirtualization {
+        name.push_str(" + paravirt");
+    }
+    Contestant { name, family, technique, command, root: None, emulated, warm_ups: 0 }
 }
 
 /// Those that `--only` names.
@@ -174,6 +218,9 @@ fn chosen(arguments: &CompareArguments, all: Vec<Contestant>) -> Result<Vec<Cont
     Ok(chosen)
 }
 
+/// For guests with a Linux kernel.
+const LINUX: Rules = Rules { emulated: false, kvm_features: true };
+
 fn patience(arguments: &CompareArguments) -> Duration {
     Duration::from_secs(arguments.timeout)
 }
@@ -185,7 +232,9 @@ fn progress() -> TerminalProgress {
 fn nanobench(arguments: &CompareArguments, field: &Field, cache: &CacheDir) -> Result<Section> {
     let kernel = guest_images::workloads::nanobench(cache, &mut progress())?;
     let common = ["-kernel".into(), kernel.into(), "-m".into(), "64".into(), "-no-reboot".into()];
-    let mut contestants = field.contestants(arguments, &common, true)?;
+    // Of hypercalls it knows our own, which KVM has not.
+    let rules = Rules { emulated: true, kvm_features: false };
+    let mut contestants = field.contestants(arguments, &common, rules)?;
     for contestant in &mut contestants {
         // It is no bzImage.
         if let Some(word) = contestant.command.iter_mut().find(|word| *word == "bzimage") {
@@ -197,9 +246,9 @@ fn nanobench(arguments: &CompareArguments, field: &Field, cache: &CacheDir) -> R
 
 fn boots(arguments: &CompareArguments, field: &Field, cache: &CacheDir) -> Result<Section> {
     let guest = guest_images::fetch(GUEST, cache, &mut progress())?;
-    let contestants = field.contestants(arguments, &guest.arguments(&guest.kernel), false)?;
+    let contestants = field.contestants(arguments, &guest.arguments(&guest.kernel), LINUX)?;
     let group = Group { name: "boot from the bzImage", contestants };
-    let results = boot::run(&group, guest.memory, arguments.rounds, patience(arguments))?;
+    let results = boot::run(&group, guest.memory, arguments.rounds, patience(arguments));
     Ok(Section::of_boots(&results, &group.contestants))
 }
 
@@ -207,7 +256,7 @@ fn compute(arguments: &CompareArguments, field: &Field, cache: &CacheDir) -> Res
     let loops = guest_images::workloads::loops(GUEST, cache, &mut progress())?;
     let native = Contestant::native(Path::new(&loops.program), None);
     let mut contestants = vec![native.clone()];
-    contestants.extend(field.contestants(arguments, &loops.guest.arguments(&loops.guest.kernel), false)?);
+    contestants.extend(field.contestants(arguments, &loops.guest.arguments(&loops.guest.kernel), LINUX)?);
     let rules = workloads::Rules {
         rounds: arguments.rounds,
         workloads: &arguments.workload,

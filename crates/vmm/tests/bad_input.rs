@@ -107,7 +107,10 @@ fn comparisons() {
         &[&compare[..], &["--html", "/nonexistent/page.html"]].concat(),
         &["--html", "/nonexistent/page.html"],
     );
-    refused(&[&compare[..], &["--only", "nobody"]].concat(), &["--only", "translate, interpret"]);
+    refused(
+        &[&compare[..], &["--only", "nobody"]].concat(),
+        &["--only", "translate, translate + paravirt, interpret"],
+    );
     refused(&["compare", "weather"], &["nanobench", "compute"]);
 
     let output = transvisor(&[&compare[..], &["--only", "translate", "--rounds", "1", "--json"]].concat());
@@ -116,6 +119,17 @@ fn comparisons() {
     let column = &comparison["sections"][0]["columns"][0];
     assert_eq!((column["name"].as_str(), column["emulated"].as_bool()), (Some("translate"), Some(false)));
     assert!(column["figures"]["cpuid"]["median"].as_f64().expect("a figure") > 0.0, "{said}");
+    // The same guest by hypercalls is the next column: only what there is a hypercall for.
+    let paravirt = &comparison["sections"][0]["columns"][1];
+    assert_eq!(
+        (paravirt["name"].as_str(), paravirt["technique"].as_str()),
+        (Some("translate + paravirt"), Some("paravirtualization"))
+    );
+    assert!(paravirt["figures"]["hypercall"]["median"].as_f64().expect("a figure") > 0.0, "{said}");
+    assert!(column["figures"]["hypercall"].is_null() && paravirt["figures"]["iret"].is_null(), "{said}");
+    let techniques: Vec<_> =
+        comparison["needs"].as_array().expect("a list").iter().map(|need| &need["technique"]).collect();
+    assert_eq!(techniques, ["translation", "paravirtualization"]);
     fs::remove_dir_all(cache_dir).expect("the folder is ours");
 }
 
