@@ -58,6 +58,7 @@ impl HelperTable {
                 RuntimeHelper::SelectView => select_view as *const u8,
                 RuntimeHelper::ReadTsc => read_tsc as *const u8,
                 RuntimeHelper::SystemTransfer => system_transfer as *const u8,
+                RuntimeHelper::MakeRecent => translator::recent::make as *const u8,
             };
         }
         let mut slow_paths = [load::<1> as SlowPathFn; SlowPath::ALL.len()];

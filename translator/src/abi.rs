@@ -36,7 +36,7 @@
 //! **rip.** `CpuState::rip` is stale while blocks run into each other; every way back to the runtime but `Unlinked` and
 //! `Guard` (whose slot says it) stores it.
 //!
-//! **Memory.** Inline TLB lookup (`memory::tlb`). Registers that are newer in SSA values than in
+//! **Memory.** Inline TLB lookup (`memory::tlb`), of the recent pages too, which compiled code has [`RuntimeHelper::MakeRecent`] make. Registers that are newer in SSA values than in
 //! CpuState are stored before it. On a miss the cold path writes back flags and count, stores the instruction's rip and, in `scratch[1]`, how many of the
 //! block's instructions (this one included) are not executed if it is abandoned; then it calls a thunk of the
 //! `PreserveAll` convention, whose arguments (address, value) are in `scratch[2]` and those after it
@@ -165,6 +165,8 @@ pub enum RuntimeHelper {
     /// it is to be abandoned, 1 if the guest goes on at the state's rip in the state's mode, 2 if the runtime has to look
     /// first. Compiled code that has called it only leaves.
     SystemTransfer,
+    /// [`crate::recent::make`], of the `PreserveAll` convention too; its arguments are where those of thunks are.
+    MakeRecent,
 }
 
 /// A way between privilege levels that compiled code takes without leaving, with the monitor's help.
@@ -215,6 +217,7 @@ impl RuntimeHelper {
         Self::SelectView,
         Self::ReadTsc,
         Self::SystemTransfer,
+        Self::MakeRecent,
     ];
 }
 

@@ -13,6 +13,8 @@ use iced_x86::{
 use semantics::{Insn, Operand, decode::GuestBlock};
 use x86::{Mode, PAGE_MASK};
 
+use crate::locality;
+
 /// Return addresses that a region's RETs are compared with, at most.
 const MOST_RETURNS: usize = 4;
 
@@ -217,6 +219,8 @@ pub(crate) struct Plan {
     pub returns: Vec<u64>,
     /// Registers that are read somewhere and written nowhere.
     pub invariant: Registers,
+    /// Registers that point anywhere where each block begins, whichever way one comes there inside the region.
+    pub strange: Vec<locality::Set>,
 }
 
 impl Plan {
@@ -258,6 +262,7 @@ impl Plan {
             merges: edges.iter().map(|&edges| edges > 1).collect(),
             carried,
             returns,
+            strange: strange(region, &successors),
             invariant: exposed.without(written),
         }
     }
@@ -305,6 +310,27 @@ fn live(effects: &[&Effects], successors: &[Vec<usize>]) -> Vec<Registers> {
         }
     }
     live
+}
+
+/// See [`Plan::strange`]: the least solution, so that in a loop a register is strange only if the loop makes it so.
+fn strange(region: &Region, successors: &[Vec<usize>]) -> Vec<locality::Set> {
+    let mut begin = vec![locality::Set::default(); region.blocks.len()];
+    let mut changed = true;
+    while changed {
+        changed = false;
+        let mut met = vec![locality::Set::MAX; region.blocks.len()];
+        for (number, block) in region.blocks.iter().enumerate() {
+            let end = block.guest.insns.iter().fold(begin[number], |set, insn| locality::after(insn, set));
+            for &successor in &successors[number] {
+                met[successor] &= end;
+            }
+        }
+        for (known, met) in begin.iter_mut().zip(met) {
+            changed |= *known | met != *known;
+            *known |= met;
+        }
+    }
+    begin
 }
 
 fn is_direct_call(insn: &Insn) -> bool {

@@ -12,6 +12,11 @@
 //! address space, so that data does not displace the pages of running code. Only their entries have [`Entry::execute`] set,
 //! and nothing else.
 //!
+//! In front of each array for data lie [`RECENT`] *recent pages* ([`Recent`]), which compiled code makes from the array's entries and looks at
+//! first, one for each way of addressing (say, by RSP): their places are constant, so a translation is at hand before the address is.
+//! What drops an entry of the array, or takes a right from it, does the same to the recent pages. What displaces an entry does
+//! not: a translation may be kept for as long as the guest has not had it dropped.
+//!
 //! The arrays and the masks may change whenever a method of [`crate::Mmu`] gets the state by `&mut`, and at no other time.
 
 pub(crate) mod array;
@@ -28,6 +33,18 @@ pub const MIN_ENTRIES: usize = 256;
 
 /// Entries of the largest array.
 pub const MAX_ENTRIES: usize = 1 << 14;
+
+/// Recent pages in front of an array.
+pub const RECENT: usize = 16;
+
+/// Where recent page `n` lies, in bytes from the array's start.
+pub const fn recent_offset(n: usize) -> i32 {
+    assert!(n < RECENT);
+    -(((n + 1) << ENTRY_SHIFT) as i32)
+}
+
+/// Where the word lies, in bytes from the array's start, that is not 0 if there may be recent pages: who makes one sets it.
+pub const RECENT_MADE: i32 = recent_offset(RECENT - 1) - (1 << ENTRY_SHIFT);
 
 /// A tag that no page address equals.
 pub const INVALID: u64 = u64::MAX;
@@ -50,6 +67,33 @@ pub struct Entry {
 impl Entry {
     /// An empty entry.
     pub const EMPTY: Self = Self { read: INVALID, write: INVALID, execute: INVALID, addend: 0 };
+}
+
+/// A page that was used lately. An access of up to [`Recent::BYTES`] hits if the distance of its address from the page is less
+/// than the limit for its kind: then it does not cross the page's end either. An access in the last bytes of a page misses.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Recent {
+    /// Linear address of the page.
+    pub page: u64,
+    /// For loads: [`Recent::LIMIT`], or 0.
+    pub read: u64,
+    /// For stores: the same.
+    pub write: u64,
+    /// Host address minus linear address, wrapping.
+    pub addend: u64,
+}
+
+/// They are kept in the same table.
+const _: () = assert!(size_of::<Recent>() == size_of::<Entry>());
+
+impl Recent {
+    /// No page.
+    pub const EMPTY: Self = Self { page: 0, read: 0, write: 0, addend: 0 };
+    /// The largest access that it serves.
+    pub const BYTES: u64 = 8;
+    /// The distance that is too far.
+    pub const LIMIT: u64 = x86::PAGE_SIZE - Self::BYTES + 1;
 }
 
 /// Which accesses a TLB array answers. The page walk's verdict depends on nothing else but CR0.WP, CR4 and EFER,

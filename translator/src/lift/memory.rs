@@ -4,7 +4,10 @@
 //! byte, in the entry of its *first* byte's page. If the two pages differ, so do their entries (arrays have more than
 //! one), and the entry can't hold the other's tag.
 //!
-//! Accesses near one that was looked up (the same base, or the same base and scaled index, and another displacement)
+//! Accesses through a register that seems to lead to the same page again and again ([`crate::locality`]) are looked up in its recent
+//! page first: the comparison with its limits says the same, and the access does not wait for the address.
+//!
+//! Accesses near one that was looked up in the array (the same base, or the same base and scaled index, and another displacement)
 //! are compared with the entry that it found, before the array is asked again.
 
 use core::mem::offset_of;
@@ -12,11 +15,14 @@ use core::mem::offset_of;
 use cranelift_codegen::ir::{
     Block, InstBuilder, InstructionData, Opcode, Type, Value, condcodes::IntCC, types,
 };
-use memory::tlb::{ENTRY_SHIFT, Entry};
+use memory::tlb::{ENTRY_SHIFT, Entry, Recent, recent_offset};
 use x86::{CpuState, PAGE_MASK, PAGE_SHIFT, Width};
 
 use super::{Lifter, emit::int_type};
-use crate::{abi::SlowPath, instrument::Event};
+use crate::{
+    abi::{RuntimeHelper, SlowPath},
+    instrument::Event,
+};
 
 pub(super) const SCRATCH: usize = offset_of!(CpuState, scratch);
 pub(super) const SCRATCH_VECTOR: usize = offset_of!(CpuState, scratch_vector);
@@ -121,6 +127,10 @@ impl Lifter<'_> {
             None => {
                 let cold = self.b.create_block();
                 self.b.set_cold_block(cold);
+                let serves = !aligned && u64::from(bytes) <= Recent::BYTES;
+                if let Some(number) = self.insn.recent.filter(|_| serves) {
+                    return (self.recent_lookup(address, access, number, cold), cold);
+                }
                 let (host, tag, addend) = self.far_lookup(address, bytes, access, aligned, cold);
                 self.file.found = [Some(Found { access, address: place, tag, addend }), self.file.found[0]];
                 (host, cold)
@@ -181,6 +191,53 @@ impl Lifter<'_> {
         self.b.ins().jump(hit, &[near.into()]);
         self.b.switch_to_block(hit);
         (host, cold)
+    }
+
+    /// Looks an access up in a recent page, which off the straight path is made that of the access.
+    fn recent_lookup(&mut self, address: Value, access: Access, number: usize, cold: Block) -> Value {
+        let [again, same, hit] = [(); 3].map(|()| self.b.create_block());
+        self.b.set_cold_block(again);
+        let host = self.b.append_block_param(hit, types::I64);
+        let (misses, addend) = self.recent_misses(address, access, number);
+        self.b.ins().brif(misses, again, &[], same, &[]);
+
+        self.b.switch_to_block(again);
+        self.state_store(address, SlowPath::argument(0));
+        let place = self.word(i64::from(recent_offset(number)) as u64);
+        self.state_store(place, SlowPath::argument(1));
+        self.call_preserving(RuntimeHelper::MakeRecent);
+        let (misses, made) = self.recent_misses(address, access, number);
+        let found = self.b.create_block();
+        self.b.set_cold_block(found);
+        self.b.ins().brif(misses, cold, &[], found, &[]);
+        self.b.switch_to_block(found);
+        let far = self.b.ins().iadd(address, made);
+        self.b.ins().jump(hit, &[far.into()]);
+
+        self.b.switch_to_block(same);
+        let near = self.b.ins().iadd(address, addend);
+        self.b.ins().jump(hit, &[near.into()]);
+        self.b.switch_to_block(hit);
+        host
+    }
+
+    /// Whether an access misses a recent page, and the page's addend.
+    fn recent_misses(&mut self, address: Value, access: Access, number: usize) -> (Value, Value) {
+        let limit = match access {
+            Access::Read => offset_of!(Recent, read),
+            Access::Write => offset_of!(Recent, write),
+        };
+        let at = recent_offset(number);
+        let table = self.state_load(types::I64, offset_of!(CpuState, tlb));
+        let load = |l: &mut Self, field: usize| {
+            l.b.ins().load(types::I64, l.fields.tables, table, at + field as i32)
+        };
+        let addend = load(self, offset_of!(Recent, addend));
+        let page = load(self, offset_of!(Recent, page));
+        let distance = self.b.ins().isub(address, page);
+        let limit = load(self, limit);
+        let misses = self.b.ins().icmp(IntCC::UnsignedGreaterThanOrEqual, distance, limit);
+        (misses, addend)
     }
 
     /// Looks an access up in the TLB array. Gives the host address, and tag and addend of the entry.

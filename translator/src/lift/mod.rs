@@ -35,7 +35,7 @@ use semantics::{
 use x86::{Mode, PAGE_MASK};
 
 use crate::{
-    DirectExit, TranslateError, instrument::Instrumentation, settings::HostFeatures,
+    DirectExit, TranslateError, instrument::Instrumentation, locality, settings::HostFeatures,
     substitute::HostInstruction,
 };
 use emit::{Fields, Signatures};
@@ -93,6 +93,8 @@ pub(crate) struct Lifter<'f> {
     substituted: Vec<HostInstruction>,
     /// Values of those whose flags in MXCSR matter.
     floats: Vec<Value>,
+    /// Registers whose values are below 4096, since the beginning of the guest block ([`crate::locality`]).
+    small: locality::Set,
     /// What addresses in the current guest block consist of.
     terms: Vec<(sums::Term, Value)>,
     /// What the last comparison of floats compared.
@@ -120,6 +122,8 @@ struct Current {
     rip: u64,
     next_rip: u64,
     index: u16,
+    /// The number of the recent page in which its accesses are looked up first.
+    recent: Option<usize>,
 }
 
 impl<'f> Lifter<'f> {
@@ -155,6 +159,7 @@ impl<'f> Lifter<'f> {
             exits: Vec::new(),
             substituted: Vec::new(),
             floats: Vec::new(),
+            small: 0,
             terms: Vec::new(),
             compared: None,
             course: None,
@@ -190,6 +195,11 @@ impl<'f> Lifter<'f> {
             // Anew for each block: it is a copy, and would keep a register busy all through the region.
             self.cpu = emit::pinned(&mut self.b);
         }
+        self.file.strange = match &self.course {
+            Some(course) => course.strange(number),
+            None => locality::Set::MAX,
+        };
+        self.small = 0;
         self.page = block.rip & PAGE_MASK;
         self.counted = liftable as u16;
         self.compared = None;
@@ -234,7 +244,10 @@ impl<'f> Lifter<'f> {
 
     /// Lifts an instruction.
     fn instruction(&mut self, index: u16, insn: &Insn) -> Result<(), Ended> {
-        self.insn = Current { rip: insn.rip, next_rip: insn.next_rip(), index };
+        let recent = locality::recent_page(insn, self.file.strange, self.small);
+        self.insn = Current { rip: insn.rip, next_rip: insn.next_rip(), index, recent };
+        self.file.strange = locality::after(insn, self.file.strange);
+        self.small = locality::small(insn, self.small);
         self.b.set_srcloc(SourceLoc::new(self.source + u32::from(index)));
         self.start = self.file;
         self.flushed = false;

@@ -23,6 +23,7 @@ use crate::{
     TranslateError,
     abi::Leave,
     instrument::Event,
+    locality,
     region::{Plan, Region, next_page, same_page},
 };
 
@@ -54,6 +55,11 @@ pub(super) struct Course {
 }
 
 impl Course {
+    /// Registers that point anywhere where a block begins.
+    pub fn strange(&self, number: usize) -> locality::Set {
+        self.plan.strange[number]
+    }
+
     /// What to lift next: merges last, so that most edges to them come before, and in the order of their addresses.
     fn next(&mut self) -> Option<Waiting> {
         let single = self.waiting.iter().rposition(|waiting| !self.plan.merges[waiting.number]);

@@ -12,7 +12,7 @@ use super::{
     flags::{FLAGS, Source},
     memory::Found,
 };
-use crate::region::Registers;
+use crate::{locality, region::Registers};
 
 /// A general register. Without values it is in `CpuState`.
 #[derive(Clone, Copy, Default)]
@@ -69,6 +69,8 @@ pub(super) struct RegisterFile {
     pub settled: bool,
     /// Where instructions are counted.
     pub count: Count,
+    /// General registers that point anywhere ([`crate::locality`]).
+    pub strange: locality::Set,
 }
 
 impl RegisterFile {

@@ -7,7 +7,7 @@ pub mod random;
 use std::{arch::naked_asm, mem::offset_of, sync::OnceLock};
 
 use memmap2::MmapMut;
-use memory::tlb::{ENTRY_SHIFT, Entry};
+use memory::tlb::{ENTRY_SHIFT, Entry, RECENT as RECENT_PAGES};
 use semantics::helper::{Helper, VectorOp};
 use transvisor_translator::{
     CodeBlock, Thunks,
@@ -15,7 +15,7 @@ use transvisor_translator::{
         ChainSlot, FIRST_HELPER, FIRST_RUNTIME_HELPER, FIRST_THUNK, JUMP_CACHE_ENTRIES, JumpEntry, Leave,
         RuntimeFunctions, RuntimeHelper, SlowPath, SlowPathFn, TABLE_LENGTH,
     },
-    mxcsr,
+    mxcsr, recent,
 };
 use x86::{CpuState, Segment, SegmentRegister, control, segment::attribute};
 
@@ -26,12 +26,15 @@ pub const RAM_SIZE: usize = 16 * 4096;
 /// This page and the ones after it can be read only.
 pub const READ_ONLY: u64 = RAM_START + 12 * 4096;
 const ENTRIES: usize = 64;
+/// What lies in front of them.
+const RECENT: usize = RECENT_PAGES + 1;
 
 /// What compiled code runs in.
 pub struct Machine {
     pub state: Box<CpuState>,
     pub ram: Box<Ram>,
-    tlb: Box<[Entry; ENTRIES]>,
+    /// Recent pages (all zeros is none), then the array.
+    tlb: Box<[Entry; RECENT + ENTRIES]>,
     jumps: Box<[JumpEntry]>,
     table: FunctionTable,
 }
@@ -165,6 +168,7 @@ pub fn function_table(thunks: &Thunks) -> FunctionTable {
     table[FIRST_RUNTIME_HELPER + RuntimeHelper::SelectView as usize] = nothing as *const u8;
     table[FIRST_RUNTIME_HELPER + RuntimeHelper::ReadTsc as usize] = nothing as *const u8;
     table[FIRST_RUNTIME_HELPER + RuntimeHelper::LoadMxcsr as usize] = mxcsr::load as *const u8;
+    table[FIRST_RUNTIME_HELPER + RuntimeHelper::MakeRecent as usize] = recent::make as *const u8;
     table[FIRST_RUNTIME_HELPER + RuntimeHelper::StoreMxcsr as usize] = mxcsr::store as *const u8;
     table[FIRST_THUNK..][..SlowPath::ALL.len()].copy_from_slice(thunks.addresses());
     table
@@ -204,13 +208,14 @@ impl Machine {
     /// A machine in 64-bit mode at CPL 0.
     pub fn new() -> Self {
         let state = long_mode_state();
-        let tlb = Box::new([Entry::EMPTY; ENTRIES]);
+        let tlb = Box::new([Entry::EMPTY; RECENT + ENTRIES]);
         let jump = JumpEntry { rip: u64::MAX, code: 0, addend: 0, mode: 0 };
         let jumps = vec![jump; JUMP_CACHE_ENTRIES].into_boxed_slice();
         let table = function_table(thunks());
         let ram = Box::new(Ram { bytes: [0; RAM_SIZE], slow: 0 });
         let mut machine = Self { state, ram, tlb, jumps, table };
-        machine.state.tlb = machine.tlb.as_mut_ptr().cast();
+        machine.flush();
+        machine.state.tlb = machine.tlb[RECENT..].as_mut_ptr().cast();
         machine.state.tlb_mask = ((ENTRIES - 1) << ENTRY_SHIFT) as u64;
         // One array serves for fetches too.
         machine.state.fetch_tlb = machine.state.tlb;
@@ -228,13 +233,13 @@ impl Machine {
 
     /// Takes the right to execute from a page.
     pub fn forbid_execution(&mut self, page: u64) {
-        self.tlb[(page >> 12) as usize % ENTRIES].execute = memory::tlb::INVALID;
+        self.tlb[RECENT + (page >> 12) as usize % ENTRIES].execute = memory::tlb::INVALID;
     }
 
     /// Fills the TLB for all of RAM.
     pub fn fill(&mut self) {
         for page in (RAM_START..RAM_START + RAM_SIZE as u64).step_by(4096) {
-            let index = (page >> 12) as usize % ENTRIES;
+            let index = RECENT + (page >> 12) as usize % ENTRIES;
             let addend = self.addend();
             let write = if page < READ_ONLY { page } else { memory::tlb::INVALID };
             self.tlb[index] = Entry { read: page, write, execute: page, addend };
@@ -243,8 +248,9 @@ impl Machine {
 
     /// Exchanges what two pages are mapped to, for the fast path only.
     pub fn exchange(&mut self, a: u64, b: u64) {
+        self.drop_recent();
         let distance = b.wrapping_sub(a);
-        let entries = [a, b].map(|page| (page >> 12) as usize % ENTRIES);
+        let entries = [a, b].map(|page| RECENT + (page >> 12) as usize % ENTRIES);
         self.tlb[entries[0]].addend = self.tlb[entries[0]].addend.wrapping_add(distance);
         self.tlb[entries[1]].addend = self.tlb[entries[1]].addend.wrapping_sub(distance);
     }
@@ -252,6 +258,11 @@ impl Machine {
     /// Empties the TLB: every access goes the slow way.
     pub fn flush(&mut self) {
         self.tlb.fill(Entry::EMPTY);
+        self.drop_recent();
+    }
+
+    fn drop_recent(&mut self) {
+        self.tlb[..RECENT].fill(Entry { read: 0, write: 0, execute: 0, addend: 0 });
     }
 
     /// The entry that the jump cache has for a target.

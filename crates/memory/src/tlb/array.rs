@@ -5,7 +5,7 @@
 
 use x86::{GuestPhys, GuestVirt, PAGE_MASK, PAGE_SHIFT};
 
-use super::{ENTRY_SHIFT, Entry, INVALID, MAX_ENTRIES, MIN_ENTRIES};
+use super::{ENTRY_SHIFT, Entry, INVALID, MAX_ENTRIES, MIN_ENTRIES, RECENT, RECENT_MADE, Recent};
 use crate::walk::{Access, Translation};
 
 /// The translation is global.
@@ -35,7 +35,8 @@ pub struct Hit {
 
 /// One array.
 pub struct Array {
-    /// `entries()` entries from a boxed slice; compiled code reads them through a pointer of its own.
+    /// `entries()` entries behind [`FRONT`] places for recent pages and what belongs to them, in a boxed slice; compiled code reads them, and makes recent pages, through
+    /// a pointer of its own.
     table: *mut Entry,
     /// Byte mask, as [`x86::CpuState::tlb_mask`].
     mask: u64,
@@ -58,13 +59,31 @@ unsafe impl Send for Array {}
 
 impl Drop for Array {
     fn drop(&mut self) {
-        // SAFETY: the pointer and length of the boxed slice that `allocate` let go of.
-        drop(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(self.table, self.entries())) });
+        // SAFETY: from `allocate`, with that number of entries.
+        unsafe { free(self.table, self.entries()) };
     }
 }
 
+/// Entries' room in front of a table.
+const FRONT: usize = RECENT + 1;
+
+const _: () = assert!(RECENT_MADE == -((FRONT * size_of::<Entry>()) as i32));
+
+/// A table of empty entries, behind empty recent pages.
 fn allocate(entries: usize) -> *mut Entry {
-    Box::into_raw(vec![Entry::EMPTY; entries].into_boxed_slice()).cast()
+    let all = Box::into_raw(vec![Entry::EMPTY; FRONT + entries].into_boxed_slice());
+    // SAFETY: within the slice; a recent page has the size of an entry.
+    unsafe {
+        std::slice::from_raw_parts_mut(all.cast(), FRONT).fill(Recent::EMPTY);
+        all.cast::<Entry>().add(FRONT)
+    }
+}
+
+/// # Safety
+/// `table` is what `allocate(entries)` gave, and is not used any more.
+unsafe fn free(table: *mut Entry, entries: usize) {
+    // SAFETY: the pointer and length of the boxed slice that `allocate` let go of.
+    drop(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(table.sub(FRONT), FRONT + entries)) });
 }
 
 impl Array {
@@ -116,6 +135,24 @@ impl Array {
         debug_assert!(slot < self.entries());
         // SAFETY: as for `entry`; `&mut` keeps others of this thread away, and no other thread reads.
         unsafe { self.table.add(slot).write(entry) }
+    }
+
+    fn recent(&mut self) -> &mut [Recent] {
+        // SAFETY: `allocate` put them there; compiled code, which uses them too, does not run while this does.
+        unsafe { std::slice::from_raw_parts_mut(self.table.sub(RECENT).cast(), RECENT) }
+    }
+
+    /// The word at [`RECENT_MADE`].
+    fn made(&mut self) -> &mut u64 {
+        // SAFETY: as in `recent`; the room is all zeros at first.
+        unsafe { &mut *self.table.byte_offset(RECENT_MADE as isize).cast() }
+    }
+
+    fn drop_recent(&mut self) {
+        if *self.made() != 0 {
+            *self.made() = 0;
+            self.recent().fill(Recent::EMPTY);
+        }
     }
 
     /// The page whose translation the entry holds, or [`INVALID`].
@@ -205,6 +242,10 @@ impl Array {
 
     /// Makes stores to a guest-physical page slow.
     pub fn protect(&mut self, page: GuestPhys) {
+        if *self.made() != 0 {
+            // Their physical pages are not known.
+            self.recent().iter_mut().for_each(|recent| recent.write = 0);
+        }
         for index in 0..self.used() {
             let slot = self.listed(index);
             if self.side[slot] & PAGE_MASK == page.0 {
@@ -228,10 +269,16 @@ impl Array {
         if Self::page_of(&self.entry(slot)) == page {
             self.set(slot, Entry::EMPTY);
         }
+        if *self.made() != 0 {
+            for recent in self.recent().iter_mut().filter(|recent| recent.page == page) {
+                *recent = Recent::EMPTY;
+            }
+        }
     }
 
     /// Drops all translations of the naturally aligned `1 << shift` bytes that hold `address`.
     pub fn drop_range(&mut self, address: u64, shift: u32) {
+        self.drop_recent();
         let pages = 1_usize << (shift - PAGE_SHIFT);
         if pages < self.used() {
             let first = address >> shift << shift;
@@ -251,6 +298,7 @@ impl Array {
 
     /// Drops all translations that are not global.
     pub fn flush_local(&mut self) {
+        self.drop_recent();
         self.note_flush();
         let mut local = std::mem::take(&mut self.local);
         for slot in local.drain(..) {
@@ -265,6 +313,7 @@ impl Array {
 
     /// Drops everything.
     pub fn flush(&mut self) {
+        self.drop_recent();
         self.note_flush();
         for index in 0..self.used() {
             let slot = self.listed(index);
@@ -305,8 +354,8 @@ impl Array {
     /// Moves to a table of another size; translations that collide there are lost, which is allowed at any time.
     fn resize(&mut self, entries: usize) {
         let mut other = Self::new();
-        // SAFETY: the table that `new` has allocated, by its pointer and length.
-        drop(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(other.table, other.entries())) });
+        // SAFETY: the table that `new` has allocated.
+        unsafe { free(other.table, other.entries()) };
         other.table = allocate(entries);
         other.mask = ((entries - 1) << ENTRY_SHIFT) as u64;
         other.side = vec![0; entries];
@@ -332,5 +381,64 @@ impl Array {
             other.set(to, entry);
         }
         *self = other;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: u64 = 0x7000_1234_5000;
+    const PHYSICAL: GuestPhys = GuestPhys(0x3000);
+
+    /// An array with a page, and that page in every recent place.
+    fn array() -> Array {
+        let mut array = Array::new();
+        let translation = Translation {
+            page: PHYSICAL,
+            read: true,
+            write: true,
+            execute: false,
+            dirty: true,
+            global: false,
+            size_shift: PAGE_SHIFT,
+        };
+        array.insert(GuestVirt(PAGE), &translation, std::ptr::null_mut(), false);
+        *array.made() = 1;
+        array.recent().fill(Recent { page: PAGE, read: Recent::LIMIT, write: Recent::LIMIT, addend: 0 });
+        array
+    }
+
+    fn rights(array: &mut Array) -> (bool, bool) {
+        let all = |field: fn(&Recent) -> u64, recent: &[Recent]| {
+            let set = recent.iter().filter(|recent| field(recent) != 0).count();
+            assert!(set == 0 || set == RECENT, "{set} of {RECENT}");
+            set != 0
+        };
+        let recent = array.recent();
+        (all(|recent| recent.read, recent), all(|recent| recent.write, recent))
+    }
+
+    #[test]
+    fn recent_pages_go_with_what_they_were_made_from() {
+        type Flush = fn(&mut Array);
+        let flushes: [(&str, Flush); 5] = [
+            ("everything", Array::flush),
+            ("what is not global", Array::flush_local),
+            ("the page", |array| array.drop_page(PAGE)),
+            ("the large page around it", |array| array.drop_range(PAGE, 21)),
+            ("another size", |array| array.resize(2 * MIN_ENTRIES)),
+        ];
+        for (what, flush) in flushes {
+            let mut array = array();
+            assert_eq!(rights(&mut array), (true, true));
+            flush(&mut array);
+            assert_eq!(rights(&mut array), (false, false), "{what}");
+        }
+        let mut array = array();
+        array.protect(PHYSICAL);
+        assert_eq!(rights(&mut array), (true, false));
+        array.drop_page(PAGE + 0x1000);
+        assert_eq!(rights(&mut array), (true, false), "another page");
     }
 }
