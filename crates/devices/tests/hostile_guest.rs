@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use memory::GuestPhys;
+use memory::{DeviceMemory, GuestPhys, Ram};
 use proptest::prelude::*;
 use transvisor_devices::{Chipset, ChipsetConfig, layout};
 use vcpu::Clock;
@@ -27,7 +27,17 @@ enum Act {
     Msi(u64, u32),
     Type(usize),
     Button,
+    SendIpi(u64, u64, u32, u64),
+    /// What the guest makes of the word for its EOIs.
+    Word(u8),
+    Leave,
+    Enter,
 }
+
+/// Bytes of guest memory.
+const MEMORY: u64 = 1 << 20;
+/// Where the guest's word for its EOIs mostly is.
+const WORD: u64 = 0x1004;
 
 /// Ports with something behind them, and a few without.
 fn port() -> impl Strategy<Value = u16> {
@@ -53,14 +63,30 @@ fn msr() -> impl Strategy<Value = u32> {
     prop_oneof![
         2 => Just(layout::IA32_APIC_BASE),
         2 => Just(layout::IA32_TSC_DEADLINE),
+        2 => Just(layout::KVM_PV_EOI_EN),
         6 => layout::X2APIC_FIRST..layout::X2APIC_LAST + 1,
         1 => any::<u32>(),
     ]
 }
 
 fn value() -> impl Strategy<Value = u64> {
-    let telling =
-        vec![0, 1, u64::MAX, 0xfee0_0900, 0xfee0_0d00, 0xfee0_0100, 0x1ff, 0x400ec, 0x200ec, 0x8041];
+    let telling = vec![
+        0,
+        1,
+        u64::MAX,
+        0xfee0_0900,
+        0xfee0_0d00,
+        0xfee0_0100,
+        0x1ff,
+        0x400ec,
+        0x200ec,
+        0x8041,
+        WORD,
+        WORD | 1,
+        WORD | 3,
+        MEMORY - 3,
+        MEMORY | 1,
+    ];
     prop_oneof![
         3 => any::<u8>().prop_map(u64::from),
         2 => any::<u32>().prop_map(u64::from),
@@ -89,13 +115,22 @@ fn act() -> impl Strategy<Value = Act> {
         1 => (address(), any::<u32>()).prop_map(|(address, data)| Act::Msi(address, data)),
         1 => (0usize..100_000).prop_map(Act::Type),
         1 => Just(Act::Button),
+        2 => (any::<u64>(), value(), any::<u32>(), value()).prop_map(|(a, b, c, d)| Act::SendIpi(a, b, c % 4, d)),
+        2 => any::<u8>().prop_map(Act::Word),
+        4 => Just(Act::Leave),
+        4 => Just(Act::Enter),
     ]
 }
 
-fn board(clock: &Clock) -> Chipset {
+fn memory() -> DeviceMemory {
+    DeviceMemory::new(Ram::new(MEMORY).expect("a megabyte"), None)
+}
+
+fn board(clock: &Clock, memory: Option<DeviceMemory>) -> Chipset {
     let sink = || Box::new(std::io::sink());
     let utc = Duration::from_secs(1_800_000_000);
-    let config = ChipsetConfig { utc, debug_console: Some(sink()), vcpus: 2, ..ChipsetConfig::new(sink()) };
+    let config =
+        ChipsetConfig { utc, debug_console: Some(sink()), memory, vcpus: 2, ..ChipsetConfig::new(sink()) };
     Chipset::new(clock.clone(), config)
 }
 
@@ -106,7 +141,8 @@ proptest! {
     #[test]
     fn anything_goes(acts in prop::collection::vec(act(), 1..400)) {
         let clock = Clock::manual();
-        let mut chipset = board(&clock);
+        let memory = memory();
+        let mut chipset = board(&clock, Some(memory.clone()));
         let mut lines: Vec<_> = (0..24).map(|line| chipset.line(line)).collect();
         for act in acts {
             match act {
@@ -147,6 +183,13 @@ proptest! {
                 Act::Msi(address, data) => chipset.send_msi(address, data),
                 Act::Type(length) => { chipset.push_console_input(&vec![b'x'; length]); }
                 Act::Button => chipset.press_power_button(),
+                Act::SendIpi(low, high, first, command) => {
+                    let taken = chipset.send_ipi(u128::from(high) << 64 | u128::from(low), first, command);
+                    prop_assert!(taken.is_ok_and(|taken| taken <= 2) || command & 0xc0800 != 0);
+                }
+                Act::Word(value) => memory.write(GuestPhys(WORD), &[value]).expect("it is in RAM"),
+                Act::Leave => chipset.collect_eoi(),
+                Act::Enter => chipset.offer_eoi(),
             }
             chipset.power_event();
         }
@@ -157,7 +200,7 @@ proptest! {
     fn a_manual_clock_makes_runs_equal(acts in prop::collection::vec((port(), value(), 0u64..5_000_000), 1..200)) {
         let run = || {
             let clock = Clock::manual();
-            let mut chipset = board(&clock);
+            let mut chipset = board(&clock, None);
             let answers = acts.iter().map(|&(port, value, time)| {
                 clock.advance(time);
                 chipset.port_write(port, 1, value as u32);
@@ -173,7 +216,7 @@ proptest! {
     fn how_often_the_board_looks_does_not_matter(acts in prop::collection::vec((port(), value(), 0u64..5_000_000), 1..100)) {
         let run = |steps: u64| {
             let clock = Clock::manual();
-            let mut chipset = board(&clock);
+            let mut chipset = board(&clock, None);
             let answers = acts.iter().map(|&(port, value, time)| {
                 for step in 0..steps {
                     clock.advance(time / steps + if step == 0 { time % steps } else { 0 });

@@ -373,6 +373,30 @@ mod tests {
     }
 
     #[test]
+    fn ipis_to_a_set() {
+        for (set, first, expected) in [
+            (0b01, 0, [true, false]),
+            (0b10, 0, [false, true]),
+            (0b11, 0, [true, true]),
+            (0b11, 1, [false, true]),
+            (u128::MAX, 2, [false, false]),
+            (1 << 127 | 1 << 64, 0, [false, false]),
+            (u128::MAX, u32::MAX, [false, false]),
+        ] {
+            let mut fabric = two();
+            let count = expected.iter().filter(|&&taken| taken).count() as u64;
+            assert_eq!(fabric.send_ipi(set, first, 0x41), Ok(count), "{set:#x} {first}");
+            assert_eq!(pending(&fabric), expected, "{set:#x} {first}");
+        }
+        let mut fabric = two();
+        for command in [0x40041, 0x80041, 0xc0041, 0x841] {
+            assert_eq!(fabric.send_ipi(3, 0, command), Err(Illegal), "{command:#x}");
+        }
+        assert_eq!(fabric.send_ipi(2, 0, 0x400), Ok(1));
+        assert!(fabric.apic(1).has_nmi() && !fabric.apic(0).has_nmi());
+    }
+
+    #[test]
     fn another_processor_is_started() {
         let mut fabric = two();
         fabric.write_apic(0, 0x310, 0x0100_0000, 0);
