@@ -125,7 +125,12 @@ test:
     ; KVM's.
     calls 1, 0, 0, 0, 0, 0
     calls 11, 0, 0, 0, 0, 0
-    calls 9, 0, 0, 0, 0, ENOSYS
+    calls 9, FREE, 0, 0, 0, 0               ; the real time
+    check a, dword [FREE], 1700000000
+    check b, dword [FREE + 8], 1000000000
+    calls 9, FREE, 1, 0, 0, -95
+    calls 9, 0x3ffffc1, 0, 0, 0, EFAULT     ; its last byte is beyond 64 MiB
+    calls 2, 0, 0, 0, 0, ENOSYS
     calls 0x7fffffff, 0, 0, 0, 0, ENOSYS
     calls -1, 0, 0, 0, 0, ENOSYS
     mov qword [count], 0

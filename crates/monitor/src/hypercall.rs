@@ -1,7 +1,7 @@
 //! Hypercalls: VMCALL and VMMCALL, the guest's questions to the monitor (docs/hypercalls.md).
 //!
 //! Number in RAX, arguments in RBX, RCX, RDX and RSI, the result in RAX: KVM's convention. KVM's own calls concern
-//! interrupts and leave to the board. Those of [`own`] do what a privileged instruction does, on the same path, so what the
+//! interrupts and leave to the board, but for the one that is about time. Those of [`own`] do what a privileged instruction does, on the same path, so what the
 //! instruction would fault for is an error here. Ring 0 only.
 
 use memory::{GuestPhys, GuestVirt, MmioAccess};
@@ -9,11 +9,11 @@ use semantics::Insn;
 use vcpu::{Answer, Exit};
 use x86::{
     Exception, Width, flags,
-    hypercall::{error, own},
+    hypercall::{KVM_HC_CLOCK_PAIRING, error, own},
     paging::PHYSICAL_BITS,
 };
 
-use crate::{Context, Result, Stop, control, cpuid, io, msr};
+use crate::{Context, Result, Stop, control, cpuid, io, kvmclock, msr};
 
 const RAX: usize = 0;
 const RCX: usize = 1;
@@ -34,6 +34,10 @@ pub(crate) fn execute(cx: &mut Context<'_>, insn: &Insn) -> Result {
     let argument = |n: usize| width.truncate(cx.state.gpr[n]);
     let number = argument(RAX);
     let arguments = [argument(RBX), argument(RCX), argument(RDX), argument(RSI)];
+    if number == KVM_HC_CLOCK_PAIRING {
+        let result = kvmclock::pair(cx, arguments[0], arguments[1]);
+        return finish(cx, insn, result);
+    }
     if !wide || number < own::BASE || number - own::BASE >= 32 {
         return Err(Stop::Exit(Exit::Hypercall { number, arguments, wide }));
     }

@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use memory::GuestPhys;
 use vcpu::Clock;
+use x86::hypercall::error;
 
 use crate::{Context, Result};
 
@@ -56,6 +57,25 @@ pub(crate) fn write_wall_clock(cx: &mut Context<'_>, value: u64) -> Result {
     page[8..12].copy_from_slice(&((start % 1_000_000_000) as u32).to_le_bytes());
     write(cx, value, &page);
     Ok(())
+}
+
+/// KVM_CLOCK_PAIRING_WALLCLOCK: the one kind of pairing.
+const WALL_CLOCK: u64 = 0;
+
+/// KVM_HC_CLOCK_PAIRING: the real time, and the TSC at that time, as struct kvm_clock_pairing at `address`; the call's result.
+pub(crate) fn pair(cx: &mut Context<'_>, address: u64, kind: u64) -> u64 {
+    if kind != WALL_CLOCK {
+        return error::EOPNOTSUPP;
+    }
+    let (time, tsc) = (SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(), cx.tsc());
+    let mut pairing = [0; 64];
+    pairing[0..8].copy_from_slice(&time.as_secs().to_le_bytes());
+    pairing[8..16].copy_from_slice(&u64::from(time.subsec_nanos()).to_le_bytes());
+    pairing[16..24].copy_from_slice(&tsc.to_le_bytes());
+    match cx.write_physical(GuestPhys(address), &pairing) {
+        Ok(()) => 0,
+        Err(_) => error::EFAULT,
+    }
 }
 
 /// The version field counts up by two; odd versions are updates in progress.

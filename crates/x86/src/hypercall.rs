@@ -4,6 +4,7 @@
 
 pub const KVM_HC_VAPIC_POLL_IRQ: u64 = 1;
 pub const KVM_HC_KICK_CPU: u64 = 5;
+pub const KVM_HC_CLOCK_PAIRING: u64 = 9;
 pub const KVM_HC_SEND_IPI: u64 = 10;
 pub const KVM_HC_SCHED_YIELD: u64 = 11;
 
@@ -12,6 +13,7 @@ pub mod error {
     pub const EPERM: u64 = 1u64.wrapping_neg();
     pub const EFAULT: u64 = 14u64.wrapping_neg();
     pub const EINVAL: u64 = 22u64.wrapping_neg();
+    pub const EOPNOTSUPP: u64 = 95u64.wrapping_neg();
     pub const ENOSYS: u64 = 1000u64.wrapping_neg();
 }
 

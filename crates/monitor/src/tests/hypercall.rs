@@ -3,7 +3,7 @@
 use memory::MmioAccess;
 use vcpu::{Answer, Exit};
 use x86::{
-    hypercall::{KVM_HC_SEND_IPI, error, own},
+    hypercall::{KVM_HC_CLOCK_PAIRING, KVM_HC_SEND_IPI, error, own},
     msr::*,
 };
 
@@ -214,6 +214,21 @@ impl memory::CodeWatch for Told {
     fn code_written(&self, first: GuestPhys, _: u64) -> bool {
         self.0.store(first.0, std::sync::atomic::Ordering::Relaxed);
         false
+    }
+}
+
+#[test]
+fn the_real_time_is_paired_with_the_tsc() {
+    let mut m = Machine::long();
+    m.clock.advance(5_000);
+    m.state.msrs.tsc_offset = 77;
+    assert_eq!(call(&mut m, KVM_HC_CLOCK_PAIRING, [0x9004, 0, 0, 0]), 0);
+    assert!(m.read64(0x9004) > 1_700_000_000, "seconds since 1970");
+    assert!(m.read64(0x900c) < 1_000_000_000);
+    assert_eq!((m.read64(0x9014), m.read64(0x901c)), (5_077, 0));
+    assert_eq!(call(&mut m, KVM_HC_CLOCK_PAIRING, [0x9004, 1, 0, 0]), error::EOPNOTSUPP);
+    for address in [0x40_0000 - 63, 0xfee0_0000, u64::MAX] {
+        assert_eq!(call(&mut m, KVM_HC_CLOCK_PAIRING, [address, 0, 0, 0]), error::EFAULT, "{address:#x}");
     }
 }
 
