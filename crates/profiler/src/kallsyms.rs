@@ -66,8 +66,9 @@ pub fn find_banner_in(bytes: &[u8]) -> Option<String> {
         let rest = &bytes[at..];
         let line = &rest[..rest.iter().take(500).position(|&byte| byte == b'\n')?];
         let digit = line.get(BANNER.len()).is_some_and(u8::is_ascii_digit);
-        // A format string is no banner.
-        (digit && !line.contains(&b'%')).then(|| String::from_utf8_lossy(line).into_owned())
+        // A format string is no banner, nor is the text as a compressed kernel has it, in pieces.
+        let is_plain = line.iter().all(|byte| (b' '..=b'~').contains(byte)) && !line.contains(&b'%');
+        (digit && is_plain).then(|| String::from_utf8_lossy(line).into_owned())
     })
 }
 
@@ -387,5 +388,8 @@ mod tests {
             Some("Linux version 6.1.0-56-cloud-amd64 (debian) #1 SMP")
         );
         assert_eq!(find_banner_in(b"Linux version 6"), None, "cut off");
+        let packed = b"Linux version 6.1.0-56 (debian@\"\x12s. \xf0) #1\n";
+        let memory = Bytes([packed, [0; 100].as_slice(), text, &[0; 600]].concat());
+        assert_eq!(find_banner(&memory), find_banner_in(text), "the whole one");
     }
 }

@@ -209,9 +209,12 @@ pub fn of_guest(file: Option<&Symbols>, memory: &dyn GuestMemory) -> Result<OfGu
         let symbols = found.own.clone().unwrap_or_default();
         return Ok(OfGuest { symbols, ..found });
     };
-    let fitted = file.clone().fitted(found.own.as_deref(), found.banner.as_deref())?;
     let build_id = file.elf.as_ref().and_then(|elf| elf.build_id.as_ref()).filter(|id| id.is_loaded());
-    match build_id.map(|id| (id, id.find(memory))) {
+    let build_id = build_id.map(|id| (id, id.find(memory)));
+    // A build ID says more than a banner does.
+    let banner = found.banner.as_deref().filter(|_| !matches!(build_id, Some((_, Some(_)))));
+    let fitted = file.clone().fitted(found.own.as_deref(), banner)?;
+    match build_id {
         // Nothing more can be said.
         None => Ok(OfGuest { symbols: Arc::new(fitted), ..found }),
         Some((_, Some(displaced))) => {
