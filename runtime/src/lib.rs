@@ -35,5 +35,5 @@ mod worker;
 pub use block_cache::CodeCache;
 pub use compiled::LeaveCounters;
 pub use engine::{Engine, EngineConfig};
-pub use profile::Recorder;
+pub use profile::{Installed, Recorder};
 pub use tier::EngineMode;

@@ -9,6 +9,7 @@
 //! was interpreted, or that left it to be stepped. So the sum over all blocks is `CpuState::instructions`.
 
 mod book;
+mod installed;
 mod sampler;
 mod sizes;
 mod snapshot;
@@ -33,6 +34,7 @@ use crate::{block::Block, block_cache::CodeCache, kick::KickTarget};
 use book::Book;
 use sampler::{Sampler, Shared};
 
+pub use installed::Installed;
 pub(crate) use sampler::Phase;
 
 /// How a guest block was left, where the engine and not compiled code sees it.
@@ -220,7 +222,8 @@ impl Recorder {
 
     /// Code was installed at `address`.
     pub(crate) fn installed(&self, members: &[Arc<Block>], code: &CodeBlock, address: u64, nanoseconds: u64) {
-        self.book().install(members, code, address, nanoseconds, self.cache.generation());
+        let now = self.shared.monotonic();
+        self.book().install(members, code, (address, now), nanoseconds, self.cache.generation());
     }
 
     /// A region was compiled on another thread, in the time until now.

@@ -15,7 +15,13 @@ use profiler::{
     symbols::Symbols,
     text::{self, Order},
 };
-use transvisor::{config::Config, harness::Machine, outcome::Outcome, profile::ProfileConfig, size::Size};
+use transvisor::{
+    config::Config,
+    harness::Machine,
+    outcome::Outcome,
+    profile::{ForPerf, ProfileConfig},
+    size::Size,
+};
 use transvisor_tests::kernel::{self, SLIDE};
 
 /// A folder of this test's own.
@@ -51,8 +57,11 @@ fn profile(folder: &Folder, image: &Path, symbols: &Path) -> Profile {
     let directory = folder.path("profile");
     let _ = fs::remove_dir_all(&directory);
     let symbols = Some(Arc::new(Symbols::read(symbols).unwrap()));
-    let profile =
-        ProfileConfig { directory: Directory::create(&directory).unwrap(), symbols, perf_map: false };
+    let profile = ProfileConfig {
+        directory: Directory::create(&directory).unwrap(),
+        symbols,
+        for_perf: ForPerf::Nothing,
+    };
     let config = Config { memory: Size(64 << 20), ..Config::new(image.to_owned()) }.profiled(profile);
     let (ended, console) = Machine::launch(config).wait_end(Duration::from_secs(60));
     assert_eq!(ended.unwrap_or_else(|error| panic!("{error}\n{console}")).0, Outcome::DebugExit(0x21));

@@ -14,7 +14,13 @@ use profiler::{
     model::{Block, Profile},
     store::{self, Directory},
 };
-use transvisor::{config::Config, harness::Machine, outcome::Outcome, profile::ProfileConfig, size::Size};
+use transvisor::{
+    config::Config,
+    harness::Machine,
+    outcome::Outcome,
+    profile::{ForPerf, ProfileConfig},
+    size::Size,
+};
 
 const PROMPT: &str = "root@debian:~# ";
 const BOOT: Duration = Duration::from_secs(180);
@@ -132,7 +138,7 @@ fn modules_processes_and_files_are_named() {
         entry: boot::Entry::Bzimage,
         ..Config::new(kernel)
     };
-    let told = run(config.profiled(ProfileConfig { directory, symbols: None, perf_map: false }));
+    let told = run(config.profiled(ProfileConfig { directory, symbols: None, for_perf: ForPerf::Nothing }));
     let profile = store::load(&folder.join("profile")).unwrap();
     assert!(profile.symbols.structures.contains("modules, processes and files"), "{:?}", profile.symbols);
 

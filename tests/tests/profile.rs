@@ -17,7 +17,13 @@ use profiler::{
     symbols::Symbols,
 };
 use runtime::EngineConfig;
-use transvisor::{config::Config, harness::Machine, outcome::Outcome, profile::ProfileConfig, size::Size};
+use transvisor::{
+    config::Config,
+    harness::Machine,
+    outcome::Outcome,
+    profile::{ForPerf, ProfileConfig},
+    size::Size,
+};
 
 const PROMPT: &str = "root@debian:~# ";
 const BOOT: Duration = Duration::from_secs(180);
@@ -33,7 +39,7 @@ fn folder(name: &str) -> PathBuf {
 
 fn recorded(config: Config, folder: &Path) -> Config {
     let directory = Directory::create(folder).expect("a new directory");
-    config.profiled(ProfileConfig { directory, symbols: None, perf_map: false })
+    config.profiled(ProfileConfig { directory, symbols: None, for_perf: ForPerf::Nothing })
 }
 
 /// What holds for every profile of a run that has ended.
@@ -119,7 +125,7 @@ fn debian_is_named_as_it_names_itself(
     let folder = folder(name);
     let directory = Directory::create(&folder).expect("a new directory");
     let symbols = symbols.map(Arc::new);
-    let config = debian(entry).profiled(ProfileConfig { directory, symbols, perf_map: false });
+    let config = debian(entry).profiled(ProfileConfig { directory, symbols, for_perf: ForPerf::Nothing });
     let mut machine = Machine::launch(config);
     let printed = kallsyms(&mut machine);
     assert!(printed.len() > 5000, "{}", printed.len());

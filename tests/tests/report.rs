@@ -13,7 +13,12 @@ use profiler::{
     symbols::Symbols,
 };
 use runtime::EngineConfig;
-use transvisor::{config::Config, harness::Machine, profile::ProfileConfig, size::Size};
+use transvisor::{
+    config::Config,
+    harness::Machine,
+    profile::{ForPerf, ProfileConfig},
+    size::Size,
+};
 use transvisor_tests::kernel;
 
 /// Works the page as a reader would, and writes down what it shows.
@@ -101,8 +106,11 @@ fn profile_of(image: PathBuf, symbols: Option<Symbols>, folder: &Path) {
     };
     let directory = Directory::create(&folder.join("profile")).expect("a new directory");
     let config = Config { memory: Size(64 << 20), engine, ..Config::new(image) };
-    let config =
-        config.profiled(ProfileConfig { directory, symbols: symbols.map(Arc::new), perf_map: false });
+    let config = config.profiled(ProfileConfig {
+        directory,
+        symbols: symbols.map(Arc::new),
+        for_perf: ForPerf::Nothing,
+    });
     let (ended, console) = Machine::launch(config).wait_end(Duration::from_secs(120));
     ended.unwrap_or_else(|error| panic!("{error}\n{console}"));
 }

@@ -8,6 +8,7 @@ pub mod diff;
 pub mod elf;
 pub mod flame;
 pub mod guest;
+pub mod jitdump;
 pub mod kallsyms;
 pub mod lines;
 pub mod listing;

@@ -57,6 +57,12 @@ pub fn count_instructions(bits: u32, code: &[u8]) -> u32 {
     count
 }
 
+/// Where each instruction of code at `rip` is.
+pub fn addresses(bits: u32, code: &[u8], rip: u64) -> Vec<u64> {
+    let decoder = Decoder::with_ip(bits, code, rip, DecoderOptions::NONE);
+    decoder.into_iter().map(|instruction| instruction.ip()).collect()
+}
+
 /// Puts the three together; `samples` has how often the host was found at an offset.
 pub fn align(
     guest: &[GuestPart],

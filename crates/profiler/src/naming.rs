@@ -20,31 +20,32 @@ pub struct Naming<'a> {
     pub structures: String,
 }
 
-/// How addresses of this run become those of a file of symbols.
-struct Place<'a> {
+/// How addresses of this run become those that the linker gave.
+pub struct Link<'a> {
     found: &'a OfGuest,
     /// What to take away, where all that is known is a linear address.
     moved: u64,
 }
 
-impl<'a> Place<'a> {
-    fn new(found: &'a OfGuest, blocks: &[Block]) -> Self {
-        let mut place = Self { found, moved: found.symbols.moved_by };
+impl<'a> Link<'a> {
+    /// For the kernel of these blocks.
+    pub fn new(found: &'a OfGuest, blocks: &[Block]) -> Self {
+        let mut link = Self { found, moved: found.symbols.moved_by };
         if found.displaced.is_some() {
             // Kernels may run at several places, such as where they are loaded until they have page tables.
             let mut counts: HashMap<u64, u64> = HashMap::new();
             for block in blocks.iter().filter(|block| !block.user) {
-                if let Some(linked) = place.linked(block) {
+                if let Some(linked) = link.linked(block) {
                     *counts.entry(block.rip.wrapping_sub(linked)).or_default() += block.executed.max(1);
                 }
             }
-            place.moved = counts.into_iter().max_by_key(|&(_, count)| count).map_or(0, |(moved, _)| moved);
+            link.moved = counts.into_iter().max_by_key(|&(_, count)| count).map_or(0, |(moved, _)| moved);
         }
-        place
+        link
     }
 
-    /// The address that a block of the kernel has in the file.
-    fn linked(&self, block: &Block) -> Option<u64> {
+    /// The address that a block of the kernel has in the file of its symbols.
+    pub fn linked(&self, block: &Block) -> Option<u64> {
         match (self.found.displaced, &self.found.symbols.elf) {
             (Some(displaced), Some(elf)) => elf.linked(block.physical.wrapping_sub(displaced)),
             _ => Some(block.rip.wrapping_sub(self.moved)),
@@ -68,26 +69,26 @@ pub fn apply(profile: &mut Profile, naming: &Naming<'_>, lines: &mut Lines) {
         structures: naming.structures.clone(),
         lines: String::new(),
     };
-    let place = Place::new(naming.found, &profile.blocks);
+    let link = Link::new(naming.found, &profile.blocks);
     for block in profile.blocks.iter_mut().filter(|block| !block.user && block.symbol.is_none()) {
-        let symbol = place.linked(block).and_then(|linked| place.find(linked));
+        let symbol = link.linked(block).and_then(|linked| link.find(linked));
         block.symbol = symbol.map(|(name, offset)| match offset {
             0 => name.to_owned(),
             _ => format!("{name}+{offset:#x}"),
         });
     }
     if let Some(elf) = &symbols.elf {
-        add_lines(profile, &place, &elf.path, lines);
+        add_lines(profile, &link, &elf.path, lines);
     }
-    name_stacks(profile, naming, &place);
+    name_stacks(profile, naming, &link);
 }
 
-fn add_lines(profile: &mut Profile, place: &Place<'_>, path: &std::path::Path, lines: &mut Lines) {
+fn add_lines(profile: &mut Profile, link: &Link<'_>, path: &std::path::Path, lines: &mut Lines) {
     // Of a block that has a name, so that it is of the kernel's image; in a listing, of instructions beside it.
     let mut wanted: Vec<(usize, u64)> = Vec::new();
     for (n, block) in profile.blocks.iter().enumerate() {
         let of_image = !block.user && block.symbol.as_ref().is_some_and(|symbol| !symbol.ends_with(']'));
-        if let Some(linked) = place.linked(block).filter(|_| of_image) {
+        if let Some(linked) = link.linked(block).filter(|_| of_image) {
             wanted.push((n, linked));
         }
     }
@@ -115,7 +116,7 @@ fn add_lines(profile: &mut Profile, place: &Place<'_>, path: &std::path::Path, l
     }
 }
 
-fn name_stacks(profile: &mut Profile, naming: &Naming<'_>, place: &Place<'_>) {
+fn name_stacks(profile: &mut Profile, naming: &Naming<'_>, link: &Link<'_>) {
     let mut numbers = HashMap::new();
     let frames = &mut profile.stacks.frames;
     for stack in profile.stacks.stacks.iter_mut().filter(|stack| !stack.addresses.is_empty()) {
@@ -124,7 +125,7 @@ fn name_stacks(profile: &mut Profile, naming: &Naming<'_>, place: &Place<'_>) {
             .iter()
             .rev()
             .map(|&address| {
-                let name = frame_name(naming, place, address);
+                let name = frame_name(naming, link, address);
                 *numbers.entry(name.clone()).or_insert_with(|| {
                     frames.push(name);
                     frames.len() - 1
@@ -136,8 +137,8 @@ fn name_stacks(profile: &mut Profile, naming: &Naming<'_>, place: &Place<'_>) {
 }
 
 /// Kernel code by its function, user code by its page: there is no table of its names.
-fn frame_name(naming: &Naming<'_>, place: &Place<'_>, address: u64) -> String {
-    match place.find(address.wrapping_sub(place.moved)) {
+fn frame_name(naming: &Naming<'_>, link: &Link<'_>, address: u64) -> String {
+    match link.find(address.wrapping_sub(link.moved)) {
         Some((name, _)) => name.to_owned(),
         None if address >> 63 == 0 => format!("user {:#x}", address & !0xfff),
         None => (naming.modules)(address).unwrap_or_else(|| format!("{:#x}", address & !0xfff)),

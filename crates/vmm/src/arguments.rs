@@ -237,6 +237,10 @@ pub struct RunArguments {
     /// Also write /tmp/perf-PID.map, so that Linux `perf` names translated code
     #[arg(long, requires = "profile")]
     pub perf_map: bool,
+    /// Write jit-PID.dump into the profile's directory, for `perf record -k 1` and `perf inject --jit`: also code that was thrown
+    /// away is named then
+    #[arg(long, requires = "profile", conflicts_with = "perf_map")]
+    pub jitdump: bool,
     /// Flush, unchain and evict compiled code at random, from this seed: a test of the engine
     #[arg(long, value_name = "SEED", hide = true)]
     pub stress: Option<u64>,

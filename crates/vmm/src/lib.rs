@@ -12,6 +12,7 @@ pub mod config;
 pub mod console;
 pub mod doctor;
 pub mod harness;
+mod jitdump;
 pub mod machine;
 pub mod outcome;
 pub mod panic_watch;

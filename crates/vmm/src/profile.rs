@@ -28,7 +28,7 @@ use profiler::{
 };
 use runtime::{EngineMode, Recorder};
 
-use crate::{board::MachineError, config::Config};
+use crate::{board::MachineError, config::Config, jitdump::JitDump};
 
 /// What is to be recorded where.
 #[derive(Clone, Debug)]
@@ -37,8 +37,20 @@ pub struct ProfileConfig {
     pub directory: Directory,
     /// Symbols from a file.
     pub symbols: Option<Arc<Symbols>>,
-    /// Write `/tmp/perf-PID.map` too.
-    pub perf_map: bool,
+    /// What Linux `perf` is to find.
+    pub for_perf: ForPerf,
+}
+
+/// How `perf` learns the names of translated code. If it had both, it would mix them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ForPerf {
+    /// Not at all.
+    #[default]
+    Nothing,
+    /// `/tmp/perf-PID.map`: what is installed at the end.
+    Map,
+    /// `jit-PID.dump` in the directory.
+    JitDump,
 }
 
 /// Blocks in what is written for `transvisor top`.
@@ -76,6 +88,9 @@ struct Maker {
     orc: Option<Orc>,
     sought_orc: bool,
     lines: Lines,
+    /// What the names of the last profile were from.
+    found: OfGuest,
+    dump: Option<JitDump>,
 }
 
 /// Tells the recorder whose a block is.
@@ -117,6 +132,7 @@ impl Maker {
         let modules = |address| locked(&self.names).module_function(address);
         let naming = Naming { found: &found, modules: &modules, note, structures };
         naming::apply(&mut profile, &naming, &mut self.lines);
+        self.found = found;
         profile
     }
 
@@ -130,7 +146,7 @@ impl Maker {
 
     fn write_whole(&mut self) -> Result<(), store::StoreError> {
         let profile = self.profile(false);
-        self.write_perf_map(&profile);
+        self.write_for_perf(&profile);
         self.directory.write_profile(store::BLOCKS, &profile)?;
         self.directory.write_profile(store::LIVE, &profile.top(LIVE_BLOCKS))
     }
@@ -146,14 +162,23 @@ impl Maker {
         let mut profile = self.profile(true);
         profile.complete = true;
         profile.run.outcome = outcome;
-        self.write_perf_map(&profile);
+        self.write_for_perf(&profile);
         self.directory.write_profile(store::BLOCKS, &profile)?;
         write_views(&self.directory, &profile)?;
+        if let Some(Err(error)) = self.dump.take().map(JitDump::close) {
+            eprintln!("transvisor: --jitdump: {error}");
+        }
         self.directory.write_profile(store::LIVE, &profile.top(LIVE_BLOCKS))
     }
 
-    fn write_perf_map(&self, profile: &Profile) {
-        if self.config.perf_map {
+    fn write_for_perf(&mut self, profile: &Profile) {
+        if let Some(dump) = &mut self.dump
+            && let Err(error) = dump.write(profile, &self.recorder, &self.found, &mut self.lines)
+        {
+            eprintln!("transvisor: --jitdump: {error}; the file ends here");
+            self.dump = None;
+        }
+        if self.config.for_perf == ForPerf::Map {
             let path = PathBuf::from(format!("/tmp/perf-{}.map", std::process::id()));
             if let Err(error) = std::fs::write(&path, flame::perf_map(profile)) {
                 eprintln!("transvisor: --perf-map: {}: {error}", path.display());
@@ -201,6 +226,13 @@ impl ProfileWriter {
     ) -> Result<Self, MachineError> {
         let directory = config.directory.of_boot(boot)?;
         let began = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let dump = match config.for_perf {
+            ForPerf::JitDump => Some(JitDump::create(directory.path()).map_err(|source| {
+                let what = "an executable mapping of --jitdump's file, by which perf finds it (is --profile on a file system mounted noexec?)";
+                MachineError::Host { what, source }
+            })?),
+            ForPerf::Nothing | ForPerf::Map => None,
+        };
         let names = Arc::new(Mutex::new(Names::new(Memory(ram), config.symbols.clone())));
         recorder.observe(Box::new(Eye(Arc::clone(&names))));
         let mut maker = Maker {
@@ -217,6 +249,8 @@ impl ProfileWriter {
             orc: None,
             sought_orc: false,
             lines: Lines::default(),
+            found: OfGuest::default(),
+            dump,
         };
         let (stop, stopped) = channel::<()>();
         let thread = std::thread::Builder::new()

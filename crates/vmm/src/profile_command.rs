@@ -16,7 +16,7 @@ use profiler::{
 
 use crate::{
     arguments::{ProfileCommand, RunArguments, SortArgument, TopArguments},
-    profile::{ProfileConfig, write_views},
+    profile::{ForPerf, ProfileConfig, write_views},
 };
 
 impl From<SortArgument> for Order {
@@ -34,7 +34,12 @@ pub fn prepare(arguments: &RunArguments) -> anyhow::Result<Option<ProfileConfig>
     let Some(path) = &arguments.profile else { return Ok(None) };
     let symbols = arguments.symbols.as_deref().map(Symbols::read).transpose()?.map(Arc::new);
     let directory = Directory::create(path)?;
-    Ok(Some(ProfileConfig { directory, symbols, perf_map: arguments.perf_map }))
+    let for_perf = match (arguments.perf_map, arguments.jitdump) {
+        (_, true) => ForPerf::JitDump,
+        (true, false) => ForPerf::Map,
+        (false, false) => ForPerf::Nothing,
+    };
+    Ok(Some(ProfileConfig { directory, symbols, for_perf }))
 }
 
 /// `transvisor profile`.

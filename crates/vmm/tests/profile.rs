@@ -97,6 +97,12 @@ fn directories_that_can_t_be_used() {
     run(scratch.0.to_str().unwrap(), &["--profile", "exists"]);
     run("/proc/transvisor", &["--profile", "/proc/transvisor", "can be written"]);
     refused(&["run", "--kernel", &kernel, "--symbols", &file], &["--profile"]);
+    refused(&["run", "--kernel", &kernel, "--jitdump"], &["--profile"]);
+    let both = ["--profile", "/nonexistent/p", "--jitdump", "--perf-map"];
+    refused(
+        &[&["run", "--kernel", &kernel], both.as_slice()].concat(),
+        &["--perf-map", "cannot be used with"],
+    );
 }
 
 #[test]
@@ -183,4 +189,43 @@ fn a_machine_that_is_killed_leaves_what_was_gathered() {
     assert!(page.contains("0x100200"));
     let diff = transvisor(&["profile", "diff", &profile, &profile]);
     assert!(diff.status.success() && String::from_utf8_lossy(&diff.stdout).contains("hotter"));
+}
+
+/// `perf`, if this host lets anybody record.
+fn perf(arguments: &[&str]) -> Output {
+    let mut command = Command::new("perf");
+    command.args(arguments).stdin(Stdio::null()).env("LC_ALL", "C");
+    command.output().expect("perf starts; run the tests by `cargo xtask test`, which brings it")
+}
+
+#[test]
+fn perf_names_translated_code_by_the_jitdump() {
+    let scratch = Scratch::new("jitdump");
+    let (data, injected) = (scratch.path("perf.data"), scratch.path("perf.jit.data"));
+    let record = ["record", "-k", "1", "-e", "cpu-clock", "-F", "1000", "-o", &data];
+    let probe = perf(&[record.as_slice(), &["true"]].concat());
+    if !probe.status.success() {
+        // What is in the file is tested in any case (tests/tests/jitdump.rs).
+        let complaint = String::from_utf8_lossy(&probe.stderr);
+        let is_host =
+            ["perf_event_paranoid", "ermission", "not permitted"].iter().any(|word| complaint.contains(word));
+        assert!(is_host, "{complaint}");
+        eprintln!("this host lets nobody record: {complaint}");
+        return;
+    }
+    let (kernel, profile) = (scratch.file("kernel", looping_kernel()), scratch.path("profile"));
+    let run = ["run", "--kernel", &kernel, "--memory", "32M", "--serial", "null"];
+    let machine =
+        [&["timeout", "-s", "TERM", "3", env!("CARGO_BIN_EXE_transvisor")], run.as_slice()].concat();
+    let all = [record.as_slice(), &machine, &["--profile", &profile, "--jitdump"]].concat();
+    let output = perf(&all);
+    assert!(Path::new(&profile).join("report.html").exists(), "{output:?}");
+    let inject = perf(&["inject", "--jit", "-i", &data, "-o", &injected]);
+    assert!(inject.status.success(), "{inject:?}");
+    let report = perf(&["report", "--stdio", "-s", "symbol", "-i", &injected]);
+    let text = String::from_utf8_lossy(&report.stdout).into_owned();
+    // The loop is all that the guest does, and it is a region by then.
+    let line = text.lines().find(|line| line.contains("guest_region:0x100200"));
+    let share = line.and_then(|line| line.trim().split_once('%')?.0.parse::<f64>().ok());
+    assert!(share.is_some_and(|share| share > 50.0), "{text}");
 }

@@ -46,6 +46,8 @@ impl BlockRecord {
 pub(super) struct Version {
     pub members: Vec<Arc<Block>>,
     pub address: u64,
+    /// When it was installed, by CLOCK_MONOTONIC.
+    pub at_ns: u64,
     pub generation: u64,
     pub host: Vec<u8>,
     /// Offsets of the fields that refer to counters.
@@ -232,7 +234,7 @@ impl Book {
         &mut self,
         members: &[Arc<Block>],
         code: &CodeBlock,
-        address: u64,
+        (address, at_ns): (u64, u64),
         nanoseconds: u64,
         generation: u64,
     ) {
@@ -251,6 +253,7 @@ impl Book {
         self.versions.push(Version {
             members: members.to_vec(),
             address,
+            at_ns,
             generation,
             host: code.code.clone(),
             counting: counting.map(|relocation| relocation.offset).collect(),

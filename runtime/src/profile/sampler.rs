@@ -183,6 +183,11 @@ impl Shared {
         self.began.elapsed().as_nanos() as u64
     }
 
+    /// The time by CLOCK_MONOTONIC.
+    pub fn monotonic(&self) -> u64 {
+        self.began_ns + self.elapsed()
+    }
+
     /// Samples that there was no room for.
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)

@@ -23,6 +23,7 @@ struct Needed {
 const NEEDED: &[Needed] = &[
     Needed { program: "nasm", package: "nasm", behind: None },
     Needed { program: "chromium", package: "chromium", behind: Some("usr/lib/chromium/chromium") },
+    Needed { program: "perf", package: "linux-perf", behind: Some("usr/bin/perf") },
 ];
 
 /// Makes sure that all are there; returns the PATH that finds them.
@@ -83,9 +84,14 @@ fn unpack(needed: &Needed) -> Result<PathBuf> {
     if let Some(behind) = behind {
         ensure!(tools.join(behind).is_file(), "the package {package} holds no {behind}");
         let starter = bin.join(program);
+        let mut behind = (*behind).to_owned();
+        if tools.join(&behind) == starter {
+            behind = format!("usr/lib/{program}.program");
+            std::fs::rename(&starter, tools.join(&behind))?;
+        }
         // The package's own starter, which looks below /usr, may be a link.
         let _ = std::fs::remove_file(&starter);
-        std::fs::write(&starter, starter_of(behind))?;
+        std::fs::write(&starter, starter_of(&behind))?;
         std::fs::set_permissions(&starter, std::fs::Permissions::from_mode(0o755))?;
     }
     ensure!(bin.join(program).is_file(), "the package {package} holds no {program}");
