@@ -28,7 +28,7 @@ use profiler::{
 };
 use semantics::Insn;
 use translator::{CodeBlock, instrument::BlockCounters};
-use x86::CpuState;
+use x86::{CpuState, SegmentRegister};
 
 use crate::{block::Block, block_cache::CodeCache, kick::KickTarget};
 use book::Book;
@@ -152,20 +152,19 @@ impl Recorder {
             return;
         }
         // Not while the book is locked: the observer may have to wait for who is reading that.
-        let observer = self.observer.get().filter(|_| state.efer & x86::control::efer::LMA != 0);
-        let place = observer.and_then(|observer| {
+        let place = self.observer_of(state).and_then(|observer| {
             let phase = self.shared.wait();
-            let place = observer.place(&Sight {
-                rip: block.key.rip,
-                physical: block.key.first.0,
-                user: block.key.mode.cpl() == 3,
-                cr3: state.cr3,
-                kernel_gs_base: state.msrs.kernel_gs_base,
-            });
+            let place = observer.place(&sight(state, block.key.rip, block.key.first.0));
             self.phase(phase);
             place
         });
         self.book().open(block, state, mmu, place);
+    }
+
+    /// Who looks at 64-bit kernels.
+    fn observer_of(&self, state: &CpuState) -> Option<&dyn Observer> {
+        let observer = self.observer.get().filter(|_| state.efer & x86::control::efer::LMA != 0)?;
+        Some(observer.as_ref())
     }
 
     /// Has somebody look at blocks who can say more of them than where they are. Only the first is asked.
@@ -240,7 +239,13 @@ impl Recorder {
         self.instructions.store(state.instructions, Ordering::Relaxed);
         // What it waited for was us.
         let counted = samples.iter().filter(|sample| sample.phase != Phase::Waiting).count() as u64;
-        let stack = (counted > 0).then(|| unwind::stack(state, mmu, counted));
+        let stack = (counted > 0).then(|| {
+            let mut stack = unwind::stack(state, mmu, counted);
+            if let Some(observer) = self.observer_of(state) {
+                stack.callers = observer.callers(&sight(state, state.rip, 0), &stack.by_frames);
+            }
+            stack
+        });
         let mut book = self.book();
         for sample in &samples {
             book.sample(sample, self.cache.generation());
@@ -260,4 +265,13 @@ impl Recorder {
         self.book().exceptions += 1;
         self.way(Way::Exception(vector));
     }
+}
+
+/// What an observer needs to know of the vCPU. The kernel's GS is the current one in its own code, but for its first and last
+/// instructions.
+fn sight(state: &CpuState, rip: u64, physical: u64) -> Sight {
+    let (gs, other) = (state.segments[SegmentRegister::Gs as usize].base, state.msrs.kernel_gs_base);
+    let user = state.cpl == 3;
+    let per_cpu = if !user && gs >> 63 == 1 { gs } else { other };
+    Sight { rip, physical, user, cr3: state.cr3, per_cpu }
 }

@@ -184,14 +184,20 @@ fn a_debian_boot_is_counted_and_named() {
     // Debian's kernels have no frame pointers, but tables.
     let stacks = &profile.stacks;
     let frames = |stack: &Stack| stack.frames.iter().map(|&n| stacks.frames[n].as_str()).collect::<Vec<_>>();
-    let alone = |stack: &&Stack| stack.frames.len() == 1 && !frames(stack)[0].starts_with("user ");
+    // Outermost is the process, then user code by its file.
+    let is_user = |frame: &str| frame.starts_with("user ") || frame.starts_with("busybox+");
+    let alone = |stack: &&Stack| stack.frames.len() == 2 && !is_user(frames(stack)[1]);
     let alone: u64 = stacks.stacks.iter().filter(alone).map(|stack| stack.count).sum();
     assert!(stacks.by_tables > 100 && stacks.by_tables > 5 * alone, "{alone} alone, {}", stacks.by_tables);
     let begins =
-        |stack: &Stack| matches!(frames(stack)[0], "ret_from_fork" | "secondary_startup_64_no_verify");
+        |stack: &Stack| matches!(frames(stack)[1], "ret_from_fork" | "secondary_startup_64_no_verify");
     let (whole, cut): (Vec<_>, Vec<_>) = stacks.stacks.iter().partition(|stack| begins(stack));
     assert!(whole.len() > cut.len(), "{} of {}", cut.len(), whole.len() + cut.len());
     assert!(whole.iter().any(|stack| frames(stack).contains(&"start_kernel")));
+    let early = |stack: &&Stack| frames(stack)[0] == "(before the first process)";
+    assert!(stacks.stacks.iter().filter(early).all(|stack| !is_user(frames(stack)[1])));
+    let of = |process: &str| stacks.stacks.iter().filter(|stack| frames(stack)[0] == process).count();
+    assert!(of("swapper/0") > 0 && of("init") > 0 && of("awk") > 0, "{:?}", stacks.frames);
 
     // A System.map tells the same, also of a kernel that was moved.
     let map = printed.iter().fold(String::new(), |map, (name, at)| format!("{map}{at:016x} T {name}\n"));

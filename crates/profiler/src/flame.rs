@@ -96,7 +96,7 @@ mod tests {
     fn profile() -> Profile {
         let mut profile = Profile::default();
         profile.stacks.frames = vec!["main".into(), "a;b".into()];
-        let stack = |frames: Vec<usize>, count| Stack { addresses: Vec::new(), frames, count };
+        let stack = |frames: Vec<usize>, count| Stack { frames, count, ..Stack::default() };
         profile.stacks.stacks = vec![stack(vec![0, 1], 3), stack(vec![0], 2)];
         profile.stacks.by_frames = 3;
         profile.stacks.leaf_only = 2;

@@ -11,7 +11,7 @@ mod modules;
 mod space;
 mod tasks;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, ops::Range, sync::Arc};
 
 use btf::Btf;
 use modules::{Layout, Modules};
@@ -35,8 +35,8 @@ pub struct Sight {
     pub user: bool,
     /// Page tables in force.
     pub cr3: u64,
-    /// In ring 3, where the kernel keeps this processor's own data (IA32_KERNEL_GS_BASE).
-    pub kernel_gs_base: u64,
+    /// Where the kernel keeps this processor's own data, as far as registers tell.
+    pub per_cpu: u64,
 }
 
 /// Whose a block is, besides what symbols say.
@@ -54,6 +54,18 @@ pub struct Place {
 pub trait Observer: Send + Sync {
     /// Called before the block runs; the guest stands still.
     fn place(&self, sight: &Sight) -> Option<Place>;
+
+    /// Called where a sample was taken, with the addresses of the call stack, innermost first.
+    fn callers(&self, sight: &Sight, addresses: &[u64]) -> Callers;
+}
+
+/// What can be said of a call stack only when it is seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Callers {
+    /// Who runs.
+    pub process: Option<Arc<str>>,
+    /// Names for user code, by file and page; as many as there are addresses, or fewer.
+    pub frames: Vec<Option<Arc<str>>>,
 }
 
 /// No kernel's is larger.
@@ -86,7 +98,7 @@ pub struct Names<M> {
     sought: bool,
     complaint: Option<String>,
     structures: Structures,
-    mappings: HashMap<(u64, u64, u64), Option<FilePlace>>,
+    mappings: Mappings,
 }
 
 impl<M: GuestMemory> Names<M> {
@@ -99,7 +111,7 @@ impl<M: GuestMemory> Names<M> {
             sought: false,
             complaint: None,
             structures: Structures::Unknown,
-            mappings: HashMap::new(),
+            mappings: Mappings::default(),
         }
     }
 
@@ -186,36 +198,78 @@ impl<M: GuestMemory> Names<M> {
             self.sought = true;
             self.seek();
         }
-        let (own, image) = (self.found.own.as_ref()?, self.found.image.as_ref()?);
-        let space = Space::new(&self.memory, sight.cr3);
-        let space = if space.translate(image.start).is_some() { space } else { space.of_kernel() };
         if matches!(self.structures, Structures::Unknown) {
-            self.structures = structures(own, &space);
+            let (own, image) = (self.found.own.as_ref()?, self.found.image.as_ref()?);
+            self.structures = structures(own, &kernel_space(&self.memory, image, sight.cr3));
         }
         let Structures::Known(known) = &mut self.structures else { return None };
+        let space = kernel_space(&self.memory, self.found.image.as_ref()?, sight.cr3);
         if !sight.user {
             let symbol = known.modules.as_mut()?.name(&space, sight.rip)?;
             return Some(Place { symbol: Some(symbol), ..Place::default() });
         }
         let tasks = known.tasks.as_ref()?;
-        let (process, map) = tasks.current(&space, sight.kernel_gs_base)?;
-        if self.mappings.len() >= MOST_MAPPINGS {
-            self.mappings.clear();
-        }
-        let page = sight.rip & !0xfff;
-        // The same page of the same map with the same contents is of the same file.
-        let file = self
-            .mappings
-            .entry((map, page, sight.physical >> 12))
-            .or_insert_with(|| tasks.mapped(&space, map, page));
-        let within = sight.rip - page;
-        let file = file.clone().map(|file| FilePlace { offset: file.offset.wrapping_add(within), ..file });
+        let (process, map) = tasks.current(&space, sight.per_cpu)?;
+        let file = map.and_then(|map| self.mappings.at(tasks, &space, map, sight.rip, sight.physical));
         Some(Place { symbol: None, process: Some(process), file })
+    }
+
+    /// See [`Observer::callers`].
+    pub fn callers(&mut self, sight: &Sight, addresses: &[u64]) -> Callers {
+        self.try_callers(sight, addresses).unwrap_or_default()
+    }
+
+    fn try_callers(&mut self, sight: &Sight, addresses: &[u64]) -> Option<Callers> {
+        let Structures::Known(known) = &self.structures else { return None };
+        let tasks = known.tasks.as_ref()?;
+        let kernel = kernel_space(&self.memory, self.found.image.as_ref()?, sight.cr3);
+        let (process, map) = tasks.current(&kernel, sight.per_cpu)?;
+        let own = Space::new(&self.memory, sight.cr3);
+        let mut name = |address: u64| -> Option<Arc<str>> {
+            if address >> 63 == 1 {
+                return None;
+            }
+            let page = address & !0xfff;
+            let file = self.mappings.at(tasks, &kernel, map?, page, own.translate(page)?)?;
+            Some(format!("{}+{:#x}", file.name(), file.offset).into())
+        };
+        let frames = addresses.iter().map(|&address| name(address)).collect();
+        Some(Callers { process: Some(process.name.into()), frames })
     }
 
     /// Whether an address is in the kernel's own image, whose symbols are in the tables.
     fn is_image(&self, rip: u64) -> bool {
         self.found.image.as_ref().is_some_and(|image| image.contains(&rip))
+    }
+}
+
+/// The address space in which the kernel's structures are.
+fn kernel_space<'a>(memory: &'a dyn GuestMemory, image: &Range<u64>, cr3: u64) -> Space<'a> {
+    let space = Space::new(memory, cr3);
+    if space.translate(image.start).is_some() { space } else { space.of_kernel() }
+}
+
+/// Files that were mapped, by memory map, page and physical page: the same contents at the same place are of the same file.
+#[derive(Default)]
+struct Mappings(HashMap<(u64, u64, u64), Option<FilePlace>>);
+
+impl Mappings {
+    fn at(
+        &mut self,
+        tasks: &Tasks,
+        space: &Space<'_>,
+        map: u64,
+        address: u64,
+        physical: u64,
+    ) -> Option<FilePlace> {
+        if self.0.len() >= MOST_MAPPINGS {
+            self.0.clear();
+        }
+        let page = address & !0xfff;
+        let file =
+            self.0.entry((map, page, physical >> 12)).or_insert_with(|| tasks.mapped(space, map, page));
+        let within = address - page;
+        file.clone().map(|file| FilePlace { offset: file.offset.wrapping_add(within), ..file })
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Addresses are hexadecimal strings, because JavaScript's numbers end at 2^53.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -363,12 +363,24 @@ pub struct Stacks {
     pub leaf_only: u64,
 }
 
+/// A frame of a call stack before all names are known.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Frame {
+    /// Code at an address.
+    At(u64),
+    /// Something that was given a name when it was seen.
+    Named(Arc<str>),
+}
+
 /// One call stack.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Stack {
-    /// Addresses, innermost first. Only where names are still to be found.
+    /// Whose it is. Only where names are still to be found.
     #[serde(skip)]
-    pub addresses: Vec<u64>,
+    pub process: Option<Arc<str>>,
+    /// Likewise: innermost first.
+    #[serde(skip)]
+    pub raw: Vec<Frame>,
     /// Indices in [`Stacks::frames`], outermost first.
     pub frames: Vec<usize>,
     /// Samples.

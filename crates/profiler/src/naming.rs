@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::{
     lines::Lines,
-    model::{Block, Profile, Stack, SymbolInfo},
+    model::{Block, Frame, Profile, Stack, SymbolInfo},
     symbols::{OfGuest, Symbols},
 };
 
@@ -116,16 +116,24 @@ fn add_lines(profile: &mut Profile, link: &Link<'_>, path: &std::path::Path, lin
     }
 }
 
+/// What ran before there were processes.
+const EARLIER: &str = "(before the first process)";
+
 fn name_stacks(profile: &mut Profile, naming: &Naming<'_>, link: &Link<'_>) {
     let mut numbers = HashMap::new();
     let frames = &mut profile.stacks.frames;
-    for stack in profile.stacks.stacks.iter_mut().filter(|stack| !stack.addresses.is_empty()) {
-        stack.frames = stack
-            .addresses
-            .iter()
-            .rev()
-            .map(|&address| {
-                let name = frame_name(naming, link, address);
+    let has_processes = profile.stacks.stacks.iter().any(|stack| stack.process.is_some());
+    for stack in profile.stacks.stacks.iter_mut().filter(|stack| !stack.raw.is_empty()) {
+        let process = stack.process.as_deref().or_else(|| has_processes.then_some(EARLIER));
+        let callers = stack.raw.iter().rev().map(|frame| match frame {
+            Frame::At(address) => frame_name(naming, link, *address),
+            Frame::Named(name) => name.to_string(),
+        });
+        stack.frames = process
+            .map(str::to_owned)
+            .into_iter()
+            .chain(callers)
+            .map(|name| {
                 *numbers.entry(name.clone()).or_insert_with(|| {
                     frames.push(name);
                     frames.len() - 1
@@ -136,7 +144,7 @@ fn name_stacks(profile: &mut Profile, naming: &Naming<'_>, link: &Link<'_>) {
     merge_stacks(profile);
 }
 
-/// Kernel code by its function, user code by its page: there is no table of its names.
+/// Kernel code by its function, user code of no file by its page.
 fn frame_name(naming: &Naming<'_>, link: &Link<'_>, address: u64) -> String {
     match link.find(address.wrapping_sub(link.moved)) {
         Some((name, _)) => name.to_owned(),
@@ -151,5 +159,5 @@ fn merge_stacks(profile: &mut Profile) {
         *merged.entry(stack.frames).or_default() += stack.count;
     }
     profile.stacks.stacks =
-        merged.into_iter().map(|(frames, count)| Stack { addresses: Vec::new(), frames, count }).collect();
+        merged.into_iter().map(|(frames, count)| Stack { frames, count, ..Stack::default() }).collect();
 }

@@ -5,7 +5,7 @@
 //! registers and the top of its stack. What lies further down (another stack, deep recursion) is not seen, and the stack ends
 //! there.
 
-use crate::{kallsyms::GuestMemory, symbols::Symbols};
+use crate::{guest::Callers, kallsyms::GuestMemory, symbols::Symbols};
 
 /// What a sample keeps of the guest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub struct RawStack {
     pub words: Vec<u64>,
     /// Instruction pointers by frame pointers, innermost first, for where there are no tables.
     pub by_frames: Vec<u64>,
+    /// Whose it is, and names for those.
+    pub callers: Callers,
     /// Samples that it stands for.
     pub count: u64,
 }

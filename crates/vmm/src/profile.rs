@@ -16,7 +16,7 @@ use std::{
 use memory::{GuestPhys, Ram};
 use profiler::{
     flame,
-    guest::{Names, Observer, Place, Sight},
+    guest::{Callers, Names, Observer, Place, Sight},
     kallsyms::GuestMemory,
     lines::Lines,
     model::Profile,
@@ -99,6 +99,10 @@ struct Eye(Arc<Mutex<Names<Memory>>>);
 impl Observer for Eye {
     fn place(&self, sight: &Sight) -> Option<Place> {
         locked(&self.0).place(sight)
+    }
+
+    fn callers(&self, sight: &Sight, addresses: &[u64]) -> Callers {
+        locked(&self.0).callers(sight, addresses)
     }
 }
 

@@ -3,7 +3,11 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use memory::Mmu;
-use profiler::{guest::Place, model::Tally, orc::RawStack};
+use profiler::{
+    guest::Place,
+    model::{Frame, Tally},
+    orc::RawStack,
+};
 use translator::{CodeBlock, RelocationTarget, instrument::Instrumentation};
 use x86::CpuState;
 
@@ -116,10 +120,10 @@ impl Timeline {
     }
 }
 
-/// Call stacks by their addresses, innermost first, and how they were found.
+/// Call stacks by their process and frames, innermost first, and how they were found.
 #[derive(Clone, Default)]
 pub(super) struct StackCounts {
-    pub stacks: Map<Vec<u64>, u64>,
+    pub stacks: Map<(Option<Arc<str>>, Vec<Frame>), u64>,
     pub by_tables: u64,
     pub by_frames: u64,
     pub leaf_only: u64,
@@ -130,14 +134,18 @@ const MOST_RAW: usize = 8192;
 
 impl StackCounts {
     fn count(&mut self, raw: &RawStack, by_tables: Option<Vec<u64>>) {
-        let by_tables = by_tables.filter(|stack| stack.len() > 1);
-        let (addresses, found) = match by_tables {
-            Some(stack) => (stack, &mut self.by_tables),
-            None if raw.by_frames.len() > 1 => (raw.by_frames.clone(), &mut self.by_frames),
-            None => (vec![raw.rip], &mut self.leaf_only),
+        let named = |(n, &address): (usize, &u64)| match raw.callers.frames.get(n).cloned().flatten() {
+            Some(name) => Frame::Named(name),
+            None => Frame::At(address),
+        };
+        let by_frames = || raw.by_frames.iter().enumerate().map(named);
+        let (frames, found) = match by_tables.filter(|stack| stack.len() > 1) {
+            Some(stack) => (stack.into_iter().map(Frame::At).collect(), &mut self.by_tables),
+            None if raw.by_frames.len() > 1 => (by_frames().collect(), &mut self.by_frames),
+            None => (by_frames().take(1).collect(), &mut self.leaf_only),
         };
         *found += raw.count;
-        *self.stacks.entry(addresses).or_default() += raw.count;
+        *self.stacks.entry((raw.callers.process.clone(), frames)).or_default() += raw.count;
     }
 }
 

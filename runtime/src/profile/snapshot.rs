@@ -308,8 +308,9 @@ fn finish(book: &Book, profile: &mut Profile) {
         background_ns: book.timeline.background_ns.clone(),
     };
     let all = book.all_stacks();
-    let stacks = all.stacks.iter().map(|(addresses, &count)| Stack {
-        addresses: addresses.clone(),
+    let stacks = all.stacks.iter().map(|((process, raw), &count)| Stack {
+        process: process.clone(),
+        raw: raw.clone(),
         frames: Vec::new(),
         count,
     });

@@ -3,7 +3,7 @@
 //! Code without frame pointers has anything in RBP, so a frame counts only if what it returns to follows a call.
 
 use memory::Mmu;
-use profiler::orc::RawStack;
+use profiler::{guest::Callers, orc::RawStack};
 use x86::{CpuState, GuestVirt, state};
 
 /// Frames at most.
@@ -16,7 +16,7 @@ const WORDS: u64 = 512;
 pub(super) fn stack(cpu: &CpuState, mmu: &Mmu, count: u64) -> RawStack {
     let (rip, gpr, by_frames) = (cpu.rip, cpu.gpr, by_frames(cpu, mmu));
     let words = if cpu.mode.is_64bit() && cpu.cpl == 0 { top(cpu, mmu) } else { Vec::new() };
-    RawStack { rip, gpr, words, by_frames, count }
+    RawStack { rip, gpr, words, by_frames, callers: Callers::default(), count }
 }
 
 fn top(cpu: &CpuState, mmu: &Mmu) -> Vec<u64> {

@@ -88,10 +88,10 @@ impl Tasks {
         self.maps.is_some()
     }
 
-    /// The process that runs on the processor whose own data is at `base`, and its memory map.
-    pub fn current(&self, space: &Space<'_>, base: u64) -> Option<(Process, u64)> {
+    /// The process that runs on the processor whose own data is at `base`, and its memory map, which threads of the kernel lack.
+    pub fn current(&self, space: &Space<'_>, base: u64) -> Option<(Process, Option<u64>)> {
         let task = kernel(space.long(base.wrapping_add(self.current))?)?;
-        let map = kernel(space.long(task.wrapping_add(self.mm))?)?;
+        let map = kernel(space.long(task.wrapping_add(self.mm))?);
         let name = space.text(task.wrapping_add(self.comm), self.comm_size)?;
         let id = space.word(task.wrapping_add(self.tgid))?;
         Some((Process { name, id }, map))

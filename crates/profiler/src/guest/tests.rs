@@ -240,7 +240,7 @@ fn names(new_modules: bool) -> Names<Bytes> {
 
 fn sight(rip: u64) -> Sight {
     let user = rip >> 63 == 0;
-    Sight { rip, physical: rip & 0xffff, user, cr3: CR3, kernel_gs_base: DIRECT + PER_CPU }
+    Sight { rip, physical: rip & 0xffff, user, cr3: CR3, per_cpu: DIRECT + PER_CPU }
 }
 
 fn user(rip: u64, cr3: u64) -> Sight {
