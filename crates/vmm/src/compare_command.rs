@@ -277,3 +277,70 @@ fn describe_host() -> String {
     let mhz = mhz.map_or(String::new(), |mhz| format!(" at {} MHz", mhz.trim()));
     format!("{} x {}{mhz}, {extensions}{guest}", processor.processors, processor.model)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::arguments::{Arguments, Command};
+
+    fn contestants(kvm: Option<Backing>, rules: Rules) -> Vec<Contestant> {
+        let Command::Compare(arguments) =
+            Arguments::parse_from(["transvisor", "compare", "--kvm-device", "/dev/other"]).command
+        else {
+            panic!("it says compare");
+        };
+        let qemu = Some(("qemu".into(), "9".to_owned()));
+        let field = Field { this: "transvisor".into(), kvm, qemu, left_out: vec![] };
+        field.contestants(&arguments, &["-m".into(), "64".into()], rules).unwrap()
+    }
+
+    fn line(contestants: &[Contestant], name: &str) -> (Technique, bool, String) {
+        let contestant = contestants.iter().find(|contestant| contestant.name == name).unwrap();
+        let words: Vec<_> = contestant.command.iter().map(|word| word.to_string_lossy()).collect();
+        (contestant.technique, contestant.emulated, words.join(" "))
+    }
+
+    #[test]
+    fn with_kvm_in_hardware_each_technique_takes_part() {
+        let all = contestants(Some(Backing::Hardware), LINUX);
+        let names: Vec<_> = all.iter().map(|contestant| contestant.name.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "translate",
+                "translate + paravirt",
+                "interpret",
+                "kvm",
+                "kvm + paravirt",
+                "QEMU 9 TCG",
+                "QEMU 9 KVM",
+                "QEMU 9 KVM + paravirt"
+            ]
+        );
+        let ours = "transvisor run -q --boot bzimage --stats --json --engine";
+        let expected = (Technique::Translation, false, format!("{ours} translate --no-paravirt -m 64"));
+        assert_eq!(line(&all, "translate"), expected);
+        let expected = (Technique::Paravirtualization, false, format!("{ours} translate -m 64"));
+        assert_eq!(line(&all, "translate + paravirt"), expected);
+        let (technique, _, words) = line(&all, "kvm");
+        assert_eq!(technique, Technique::Hardware);
+        assert_eq!(words, format!("{ours} kvm --kvm-device /dev/other --no-paravirt -m 64"));
+        let (_, _, words) = line(&all, "kvm + paravirt");
+        assert!(!words.contains("--no-paravirt"), "{words}");
+        let (technique, _, words) = line(&all, "QEMU 9 KVM");
+        assert!(technique == Technique::Hardware && words.contains("-cpu host,kvm=off "), "{words}");
+        assert!(line(&all, "QEMU 9 KVM + paravirt").2.contains("-cpu host "));
+    }
+
+    #[test]
+    fn an_emulation_takes_part_only_where_it_is_labelled() {
+        assert!(contestants(Some(Backing::Emulated), LINUX).iter().all(|one| !one.name.contains("kvm")));
+        let rules = Rules { emulated: true, kvm_features: false };
+        let all = contestants(Some(Backing::Emulated), rules);
+        assert!(line(&all, "kvm").1 && line(&all, "QEMU 9 KVM").1 && !line(&all, "translate").1);
+        assert!(all.iter().all(|one| one.name != "kvm + paravirt"));
+        assert_eq!(contestants(None, rules).len(), 4);
+    }
+}
