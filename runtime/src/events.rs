@@ -48,6 +48,9 @@ impl Engine {
                 "the board injected an interrupt before the guest took the last one".into(),
             ));
         }
+        if let Some(priority) = entry.task_priority {
+            self.state.cr8 = priority;
+        }
         self.events.nmi |= entry.nmi;
         self.events.window = entry.interrupt_window;
         self.update_events();

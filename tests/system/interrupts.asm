@@ -113,6 +113,29 @@ test:
     nop
     cli
     check e, dword [apic_count], 2
+    ; The task priority is one register, by two names.
+    mov eax, APIC
+    mov dword [rax + 0x80], 0x50
+    mov rbx, cr8
+    check e, rbx, 5
+    mov ebx, 3
+    mov cr8, rbx
+    check e, dword [rax + 0x80], 0x30
+    mov dword [rax + 0x300], 0x40000 | 0x31
+    sti
+    nop
+    nop
+    cli                                     ; a vector of class 3 waits
+    mov qword [handlers + 0x31 * 8], count_apic
+    xor ebx, ebx
+    mov cr8, rbx
+    sti
+.unmasked:
+    cmp dword [apic_count], 3
+    jb .unmasked
+    cli
+    check e, dword [rax + 0x80], 0
+    mov dword [apic_count], 2
     ; TSC deadline, if there is one.
     mov eax, 1
     cpuid

@@ -206,8 +206,12 @@ impl Engine {
         self.clock.tsc().saturating_add(board_ticks(deadline.saturating_sub(now), self.tsc_khz)).max(1)
     }
 
-    /// Delivers what the entry has and says whether to leave when the guest can take an interrupt.
+    /// Delivers what the entry has, sets CR8, and says whether to leave when the guest can take an interrupt.
     fn inject(&mut self, entry: &Entry) -> Result<(), EngineError> {
+        if let Some(priority) = entry.task_priority {
+            self.cr8 = priority;
+            self.vcpu.get_kvm_run().cr8 = priority;
+        }
         if entry.nmi {
             self.vcpu.nmi().map_err(KvmError::refused("an NMI"))?;
             self.halted = false;

@@ -1,6 +1,8 @@
 //! Control registers: MOV to and from CR0 CR2 CR3 CR4 CR8, LMSW SMSW CLTS, XGETBV XSETBV
 //! (SDM Vol. 3A 2.5, 2.6, 4.1.2, 4.4.1, 9.8.5; Vol. 2 MOV control registers).
 
+use std::sync::atomic::Ordering;
+
 use memory::GuestPhys;
 use semantics::{Insn, Operand};
 use x86::{
@@ -8,6 +10,7 @@ use x86::{
     control::{cr0, cr4, efer, xcr0},
     paging,
     segment::{attribute, system},
+    state::exit_request,
 };
 
 use crate::{Context, Result};
@@ -190,10 +193,13 @@ fn write_cr4(cx: &mut Context<'_>, value: u64) -> Result {
     Ok(())
 }
 
-/// MOV to CR8: the task priority. The board sees it at the next exit.
+/// MOV to CR8: the task priority. The board sees it at the next exit, which comes soon if an interrupt may have waited for it.
 pub(crate) fn write_cr8(cx: &mut Context<'_>, value: u64) -> Result {
     if value > 0xf {
         return Err(Exception::GP0.into());
+    }
+    if value < cx.state.cr8 {
+        cx.state.exit_request.fetch_or(exit_request::KICK, Ordering::Relaxed);
     }
     cx.state.cr8 = value;
     Ok(())

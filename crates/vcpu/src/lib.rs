@@ -20,6 +20,8 @@ pub struct Entry {
     pub interrupt: Option<u8>,
     /// Deliver an NMI as soon as NMIs are not blocked.
     pub nmi: bool,
+    /// CR8 has changed from outside (by the local APIC's TPR) to this.
+    pub task_priority: Option<u64>,
     /// Leave with [`Exit::InterruptWindow`] once the guest can take an interrupt.
     pub interrupt_window: bool,
 }

@@ -59,8 +59,6 @@ pub struct Board {
     pub recorder: Option<(Arc<runtime::Recorder>, Ram)>,
     /// CR8 as it was last seen, see [`Board::give_task_priority`].
     cr8: u64,
-    /// The last exit waits for its answer.
-    asked: bool,
     /// The processor was kicked (KVM_HC_KICK_CPU): its next HLT ends at once.
     kicked: bool,
 }
@@ -98,7 +96,7 @@ impl Board {
         let memory = paravirt.then(|| DeviceMemory::new(ram, code));
         let chipset = Chipset::new(clock.clone(), ChipsetConfig { memory, ..ChipsetConfig::new(console) });
         vcpu.update_state(&mut |state| booted.start.apply(state));
-        Ok((Self { vcpu, chipset, clock, recorder, cr8: 0, asked: false, kicked: false }, booted))
+        Ok((Self { vcpu, chipset, clock, recorder, cr8: 0, kicked: false }, booted))
     }
 
     /// CR8 and the local APIC's TPR are one register, kept in two places: what the processor wrote goes to the APIC after each exit.
@@ -110,21 +108,19 @@ impl Board {
         }
     }
 
-    /// What was written to the APIC goes to CR8. While the processor waits for an answer its state must stay as it is; the
-    /// APIC's value then shows in CR8 after a later exit.
-    pub fn give_task_priority(&mut self) {
+    /// What was written to the APIC goes to CR8 with the next entry.
+    pub fn give_task_priority(&mut self) -> Option<u64> {
         let priority = u64::from(self.chipset.tpr());
-        if priority != self.cr8 && !self.asked {
-            self.vcpu.update_state(&mut |state| state.cr8 = priority);
+        (priority != self.cr8).then(|| {
             self.cr8 = priority;
-        }
+            priority
+        })
     }
 
     /// Does what an exit asks of the devices.
     pub fn answer(&mut self, exit: Exit) -> Answer {
         self.chipset.collect_eoi();
         self.take_task_priority();
-        self.asked = !matches!(exit, Exit::Halt | Exit::InterruptWindow | Exit::Kicked | Exit::Shutdown);
         match exit {
             Exit::PortRead { port, size } => Answer::Value(self.chipset.port_read(port, size).into()),
             Exit::PortWrite { port, size, value } => {

@@ -137,8 +137,12 @@ impl ExitLoop<'_> {
             self.alarm.passed();
         }
         self.alarm.set(board.chipset.next_deadline(), now);
-        board.give_task_priority();
-        let mut entry = Entry { answer, nmi: board.chipset.acknowledge_nmi(), ..Entry::default() };
+        let mut entry = Entry {
+            answer,
+            nmi: board.chipset.acknowledge_nmi(),
+            task_priority: board.give_task_priority(),
+            ..Entry::default()
+        };
         if board.chipset.pending_interrupt() {
             if board.vcpu.ready_for_interrupt() {
                 entry.interrupt = board.chipset.acknowledge_interrupt();

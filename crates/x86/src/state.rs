@@ -14,7 +14,7 @@ pub const RBP: usize = 5;
 
 /// Bits of [`CpuState::exit_request`]. Compiled code polls the whole word at block entry and on back edges.
 pub mod exit_request {
-    /// Another thread wants the vCPU to leave its engine.
+    /// The vCPU is to leave its engine: another thread wants it, or the board must hear what the guest did.
     pub const KICK: u32 = 1 << 0;
     /// The board waits for the guest to be able to take an interrupt.
     pub const INTERRUPT_WINDOW: u32 = 1 << 1;

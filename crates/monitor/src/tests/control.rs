@@ -183,6 +183,12 @@ fn cr4_and_cr8_rules() {
     m.state.gpr[0] = 0xf;
     m.run(&[0x44, 0x0f, 0x22, 0xc0]).unwrap();
     assert_eq!(m.state.cr8, 0xf);
+    // An interrupt may have waited for a lower priority, which the board then has to hear of.
+    let kicked = |m: &Machine| m.state.exit_request.load(std::sync::atomic::Ordering::Relaxed) != 0;
+    assert!(!kicked(&m));
+    m.state.gpr[0] = 0xe;
+    m.run(&[0x44, 0x0f, 0x22, 0xc0]).unwrap();
+    assert!(m.state.cr8 == 0xe && kicked(&m));
     m.state.gpr[0] = 0x10;
     assert_eq!(m.faults(&[0x44, 0x0f, 0x22, 0xc0]), Exception::GP0);
 }
