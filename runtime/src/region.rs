@@ -1,6 +1,6 @@
 //! Which blocks are compiled together: from a hot block along the ways that control has gone.
 //!
-//! [`form`] follows direct jumps, branches, calls and returns from a block to others that are decoded and warm, also into
+//! [`form`] follows direct jumps, branches, calls and returns, and indirect calls to where they led last, from a block to others that are decoded and warm, also into
 //! other pages, until the region is large enough. The vCPU's thread does it, so it sees guest memory and the address
 //! space as they are; what comes out can be compiled anywhere.
 
@@ -9,7 +9,7 @@ use std::{collections::VecDeque, sync::Arc};
 use iced_x86::FlowControl;
 use memory::Mmu;
 use semantics::{Insn, Operand};
-use translator::region::{Region, RegionBlock};
+use translator::region::{Region, RegionBlock, is_foreseeable};
 use x86::{CpuState, GuestPhys};
 
 use crate::{
@@ -48,7 +48,7 @@ pub(crate) fn form(
     let mut instructions = 0;
     while let Some(block) = waiting.pop_front() {
         let is_head = formed.members.is_empty();
-        let Some(decoded) = region_block(&block, mmu) else {
+        let Some(decoded) = region_block(&block, state, mmu) else {
             if is_head {
                 return None;
             }
@@ -59,7 +59,7 @@ pub(crate) fn form(
             continue;
         }
         instructions += count;
-        for rip in successors(decoded.guest.insns.last()) {
+        for rip in successors(decoded.guest.insns.last()).chain(decoded.foreseen) {
             if seen.insert(rip)
                 && let Some(next) = find(head, rip, cache, state, mmu)
                 && cache.executions(&next) >= warm
@@ -74,10 +74,12 @@ pub(crate) fn form(
 }
 
 /// `None` if the block has died.
-fn region_block(block: &Block, mmu: &Mmu) -> Option<RegionBlock> {
+fn region_block(block: &Block, state: &CpuState, mmu: &Mmu) -> Option<RegionBlock> {
     let (guest, bytes) = finder::decode_again(block, mmu)?;
     let addend = addend(mmu, block.key.first, block.key.rip & x86::PAGE_MASK)?;
-    Some(RegionBlock::new(guest, &bytes, addend, second_addend(block, mmu)?))
+    let last = guest.insns.last().filter(|last| is_foreseeable(last));
+    let foreseen = last.map(|last| state.last_targets[CpuState::target_index(last.rip)]);
+    Some(RegionBlock::new(guest, &bytes, addend, second_addend(block, mmu)?, foreseen))
 }
 
 /// Where control can go directly after a block.
@@ -86,8 +88,13 @@ fn successors(last: Option<&Insn>) -> impl Iterator<Item = u64> {
         Some(last) => {
             let near = (last.operand(0) == Operand::Near).then_some(last.immediate);
             let flow = last.code.flow_control();
-            let goes_on =
-                matches!(flow, FlowControl::Next | FlowControl::ConditionalBranch | FlowControl::Call);
+            let goes_on = matches!(
+                flow,
+                FlowControl::Next
+                    | FlowControl::ConditionalBranch
+                    | FlowControl::Call
+                    | FlowControl::IndirectCall
+            );
             (near, goes_on.then(|| last.next_rip()))
         }
         None => (None, None),

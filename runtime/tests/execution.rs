@@ -197,3 +197,81 @@ fn every_engine_retires_the_same_instructions() {
     }
     assert_eq!(counts, vec![2 + 200 * 8 + 50; counts.len()]);
 }
+
+#[test]
+fn calls_through_a_pointer_that_changes() {
+    // The loop's region foresees the target that it had; then the target is another one, in another page.
+    let code = guest!(
+        "mov ecx, 600",
+        "xor eax, eax",
+        "lea rbx, [rip + 6f]",
+        "lea rdx, [rip + 7f]",
+        "push rbx",
+        "4: call [rsp]",
+        "cmp ecx, 300",
+        "jne 5f",
+        "mov [rsp], rdx",
+        "5: dec ecx",
+        "jnz 4b",
+        "hlt",
+        "6: inc rax",
+        "ret",
+        ".balign 4096",
+        "7: add rax, 1000",
+        "ret",
+    );
+    everywhere(|config| {
+        let mut guest = Guest::new(config, code);
+        guest.halt();
+        // 301 calls until the pointer has changed: the check comes after the call.
+        assert_eq!(guest.rax(), 301 + 299 * 1000);
+        assert_eq!(guest.engine.statistics().instructions, 5 + 600 * 7 + 1 + 1);
+    });
+}
+
+#[test]
+fn recent_pages_follow_the_page_tables() {
+    // In a hot loop, the page that RSP and RDI lead to is exchanged, and INVLPG says so: what is pushed in one frame must not be
+    // seen in the other. The accesses at the page's end are those that a recent page does not serve.
+    let code = guest!(
+        "mov ecx, 200",
+        "xor eax, eax",
+        "mov rsp, 0x101000 + 0x80000",
+        "mov rdi, 0x180000",
+        "4: push rcx",
+        "mov [rdi], ecx",
+        "mov byte ptr [rdi + 4095], cl",
+        "mov rbx, [rdx]",
+        "xor rbx, 0x1000",
+        "mov [rdx], rbx",
+        "invlpg [rdi]",
+        "pop rsi",
+        "add rax, rsi",
+        "mov r8d, [rdi]",
+        "add rax, r8",
+        "movzx r8d, byte ptr [rdi + 4095]",
+        "xor rax, r8",
+        "dec ecx",
+        "jnz 4b",
+        "hlt",
+    );
+    // The same, on numbers.
+    let mut expected = 0_u64;
+    let mut frames = [(0_u64, 0_u32, 0_u8); 2];
+    for n in 0..200_u64 {
+        let rcx = 200 - n;
+        let other = (n % 2) as usize;
+        frames[other] = (rcx, rcx as u32, rcx as u8);
+        let (top, first, _) = frames[1 - other];
+        // The last byte is the highest of what was pushed.
+        let last = frames[1 - other].2;
+        let top = top & 0x00ff_ffff_ffff_ffff | u64::from(last) << 56;
+        expected = expected.wrapping_add(top).wrapping_add(first.into()) ^ u64::from(last);
+    }
+    everywhere(|config| {
+        let mut guest = Guest::new(config, code);
+        guest.set(|state| state.gpr[2] = common::TABLE + 0x180 * 8);
+        guest.halt();
+        assert_eq!(guest.rax(), expected);
+    });
+}

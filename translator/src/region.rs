@@ -10,7 +10,7 @@ use iced_x86::{
     Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
     Register, RflagsBits,
 };
-use semantics::{Insn, Operand, decode::GuestBlock};
+use semantics::{Insn, MemoryOperand, Operand, decode::GuestBlock};
 use x86::{Mode, PAGE_MASK};
 
 use crate::locality;
@@ -26,18 +26,39 @@ pub struct RegionBlock {
     /// Host address minus linear address of its page, wrapping: where the TLB must still find it when control comes
     /// from another page.
     pub addend: u64,
-    /// The same of the next page, if the block is an instruction that goes on there: it is run only while that is so.
+    /// Where its last instruction led last, if that [is foreseeable](is_foreseeable): if the region has a block there, the target is
+    /// compared with that.
+    pub foreseen: Option<u64>,
+    /// The same as `addend` of the next page, if the block is an instruction that goes on there: it is run only while that is so.
     pub second: Option<u64>,
     effects: Effects,
 }
 
 impl RegionBlock {
     /// Of a decoded block and the bytes that it was decoded from.
-    pub fn new(guest: GuestBlock, bytes: &[u8], addend: u64, second: Option<u64>) -> Self {
+    pub fn new(
+        guest: GuestBlock,
+        bytes: &[u8],
+        addend: u64,
+        second: Option<u64>,
+        foreseen: Option<u64>,
+    ) -> Self {
         let mut effects = Effects::of(bytes, &guest);
         // It may leave before it has begun.
         effects.flags_observed |= second.is_some();
-        Self { guest, addend, second, effects }
+        Self { guest, addend, second, foreseen, effects }
+    }
+}
+
+impl RegionBlock {
+    /// Where its call leads, if it ends with one and that is known.
+    fn called(&self) -> Option<u64> {
+        let last = self.guest.insns.last()?;
+        match last.code.flow_control() {
+            FlowControl::Call if last.operand(0) == Operand::Near => Some(last.immediate),
+            FlowControl::IndirectCall => self.foreseen,
+            _ => None,
+        }
     }
 }
 
@@ -209,6 +230,8 @@ pub(crate) struct Plan {
     blocks: HashMap<u64, usize>,
     /// Where each block begins.
     pub rips: Vec<u64>,
+    /// See [`RegionBlock::foreseen`].
+    pub foreseen: Vec<Option<u64>>,
     /// See [`RegionBlock::addend`].
     pub addends: Vec<u64>,
     /// More than one edge leads there.
@@ -230,16 +253,17 @@ impl Plan {
         let mut returns: Vec<u64> = region
             .blocks
             .iter()
-            .filter_map(|block| block.guest.insns.last())
-            .filter(|last| is_direct_call(last) && blocks.contains_key(&last.immediate))
-            .map(Insn::next_rip)
+            .filter_map(|block| Some((block.guest.insns.last()?, block.called()?)))
+            .filter(|(_, called)| blocks.contains_key(called))
+            .map(|(last, _)| last.next_rip())
             .filter(|rip| blocks.contains_key(rip))
             .collect();
+        returns.sort_unstable();
         returns.dedup();
         returns.truncate(MOST_RETURNS);
 
         let successors: Vec<Vec<usize>> =
-            region.blocks.iter().map(|block| successors(&block.guest, &blocks, &returns)).collect();
+            region.blocks.iter().map(|block| successors(block, &blocks, &returns)).collect();
         let mut edges = vec![0; region.blocks.len()];
         edges[0] = 1;
         for &successor in successors.iter().flatten() {
@@ -258,6 +282,7 @@ impl Plan {
         Self {
             blocks,
             rips: region.blocks.iter().map(|block| block.guest.rip).collect(),
+            foreseen: region.blocks.iter().map(|block| block.foreseen).collect(),
             addends: region.blocks.iter().map(|block| block.addend).collect(),
             merges: edges.iter().map(|&edges| edges > 1).collect(),
             carried,
@@ -333,18 +358,27 @@ fn strange(region: &Region, successors: &[Vec<usize>]) -> Vec<locality::Set> {
     begin
 }
 
-fn is_direct_call(insn: &Insn) -> bool {
-    insn.code.flow_control() == FlowControl::Call && insn.operand(0) == Operand::Near
+/// Whether an indirect transfer mostly leads to where it did last: a call, or the jump of a linkage table, but not that of a switch,
+/// nor a return.
+pub fn is_foreseeable(insn: &Insn) -> bool {
+    match insn.code.flow_control() {
+        FlowControl::IndirectCall => true,
+        FlowControl::IndirectBranch => {
+            insn.operand(0) == Operand::Memory && insn.memory.index == MemoryOperand::NONE
+        }
+        _ => false,
+    }
 }
 
 /// Where control can go inside the region after a block.
-fn successors(block: &GuestBlock, blocks: &HashMap<u64, usize>, returns: &[u64]) -> Vec<usize> {
-    let Some(last) = block.insns.last() else { return Vec::new() };
+fn successors(block: &RegionBlock, blocks: &HashMap<u64, usize>, returns: &[u64]) -> Vec<usize> {
+    let Some(last) = block.guest.insns.last() else { return Vec::new() };
     let near = (last.operand(0) == Operand::Near).then_some(last.immediate);
     let targets: Vec<u64> = match last.code.flow_control() {
         FlowControl::Return => returns.to_vec(),
         FlowControl::ConditionalBranch => near.into_iter().chain([last.next_rip()]).collect(),
         FlowControl::UnconditionalBranch | FlowControl::Call => near.into_iter().collect(),
+        FlowControl::IndirectBranch | FlowControl::IndirectCall => block.foreseen.into_iter().collect(),
         FlowControl::Next => vec![last.next_rip()],
         _ => Vec::new(),
     };

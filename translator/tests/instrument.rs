@@ -121,7 +121,7 @@ fn every_block_of_a_region_has_its_counters_and_sources() {
     let starts = [0usize, 5, 10];
     let blocks = starts.map(|at| {
         let guest = decode_block(&bytes[at..], RIP + at as u64, long_mode_state().mode);
-        RegionBlock::new(guest, &bytes[at..], 0, None)
+        RegionBlock::new(guest, &bytes[at..], 0, None, None)
     });
     let region = Region { blocks: blocks.to_vec() };
     let code = Translator::new(options(true)).unwrap().translate_region(&region).unwrap();

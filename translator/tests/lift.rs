@@ -59,7 +59,7 @@ fn region(case: &Case) -> Region {
         if blocks.iter().any(|block| block.guest.rip == rip) {
             continue;
         }
-        blocks.push(RegionBlock::new(guest, bytes, 0x7000_0000_0000, None));
+        blocks.push(RegionBlock::new(guest, bytes, 0x7000_0000_0000, None, None));
         waiting.push_back(last.next_rip());
         if last.operand(0) == Operand::Near {
             waiting.push_back(last.immediate);

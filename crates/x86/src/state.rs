@@ -58,6 +58,9 @@ pub struct Msrs {
 /// No count of instructions: [`CpuState::shadow_from`] outside of any shadow.
 pub const NO_SHADOW: u64 = u64::MAX;
 
+/// Words of [`CpuState::last_targets`].
+pub const LAST_TARGETS: usize = 1024;
+
 /// State of one guest processor.
 #[repr(C, align(64))]
 pub struct CpuState {
@@ -159,6 +162,8 @@ pub struct CpuState {
     pub profiled: u64,
     /// Whether paravirtual features (KVM's leaves and MSRs, hypercalls) are there: the engine's to set, never changed while it runs.
     pub paravirt: bool,
+    /// Where indirect calls and jumps led last: by the instruction, see [`CpuState::target_index`]. A hint for the compiler.
+    pub last_targets: [u64; LAST_TARGETS],
 }
 
 // SAFETY: the raw pointers are the owning engine's (its TLB, tables and itself), which move with the state or
@@ -166,6 +171,11 @@ pub struct CpuState {
 unsafe impl Send for CpuState {}
 
 impl CpuState {
+    /// Which word of [`CpuState::last_targets`] is for the instruction at `rip`.
+    pub const fn target_index(rip: u64) -> usize {
+        (rip ^ rip >> 10 ^ rip >> 20) as usize % LAST_TARGETS
+    }
+
     /// State after power-up (SDM Vol. 3A table 9-1), with CS:RIP at the reset vector.
     pub fn new() -> Self {
         let mut segments = [Segment::real(0); 6];
@@ -239,6 +249,7 @@ impl CpuState {
             },
             profiled: 0,
             paravirt: true,
+            last_targets: [0; LAST_TARGETS],
         };
         state.update_mode();
         state

@@ -454,8 +454,9 @@ impl Machine for Lifter<'_> {
     }
 
     fn jump_indirect(&mut self, target: Value, transfer: Transfer) -> Result<(), Ended> {
-        if transfer == Transfer::Return {
-            self.return_inside(target);
+        match transfer {
+            Transfer::Return => self.return_inside(target),
+            Transfer::Call | Transfer::Jump => self.foreseen_inside(target),
         }
         self.indirect_exit(target);
         Err(Ended)

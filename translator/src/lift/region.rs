@@ -50,6 +50,8 @@ pub(super) struct Course {
     plan: Plan,
     nodes: Vec<Node>,
     waiting: Vec<Waiting>,
+    /// The block that is being lifted.
+    current: usize,
     /// What is known everywhere in the region: registers that it does not write.
     invariant: RegisterFile,
 }
@@ -69,6 +71,7 @@ impl Course {
         })?;
         let waiting = self.waiting.swap_remove(position);
         self.nodes[waiting.number].lifted = true;
+        self.current = waiting.number;
         Some(waiting)
     }
 }
@@ -95,7 +98,7 @@ impl Lifter<'_> {
             invariant = self.file;
         }
         let nodes = vec![Node::default(); region.blocks.len()];
-        self.course = Some(Course { plan, nodes, waiting: Vec::new(), invariant });
+        self.course = Some(Course { plan, nodes, waiting: Vec::new(), current: 0, invariant });
         self.page = first.rip & PAGE_MASK;
         self.go_inside(0);
         let (mut instructions, mut bytes) = (0, 0);
@@ -264,19 +267,30 @@ impl Lifter<'_> {
     pub(super) fn return_inside(&mut self, target: Value) {
         let returns = self.course.as_ref().map(|course| course.plan.returns.clone()).unwrap_or_default();
         for rip in returns {
-            if !self.is_inside(rip) {
-                continue;
-            }
-            let expected = self.word(rip);
-            let here = self.b.ins().icmp(IntCC::Equal, target, expected);
-            let returned = self.b.create_block();
-            let elsewhere = self.b.create_block();
-            self.b.ins().brif(here, returned, &[], elsewhere, &[]);
-            self.b.switch_to_block(returned);
-            let file = self.file;
-            self.go(rip);
-            self.file = file;
-            self.b.switch_to_block(elsewhere);
+            self.inside_if(target, rip);
         }
+    }
+
+    /// An indirect call or jump: to where it led last, if that is in the region and where it leads. Goes on where it is not.
+    pub(super) fn foreseen_inside(&mut self, target: Value) {
+        if let Some(rip) = self.course.as_ref().and_then(|course| course.plan.foreseen[course.current]) {
+            self.inside_if(target, rip);
+        }
+    }
+
+    fn inside_if(&mut self, target: Value, rip: u64) {
+        if !self.is_inside(rip) {
+            return;
+        }
+        let expected = self.word(rip);
+        let here = self.b.ins().icmp(IntCC::Equal, target, expected);
+        let there = self.b.create_block();
+        let elsewhere = self.b.create_block();
+        self.b.ins().brif(here, there, &[], elsewhere, &[]);
+        self.b.switch_to_block(there);
+        let file = self.file;
+        self.go(rip);
+        self.file = file;
+        self.b.switch_to_block(elsewhere);
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     DirectExit, ExitJump, Relocation, RelocationKind, RelocationTarget,
     abi::{JUMP_CACHE_ENTRIES, JumpEntry, Leave},
     instrument::Event,
-    region::next_page,
+    region::{self, next_page},
 };
 
 const RSP: u8 = state::RSP as u8;
@@ -219,6 +219,7 @@ impl Template<'_> {
             self.direct_exit(target);
         } else {
             let target = self.indirect_target(insn)?;
+            self.note_target(insn, target);
             self.settle();
             self.lose_host_flags();
             self.indirect_exit(target, None);
@@ -248,6 +249,7 @@ impl Template<'_> {
             self.asm.mov(last, target);
         }
         self.push_value(Pushed::Constant(insn.next_rip()))?;
+        self.note_target(insn, last);
         self.settle();
         self.indirect_exit(last, None);
         Ok(Flow::Ended)
@@ -261,6 +263,14 @@ impl Template<'_> {
         let (target, top) = self.pop_target(insn)?;
         self.indirect_exit(target, Some(top));
         Ok(Flow::Ended)
+    }
+
+    /// Notes where a transfer leads, for whoever forms a region around it.
+    fn note_target(&mut self, insn: &Insn, target: Reg) {
+        if region::is_foreseeable(insn) {
+            let word = offset_of!(CpuState, last_targets) + 8 * CpuState::target_index(insn.rip);
+            self.asm.store(Mem::state(word), target);
+        }
     }
 
     /// The register with the target of an indirect transfer.
