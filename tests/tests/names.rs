@@ -1,18 +1,21 @@
 //! Names of modules, processes and files in a profile, against what the guest says of itself and what is in its files.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fs,
     io::{Read, Write},
     path::{Path, PathBuf},
+    process::Command,
     time::Duration,
 };
 
 use cpio::{NewcBuilder, NewcReader, newc::ModeFileType, newc::trailer};
 use guest_images::{CacheDir, Recipe, Silent, apt::Apt, package};
+use object::{Object, ObjectSymbol};
 use profiler::{
     model::{Block, Profile},
     store::{self, Directory},
+    text,
 };
 use transvisor::{
     config::Config,
@@ -57,8 +60,8 @@ fn kernel_with_module() -> (PathBuf, Vec<u8>) {
     (kernel, fs::read(module).unwrap())
 }
 
-/// The initramfs with a file more, and what is in its BusyBox.
-fn initramfs(base: &Path, name: &str, content: &[u8]) -> (Vec<u8>, Vec<u8>) {
+/// The initramfs with more files, and what is in its BusyBox.
+fn initramfs(base: &Path, files: &[(&str, &[u8])]) -> (Vec<u8>, Vec<u8>) {
     let mut bytes = fs::read(base).unwrap();
     let mut busybox = Vec::new();
     let mut rest = bytes.as_slice();
@@ -72,11 +75,26 @@ fn initramfs(base: &Path, name: &str, content: &[u8]) -> (Vec<u8>, Vec<u8>) {
         }
         rest = reader.finish().unwrap();
     }
-    let entry = NewcBuilder::new(name).mode(0o644).set_mode_file_type(ModeFileType::Regular);
-    let mut writer = entry.write(&mut bytes, content.len() as u32);
-    writer.write_all(content).unwrap();
-    writer.finish().unwrap();
+    for &(name, content) in files {
+        let entry = NewcBuilder::new(name).mode(0o755).set_mode_file_type(ModeFileType::Regular);
+        let mut writer = entry.write(&mut bytes, content.len() as u32);
+        writer.write_all(content).unwrap();
+        writer.finish().unwrap();
+    }
     (trailer(bytes).unwrap(), busybox)
+}
+
+const PROGRAM: &str = "collatz";
+/// Calls of the program's one function.
+const CALLS: u64 = 3000;
+
+/// A program with symbols, of which the guest has nothing but the file.
+fn program(folder: &Path) -> Vec<u8> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("lines/collatz.c");
+    let output = folder.join(PROGRAM);
+    let status = Command::new("cc").args(["-static", "-O1", "-o"]).arg(&output).arg(source).status();
+    assert!(status.expect("cc starts").success());
+    fs::read(output).unwrap()
 }
 
 /// What the guest says of itself.
@@ -102,6 +120,7 @@ fn run(config: Config) -> Told {
         "sh -c 'echo number $$; exec awk \"BEGIN {for (i = 0; i < 20000; i++) s += i * i % 7; print s}\"'";
     let text = machine.command(count, PROMPT, COMMAND);
     let awk = text.lines().find_map(|line| line.strip_prefix("number ")?.trim().parse().ok());
+    assert!(machine.command("/collatz", PROMPT, COMMAND).contains("215063"), "its sum");
     machine.type_text("poweroff -f\n");
     let (ended, console) = machine.wait_end(COMMAND);
     assert_eq!(ended.expect("the machine runs").0, Outcome::PowerOff, "{console}");
@@ -127,7 +146,8 @@ fn modules_processes_and_files_are_named() {
     let guest = guest_images::fetch("debian", &cache, &mut Silent).expect("the guest can be fetched");
     let folder = folder("debian");
     fs::create_dir_all(&folder).unwrap();
-    let (archive, busybox) = initramfs(&guest.initramfs, MODULE, &module);
+    let program = program(&folder);
+    let (archive, busybox) = initramfs(&guest.initramfs, &[(MODULE, &module), (PROGRAM, &program)]);
     fs::write(folder.join("initramfs"), archive).unwrap();
     let directory = Directory::create(&folder.join("profile")).unwrap();
     // It unpacks itself, so KASLR moves kernel and modules.
@@ -175,7 +195,10 @@ fn modules_processes_and_files_are_named() {
         }
     }
     let all = user(&profile).count();
-    assert!(files["/bin/busybox"] * 20 > all * 19, "{files:?} of {all}");
+    assert!(
+        files["/bin/busybox"] > 3000 && files.values().sum::<usize>() * 50 > all * 49,
+        "{files:?} of {all}"
+    );
 
     // Its own code was run by awk first, and it had that number.
     let awk: Vec<&Block> =
@@ -184,5 +207,33 @@ fn modules_processes_and_files_are_named() {
     assert!(awk.iter().all(|block| block.process.as_ref().unwrap().id == told.awk), "{}", told.awk);
     let first = user(&profile).filter(|block| block.process.as_ref().unwrap().id == 1).count();
     assert!(first > 200, "{first}");
+
+    // Where a file has symbols, functions have names: those that are at these places in the file.
+    let functions = functions(&program);
+    let of_program = |block: &&Block| block.file.as_ref().is_some_and(|file| file.path == "/collatz");
+    let mut named = 0;
+    for block in user(&profile).filter(of_program) {
+        let Some(symbol) = &block.symbol else { continue };
+        let (name, offset) = symbol
+            .strip_suffix(" [collatz]")
+            .unwrap()
+            .split_once("+0x")
+            .unwrap_or((symbol.strip_suffix(" [collatz]").unwrap(), "0"));
+        let start = block.rip - u64::from_str_radix(offset, 16).unwrap();
+        assert!(functions.contains(&(start, name.to_owned())), "{symbol} at {:#x}", block.rip);
+        named += 1;
+    }
+    let all = user(&profile).filter(of_program).count();
+    assert!(all > 100 && named * 10 > all * 9, "{named} of {all}");
+    let entry = profile.blocks.iter().find(|block| block.symbol.as_deref() == Some("steps [collatz]"));
+    assert_eq!(entry.unwrap().executions, CALLS);
+    assert_eq!(text::name(entry.unwrap()), "collatz: steps [collatz]");
     fs::remove_dir_all(folder).unwrap();
+}
+
+/// Addresses and names of functions. The program is linked for where it runs.
+fn functions(elf: &[u8]) -> HashSet<(u64, String)> {
+    let file = object::File::parse(elf).unwrap();
+    let symbols = file.symbols().filter(|symbol| symbol.kind() == object::SymbolKind::Text);
+    symbols.map(|symbol| (symbol.address(), symbol.name().unwrap().to_owned())).collect()
 }

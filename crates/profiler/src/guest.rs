@@ -1,12 +1,13 @@
 //! Whom the addresses of a Linux guest belong to: kernel, module, process and file, looked up in its memory.
 //!
 //! [`Names`] finds the kernel's symbols ([`crate::kallsyms`]), by them the layouts of its structures ([`btf`]), and by these the
-//! loaded [`modules`] and the [`tasks`]. Processes die and modules are unloaded, so the engine asks for a [`Place`] when a block runs
+//! loaded [`modules`], the [`tasks`] and their [`files`]. Processes die and modules are unloaded, so the engine asks for a [`Place`] when a block runs
 //! for the first time: on the only processor, which is just about to run it.
 //!
 //! Nothing that is read is trusted: every walk is bounded, and what leads nowhere is a name less.
 
 mod btf;
+mod files;
 mod modules;
 mod space;
 mod tasks;
@@ -14,6 +15,7 @@ mod tasks;
 use std::{collections::HashMap, ops::Range, sync::Arc};
 
 use btf::Btf;
+use files::{Files, Functions};
 use modules::{Layout, Modules};
 use space::Space;
 use tasks::Tasks;
@@ -42,7 +44,7 @@ pub struct Sight {
 /// Whose a block is, besides what symbols say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Place {
-    /// A symbol in a module.
+    /// A symbol in a module, or in a file.
     pub symbol: Option<String>,
     /// Who runs.
     pub process: Option<Process>,
@@ -64,7 +66,7 @@ pub trait Observer: Send + Sync {
 pub struct Callers {
     /// Who runs.
     pub process: Option<Arc<str>>,
-    /// Names for user code, by file and page; as many as there are addresses, or fewer.
+    /// Names for user code, by function, else by file and page; as many as there are addresses, or fewer.
     pub frames: Vec<Option<Arc<str>>>,
 }
 
@@ -87,6 +89,7 @@ enum Structures {
 
 struct Known {
     tasks: Option<Tasks>,
+    files: Option<Files>,
     modules: Option<Modules>,
 }
 
@@ -208,10 +211,18 @@ impl<M: GuestMemory> Names<M> {
             let symbol = known.modules.as_mut()?.name(&space, sight.rip)?;
             return Some(Place { symbol: Some(symbol), ..Place::default() });
         }
-        let tasks = known.tasks.as_ref()?;
-        let (process, map) = tasks.current(&space, sight.per_cpu)?;
-        let file = map.and_then(|map| self.mappings.at(tasks, &space, map, sight.rip, sight.physical));
-        Some(Place { symbol: None, process: Some(process), file })
+        let (process, map) = known.tasks.as_ref()?.current(&space, sight.per_cpu)?;
+        let page = sight.rip & !0xfff;
+        let mapping = map.and_then(|map| self.mappings.at(known, &space, map, page, sight.physical));
+        let Some(mapping) = mapping else {
+            return Some(Place { process: Some(process), ..Place::default() });
+        };
+        let (file, function) = mapping.at(sight.rip - page);
+        let symbol = function.map(|(name, offset)| match offset {
+            0 => format!("{name} [{}]", file.name()),
+            _ => format!("{name}+{offset:#x} [{}]", file.name()),
+        });
+        Some(Place { symbol, process: Some(process), file: Some(file) })
     }
 
     /// See [`Observer::callers`].
@@ -220,18 +231,20 @@ impl<M: GuestMemory> Names<M> {
     }
 
     fn try_callers(&mut self, sight: &Sight, addresses: &[u64]) -> Option<Callers> {
-        let Structures::Known(known) = &self.structures else { return None };
-        let tasks = known.tasks.as_ref()?;
+        let Structures::Known(known) = &mut self.structures else { return None };
         let kernel = kernel_space(&self.memory, self.found.image.as_ref()?, sight.cr3);
-        let (process, map) = tasks.current(&kernel, sight.per_cpu)?;
+        let (process, map) = known.tasks.as_ref()?.current(&kernel, sight.per_cpu)?;
         let own = Space::new(&self.memory, sight.cr3);
         let mut name = |address: u64| -> Option<Arc<str>> {
             if address >> 63 == 1 {
                 return None;
             }
             let page = address & !0xfff;
-            let file = self.mappings.at(tasks, &kernel, map?, page, own.translate(page)?)?;
-            Some(format!("{}+{:#x}", file.name(), file.offset).into())
+            let mapping = self.mappings.at(known, &kernel, map?, page, own.translate(page)?)?;
+            Some(match mapping.at(address - page) {
+                (file, Some((name, _))) => format!("{name} [{}]", file.name()).into(),
+                (file, None) => format!("{}+{:#x}", file.name(), file.offset & !0xfff).into(),
+            })
         };
         let frames = addresses.iter().map(|&address| name(address)).collect();
         Some(Callers { process: Some(process.name.into()), frames })
@@ -249,27 +262,46 @@ fn kernel_space<'a>(memory: &'a dyn GuestMemory, image: &Range<u64>, cr3: u64) -
     if space.translate(image.start).is_some() { space } else { space.of_kernel() }
 }
 
-/// Files that were mapped, by memory map, page and physical page: the same contents at the same place are of the same file.
+/// What was mapped, by memory map, page and physical page: the same contents at the same place are of the same file.
 #[derive(Default)]
-struct Mappings(HashMap<(u64, u64, u64), Option<FilePlace>>);
+struct Mappings(HashMap<(u64, u64, u64), Option<Mapping>>);
+
+/// A page of a file.
+#[derive(Clone)]
+struct Mapping {
+    place: FilePlace,
+    functions: Option<Arc<Functions>>,
+}
 
 impl Mappings {
+    /// What user code is of.
     fn at(
         &mut self,
-        tasks: &Tasks,
+        known: &mut Known,
         space: &Space<'_>,
         map: u64,
-        address: u64,
+        page: u64,
         physical: u64,
-    ) -> Option<FilePlace> {
+    ) -> Option<Mapping> {
         if self.0.len() >= MOST_MAPPINGS {
             self.0.clear();
         }
-        let page = address & !0xfff;
-        let file =
-            self.0.entry((map, page, physical >> 12)).or_insert_with(|| tasks.mapped(space, map, page));
-        let within = address - page;
-        file.clone().map(|file| FilePlace { offset: file.offset.wrapping_add(within), ..file })
+        let Known { tasks, files, .. } = known;
+        let look = || {
+            let (place, file) = tasks.as_ref()?.mapped(space, map, page)?;
+            let functions = file.zip(files.as_mut()).and_then(|(file, files)| files.functions(space, file));
+            Some(Mapping { place, functions })
+        };
+        self.0.entry((map, page, physical >> 12)).or_insert_with(look).clone()
+    }
+}
+
+impl Mapping {
+    /// The file and the function that an address in the page is of.
+    fn at(&self, within: u64) -> (FilePlace, Option<(&str, u64)>) {
+        let offset = self.place.offset.wrapping_add(within);
+        let function = self.functions.as_ref().and_then(|functions| functions.at(offset));
+        (FilePlace { path: self.place.path.clone(), offset }, function)
     }
 }
 
@@ -287,7 +319,11 @@ fn structures(symbols: &Symbols, space: &Space<'_>) -> Structures {
         return Structures::Missing("the kernel's BTF can't be read");
     };
     let modules = Layout::find(&btf, symbols).map(Modules::new);
-    Structures::Known(Box::new(Known { tasks: Tasks::find(&btf, symbols), modules }))
+    Structures::Known(Box::new(Known {
+        tasks: Tasks::find(&btf, symbols),
+        files: Files::find(&btf, symbols),
+        modules,
+    }))
 }
 
 #[cfg(test)]

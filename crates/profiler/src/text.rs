@@ -35,7 +35,8 @@ pub fn percent(part: u64, whole: u64) -> f64 {
 /// What a block is called: symbol; process and file; or address and address space.
 pub fn name(block: &Block) -> String {
     match (&block.symbol, &block.process, &block.file) {
-        (Some(symbol), ..) => symbol.clone(),
+        (Some(symbol), Some(process), _) => format!("{}: {symbol}", process.name),
+        (Some(symbol), None, _) => symbol.clone(),
         (None, Some(process), Some(file)) => {
             format!("{}: {}+{:#x}", process.name, file.name(), file.offset)
         }

@@ -84,6 +84,11 @@ impl<'a> Space<'a> {
         Some(())
     }
 
+    /// Reads physical memory; false if it is not there.
+    pub fn physical(&self, address: u64, bytes: &mut [u8]) -> bool {
+        self.memory.read(address, bytes)
+    }
+
     /// Eight bytes.
     pub fn long(&self, address: u64) -> Option<u64> {
         let mut bytes = [0; 8];

@@ -97,8 +97,8 @@ impl Tasks {
         Some((Process { name, id }, map))
     }
 
-    /// What a memory map has at an address.
-    pub fn mapped(&self, space: &Space<'_>, map: u64, address: u64) -> Option<FilePlace> {
+    /// What a memory map has at an address, and its `struct file`, if it is a real one.
+    pub fn mapped(&self, space: &Space<'_>, map: u64, address: u64) -> Option<(FilePlace, Option<u64>)> {
         let maps = self.maps.as_ref()?;
         let area = maps.area(space, map, address)?;
         let start = space.long(area.wrapping_add(maps.start))?;
@@ -108,11 +108,11 @@ impl Tasks {
         let file = space.long(area.wrapping_add(maps.file))?;
         if file == 0 {
             let is_vdso = maps.vdso.and_then(|vdso| space.long(map.wrapping_add(vdso))) == Some(start);
-            return is_vdso.then(|| FilePlace { path: "[vdso]".into(), offset: address - start });
+            return is_vdso.then(|| (FilePlace { path: "[vdso]".into(), offset: address - start }, None));
         }
         let first = space.long(area.wrapping_add(maps.page_offset))?.checked_shl(PAGE_SHIFT)?;
         let path = maps.paths.of(space, kernel(file)?)?;
-        Some(FilePlace { path, offset: first.wrapping_add(address - start) })
+        Some((FilePlace { path, offset: first.wrapping_add(address - start) }, Some(file)))
     }
 }
 

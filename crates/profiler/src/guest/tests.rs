@@ -115,7 +115,13 @@ fn types(new_modules: bool) -> Types {
     let area = [("vm_start", 0, 1), ("vm_end", 8, 1), ("vm_pgoff", 16, 1), ("vm_file", 24, 1)];
     types.structure("vm_area_struct", 32, &area);
     let path = types.structure("path", 16, &[("mnt", 0, 1), ("dentry", 8, 1)]);
-    types.structure("file", 32, &[("f_path", 16, path)]);
+    types.structure("file", 32, &[("f_inode", 0, 1), ("f_path", 16, path)]);
+    types.structure("inode", 24, &[("i_mapping", 0, 1), ("i_ino", 8, 1), ("i_size", 16, 1)]);
+    let pages = types.structure("xarray", 8, &[("xa_head", 0, 1)]);
+    types.structure("address_space", 8, &[("i_pages", 0, pages)]);
+    let slots = types.array(64);
+    types.structure("xa_node", 520, &[("shift", 0, 1), ("slots", 8, slots)]);
+    types.structure("page", 16, &[("index", 8, 1)]);
     let text = types.structure("qstr", 16, &[("len", 4, 1), ("name", 8, 1)]);
     types.structure("dentry", 32, &[("d_parent", 0, 1), ("d_name", 8, text)]);
     let mount = types.structure("vfsmount", 8, &[("mnt_root", 0, 1)]);
@@ -148,15 +154,66 @@ const VDSO_AREA: u64 = 0x8540;
 const FILE: u64 = 0x8600;
 const MODULES: u64 = 0x9000;
 const MODULE: [u64; 2] = [0x9100, 0x9200];
+const INODE: u64 = 0x9300;
+const VMEMMAP_BASE: u64 = 0x9400;
+const NODE: u64 = 0xd000;
+/// The array of `struct page`, and the one page that is in memory of the file.
+const PAGES: u64 = 0xc000;
+const CONTENTS: u64 = 0xe000;
 const CODE: u64 = 0xffff_ffff_c000_0000;
+
+/// An ELF file's first page: code from 0x5000 in the file at 0x401000, and a function in it from 0x401200 on.
+fn elf() -> Vec<u8> {
+    let mut bytes = vec![0; 0x400];
+    let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+    put(0, b"\x7fELF\x02\x01\x01");
+    put(16, &[2, 0, 62, 0, 1]);
+    // Program headers, section headers.
+    for (at, value) in [(32, 64u64), (40, 128)] {
+        put(at, &value.to_le_bytes());
+    }
+    put(52, &[64, 0, 56, 0, 1, 0, 64, 0, 4, 0, 3]);
+    put(64, &[1, 0, 0, 0, 5]);
+    for (n, value) in [0x5000u64, 0x40_1000, 0x40_1000, 0x2000, 0x2000].into_iter().enumerate() {
+        put(72 + 8 * n, &value.to_le_bytes());
+    }
+    // .symtab, .strtab, .shstrtab: name, type, offset, size, link, entry size.
+    for (n, (name, kind, offset, size, link, entry)) in
+        [(1u32, 2u32, 0x200u64, 72u64, 2u32, 24u64), (9, 3, 0x300, 16, 0, 0), (17, 3, 0x320, 27, 0, 0)]
+            .into_iter()
+            .enumerate()
+    {
+        let at = 192 + 64 * n;
+        put(at, &name.to_le_bytes());
+        put(at + 4, &kind.to_le_bytes());
+        put(at + 24, &offset.to_le_bytes());
+        put(at + 32, &size.to_le_bytes());
+        put(at + 40, &link.to_le_bytes());
+        put(at + 56, &entry.to_le_bytes());
+    }
+    // A function, and an object that begins later.
+    for (n, (name, info, start, size)) in
+        [(1u32, 0x12u8, 0x40_1200u64, 0x80u64), (7, 0x11, 0x40_1220, 8)].into_iter().enumerate()
+    {
+        let at = 0x200 + 24 * (n + 1);
+        put(at, &name.to_le_bytes());
+        put(at + 4, &[info, 0, 1, 0]);
+        put(at + 8, &start.to_le_bytes());
+        put(at + 16, &size.to_le_bytes());
+    }
+    put(0x300, b"\0steps\0table\0");
+    put(0x320, b"\0.symtab\0.strtab\0.shstrtab\0");
+    bytes
+}
 
 /// A process `sh` with `/mnt/bin/tool` at 0x401000, and modules `first` and `second`.
 fn kernel(new_modules: bool) -> (Bytes, OfGuest) {
     let mut memory = Bytes(vec![0; SIZE]);
-    for (entry, table) in [(273, 0x2000), (511, 0x3000)] {
+    for (entry, table) in [(0, 0x6000), (273, 0x2000), (511, 0x3000)] {
         memory.long(CR3 + 8 * entry, table | 3);
     }
     // Large pages of 1 GiB from physical 0.
+    memory.long(0x6000, 0x83);
     memory.long(0x2000, 0x83);
     memory.long(0x3000 + 8 * 510, 0x83);
     let btf = types(new_modules).bytes();
@@ -199,6 +256,15 @@ fn kernel(new_modules: bool) -> (Bytes, OfGuest) {
         memory.put(dentry + 0x20, name.as_bytes());
     }
 
+    memory.long(FILE, DIRECT + INODE);
+    // Its address space is behind it.
+    for (n, value) in [DIRECT + INODE + 24, 77, 0x7000, DIRECT + NODE + 2].into_iter().enumerate() {
+        memory.long(INODE + 8 * n as u64, value);
+    }
+    memory.long(NODE + 8, DIRECT + PAGES + CONTENTS / 4096 * 16);
+    memory.put(CONTENTS, &elf());
+    memory.long(VMEMMAP_BASE, DIRECT + PAGES);
+
     memory.long(MODULES, DIRECT + MODULE[0] + 8);
     memory.long(MODULE[0] + 8, DIRECT + MODULE[1] + 8);
     memory.long(MODULE[1] + 8, IMAGE + MODULES);
@@ -225,6 +291,7 @@ fn kernel(new_modules: bool) -> (Bytes, OfGuest) {
         ("__start_BTF", BTF),
         ("__stop_BTF", BTF + btf.len() as u64),
         ("modules", MODULES),
+        ("vmemmap_base", VMEMMAP_BASE),
     ];
     let mut own = Symbols::new(names.map(|(name, at)| (IMAGE + at, name.to_owned())).to_vec(), "test".into());
     own.per_cpu.push((CURRENT, "current_task".into()));
@@ -253,6 +320,13 @@ fn user_code_is_of_a_process_and_a_file() {
     let place = names.place(&sight(0x40_1234)).unwrap();
     assert_eq!(place.process, Some(Process { name: "sh".into(), id: 42 }));
     assert_eq!(place.file, Some(FilePlace { path: "/mnt/bin/tool".into(), offset: 0x5234 }));
+    assert_eq!(place.symbol.as_deref(), Some("steps+0x34 [tool]"));
+    let behind = names.place(&sight(0x40_1280)).unwrap();
+    assert_eq!(behind.symbol, None, "the function has ended");
+    let callers = names.callers(&sight(0x40_1234), &[0x40_1234, 0x40_1300, IMAGE, 0x50_0000]);
+    assert_eq!(callers.process.as_deref(), Some("sh"));
+    let frames: Vec<_> = callers.frames.iter().map(Option::as_deref).collect();
+    assert_eq!(frames, [Some("steps [tool]"), Some("tool+0x5000"), None, None]);
     let vdso = names.place(&sight(0x7000_0000_1a10)).unwrap().file.unwrap();
     assert_eq!((vdso.path.as_str(), vdso.offset), ("[vdso]", 0xa10));
     let nothing = names.place(&sight(0x50_0000)).unwrap();
