@@ -9,6 +9,8 @@ use std::{
 };
 
 use profiler::{
+    model::{Block, Code, FilePlace, Member, Process, Profile, Tier, VersionOf},
+    report,
     store::{self, Directory},
     symbols::Symbols,
 };
@@ -58,6 +60,15 @@ set("tier", "");
 set("ring", "user");
 seen.users = rows().length;
 set("ring", "");
+seen.processes = at("process").hidden ? null : [...at("process").options].map((option) => option.value);
+if (seen.processes) {
+  set("process", seen.processes[1]);
+  seen.of_process = rows().map((row) => cell(row, column("block")));
+  set("process", "");
+  set("search", "tool");
+  seen.of_file = rows().map((row) => cell(row, column("block")));
+  set("search", "");
+}
 seen.hidden = at("detail").hidden;
 // Of the region with the most instructions.
 set("tier", "region");
@@ -165,6 +176,38 @@ fn seen(folder: &Path) -> serde_json::Value {
 }
 
 #[test]
+fn processes_can_be_chosen() {
+    let folder = folder("report-processes");
+    let block = |rip, name: &str, file: Option<&str>, executed| Block {
+        rip,
+        user: true,
+        executed,
+        executions: 1,
+        process: Some(Process { name: name.into(), id: 7 }),
+        file: file.map(|path| FilePlace { path: path.into(), offset: rip & 0xfff }),
+        versions: vec![VersionOf { code: 0, member: 0 }],
+        ..Block::default()
+    };
+    let code = Code {
+        tier: Tier::Region,
+        members: vec![Member { block: Some(0), ..Member::default() }],
+        ..Code::default()
+    };
+    let mut named = block(0x40_3000, "<i>b", Some("/bin/tool"), 50);
+    named.symbol = Some("main [tool]".into());
+    let blocks =
+        vec![block(0x40_1010, "a", None, 90), block(0x40_2020, "<i>b", Some("/bin/tool"), 60), named];
+    let profile = Profile { blocks, code: vec![code], ..Profile::default() };
+    let directory = Directory::create(&folder.join("profile")).unwrap();
+    directory.write(store::REPORT, report::html(&profile).as_bytes()).unwrap();
+    let seen = seen(&folder);
+    assert_eq!(seen["processes"], serde_json::json!(["", "<i>b", "a"]), "most first");
+    assert_eq!(seen["of_process"], serde_json::json!(["<i>b: tool+0x20", "<i>b: main [tool]"]));
+    assert_eq!(seen["of_file"], seen["of_process"]);
+    fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
 fn source_lines_have_a_column() {
     let folder = folder("report-lines");
     let image = kernel::compile(&folder.join("kernel.elf"), 1);
@@ -187,7 +230,7 @@ fn the_report_works_in_a_browser() {
     let folder = folder("report");
     profile_of(assemble("exceptions", &folder), None, &folder);
     let seen = seen(&folder);
-    assert!(seen["sources"].is_null(), "no lines, no column");
+    assert!(seen["sources"].is_null() && seen["processes"].is_null(), "no lines, no column; no processes");
     assert!(text(&seen["title"]).ends_with("exceptions.elf: profile"), "{seen}");
     assert!(text(&seen["notes"]).contains("Counts are exact"), "{seen}");
     let rows = seen["rows"].as_u64().unwrap();

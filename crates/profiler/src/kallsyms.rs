@@ -74,19 +74,16 @@ pub fn find_banner_in(bytes: &[u8]) -> Option<String> {
 
 /// Calls `found` with every place of a pattern, of up to 64 bytes, until that says it is satisfied.
 pub(crate) fn search(memory: &dyn GuestMemory, pattern: &[u8], mut found: impl FnMut(u64) -> bool) {
+    let finder = memchr::memmem::Finder::new(pattern);
     let mut buffer = vec![0; CHUNK + OVERLAP];
     let mut at = 0;
     while at < memory.size() {
         let length = buffer.len().min((memory.size() - at) as usize);
         let bytes = &mut buffer[..length];
         if memory.read(at, bytes) {
-            let mut from = 0;
-            while let Some(next) = bytes[from..].iter().position(|&byte| byte == pattern[0]) {
-                let place = from + next;
-                if place < CHUNK && bytes[place..].starts_with(pattern) && found(at + place as u64) {
-                    return;
-                }
-                from = place + 1;
+            // Those that begin in the overlap are found again.
+            if finder.find_iter(bytes).any(|place| place < CHUNK && found(at + place as u64)) {
+                return;
             }
         }
         at += CHUNK as u64;

@@ -138,10 +138,12 @@ function filtered() {
   const wanted = at("search").value.trim().toLowerCase();
   const tier = at("tier").value;
   const ring = at("ring").value;
+  const process = at("process").value;
   const found = data.blocks.filter((block) =>
     (!wanted || [block.name, block.file && block.file.path, block.line].some((text) => (text || "").toLowerCase().includes(wanted)) || block.rip.includes(wanted) || block.physical.includes(wanted)) &&
     (!tier || block.tier === tier) &&
-    (!ring || block.user === (ring === "user")));
+    (!ring || block.user === (ring === "user")) &&
+    (!process || (block.process && block.process.name === process)));
   const key = COLUMNS[sorted.column].key;
   const sign = sorted.down ? -1 : 1;
   return found.sort((a, b) => sign * (key(a) < key(b) ? -1 : key(a) > key(b) ? 1 : 0));
@@ -244,9 +246,21 @@ function show(row, code) {
   at("listing").replaceChildren(list);
 }
 
+// Those whose code has executed most come first.
+function processes() {
+  const sums = new Map();
+  for (const block of data.blocks) {
+    if (block.process) sums.set(block.process.name, (sums.get(block.process.name) || 0) + block.executed);
+  }
+  const names = [...sums].sort((a, b) => b[1] - a[1]).map(([name]) => name);
+  at("process").append(...names.map((name) => make("option", name, { value: name })));
+  at("process").hidden = !names.length;
+}
+
 head();
 timeline();
+processes();
 bars(at("exits"), data.exits);
-for (const id of ["search", "tier", "ring"]) at(id).oninput = () => { rows = PAGE; table(); };
+for (const id of ["search", "tier", "ring", "process"]) at(id).oninput = () => { rows = PAGE; table(); };
 at("more").onclick = () => { rows += PAGE; table(); };
 table();
