@@ -58,7 +58,9 @@ impl HelperTable {
                 RuntimeHelper::SelectView => select_view as *const u8,
                 RuntimeHelper::ReadTsc => read_tsc as *const u8,
                 RuntimeHelper::SystemTransfer => system_transfer as *const u8,
-                RuntimeHelper::MakeRecent => translator::recent::make as *const u8,
+                RuntimeHelper::MakeRecent => translator::misses::make as *const u8,
+                RuntimeHelper::FillMiss => translator::misses::fill as *const u8,
+                RuntimeHelper::StackMiss => translator::misses::stack as *const u8,
             };
         }
         let mut slow_paths = [load::<1> as SlowPathFn; SlowPath::ALL.len()];
@@ -307,11 +309,11 @@ unsafe extern "C" fn fill<const WRITE: bool>(
     if address & alignment != 0 {
         return 0;
     }
-    let done = mmu.try_fill(state, GuestVirt(address), bytes, WRITE);
-    if !done {
+    let addend = mmu.try_fill(state, GuestVirt(address), bytes, WRITE);
+    if addend.is_none() {
         abandon(state, mmu);
     }
-    done.into()
+    answer(state, addend)
 }
 
 unsafe extern "C" fn vector_op(state: *mut CpuState, operation: u64, immediate: u64) {

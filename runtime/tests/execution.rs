@@ -275,3 +275,56 @@ fn recent_pages_follow_the_page_tables() {
         assert_eq!(guest.rax(), expected);
     });
 }
+
+#[test]
+fn stack_accesses_that_leave_the_page_or_its_rights() {
+    // A frame across two pages, of which the upper one can only be read: what an access by RSP proved for one page must serve no
+    // access in another, no store where it was a load, and nothing once RSP is another.
+    let code = guest!(
+        "mov ecx, 40",
+        "xor eax, eax",
+        "mov rsp, 0x181000",
+        "4: mov rdx, 7",
+        // Written, then read over the page's end, then stored to where that load was.
+        "mov [rsp - 16], rdx",
+        "mov rsi, [rsp - 12]",
+        "mov rdi, [rsp]",
+        "add rax, rdi",
+        "mov [rsp], rdx",
+        "add rax, rsi",
+        "push rcx",
+        "pop rbx",
+        "add rax, rbx",
+        "lea rbx, [rip + 5f]",
+        "push rbx",
+        "pop rsp",
+        "pop r9",
+        "mov rsp, 0x181000",
+        "dec ecx",
+        "jnz 4b",
+        "hlt",
+        ".balign 4096",
+        ".space 16",
+        "5: .quad 0x1234",
+    );
+    everywhere(|config| {
+        let mut guest = Guest::new(config, code);
+        // Of a store that is refused: counts it in R8 and goes on after it.
+        guest.handler(
+            14,
+            guest!(
+                "inc r8",
+                "add rsp, 8",
+                "add qword ptr [rsp], 4", // the instruction's length
+                "iretq",
+            ),
+        );
+        guest.write(common::TABLE + 0x181 * 8, &(0x18_1000_u64 | 1).to_le_bytes());
+        guest.set(|state| state.cr0 |= 1 << 16);
+        guest.write(0x18_1000, &9_u64.to_le_bytes());
+        guest.halt();
+        assert_eq!(guest.gpr(8), 40, "every store to the page is refused");
+        assert_eq!(guest.gpr(9), 0x1234);
+        assert_eq!(guest.read(0x18_1000), 9);
+    });
+}

@@ -40,7 +40,7 @@
 //! CpuState are stored before it. On a miss the cold path writes back flags and count, stores the instruction's rip and, in `scratch[1]`, how many of the
 //! block's instructions (this one included) are not executed if it is abandoned; then it calls a thunk of the
 //! `PreserveAll` convention, whose arguments (address, value) are in `scratch[2]` and those after it
-//! ([`SlowPath::argument`]). The thunk either did the access (loads: result in
+//! ([`SlowPath::argument`]). (Blocks of the template translator go by [`crate::misses`], which does the same from less.) The thunk either did the access (loads: result in
 //! `scratch[0]`, vectors in `scratch_vector[0]`) and returns, or it abandons the frame: `instructions -= scratch[1]`,
 //! the stack pointer goes back to `host_stack`, and the entry thunk returns [`Leave::Step`]. Whatever is not plain
 //! RAM with permission is abandoned (faults, MMIO, code pages): the interpreter then does that one instruction,
@@ -165,8 +165,12 @@ pub enum RuntimeHelper {
     /// it is to be abandoned, 1 if the guest goes on at the state's rip in the state's mode, 2 if the runtime has to look
     /// first. Compiled code that has called it only leaves.
     SystemTransfer,
-    /// [`crate::recent::make`], of the `PreserveAll` convention too; its arguments are where those of thunks are.
+    /// [`crate::misses::make`], of the `PreserveAll` convention too; its arguments are where those of thunks are.
     MakeRecent,
+    /// [`crate::misses::fill`], likewise.
+    FillMiss,
+    /// [`crate::misses::stack`], likewise.
+    StackMiss,
 }
 
 /// A way between privilege levels that compiled code takes without leaving, with the monitor's help.
@@ -218,6 +222,8 @@ impl RuntimeHelper {
         Self::ReadTsc,
         Self::SystemTransfer,
         Self::MakeRecent,
+        Self::FillMiss,
+        Self::StackMiss,
     ];
 }
 
@@ -267,8 +273,8 @@ pub enum SlowPath {
     ProbeWrite,
     /// (): no access, and never abandoned: settles the lazy flags.
     SettleFlags,
-    /// (address, bytes, alignment mask): no access, but the inline lookup of a load will hit after it. Abandoned where it
-    /// would not: across pages, outside plain RAM, for an address that has bits of the mask.
+    /// (address, bytes, alignment mask): no access, but the inline lookup of a load will hit after it; the page's addend to
+    /// `scratch[0]`. Abandoned where it would not: across pages, outside plain RAM, for an address that has bits of the mask.
     FillRead,
     /// The same for a store or an update.
     FillWrite,

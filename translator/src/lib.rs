@@ -9,8 +9,9 @@ mod finish;
 pub mod instrument;
 mod lift;
 mod locality;
+pub mod misses;
 pub mod mxcsr;
-pub mod recent;
+
 pub mod region;
 mod settings;
 mod substitute;

@@ -10,19 +10,23 @@ use x86::{Width, state};
 
 const RSP: u8 = state::RSP as u8;
 
+/// The number of the recent page for accesses by a base register. That of RSP is 0: its place is a displacement of 8 bits.
+pub(crate) const fn page_of(base: u8) -> usize {
+    (base ^ RSP) as usize
+}
+
 /// Set of general registers.
 pub(crate) type Set = u16;
 
-/// The recent page in which an access of `insn` is looked up first, if the registers `strange` point anywhere: that of its base
-/// register's number.
+/// The recent page in which an access of `insn` is looked up first, if the registers `strange` point anywhere.
 pub(crate) fn recent_page(insn: &Insn, strange: Set, small: Set) -> Option<usize> {
     if insn.operands.contains(&Operand::Memory) {
         let MemoryOperand { base, index, .. } = insn.memory;
         let known = base == RSP || has(base) && strange & bit(base) == 0 && bit(index) & !small == 0;
-        return known.then_some(base.into());
+        return known.then(|| page_of(base));
     }
     use Mnemonic::*;
-    matches!(insn.mnemonic, Push | Pop | Call | Ret | Pushfq | Popfq).then_some(RSP.into())
+    matches!(insn.mnemonic, Push | Pop | Call | Ret | Pushfq | Popfq).then_some(page_of(RSP))
 }
 
 /// Which registers point anywhere after `insn`, if before it `strange` do.

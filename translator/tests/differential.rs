@@ -163,7 +163,8 @@ unsafe extern "C" fn probe_write(s: S, address: u64, bytes: u64, _: u64, _: u64)
 
 unsafe extern "C" fn fill<const WRITE: bool>(s: S, address: u64, bytes: u64, mask: u64, _: u64) -> u64 {
     let (state, mmu) = mmu(s);
-    (address & mask == 0 && mmu.try_fill(state, GuestVirt(address), bytes, WRITE)).into()
+    let addend = mmu.try_fill(state, GuestVirt(address), bytes, WRITE).filter(|_| address & mask == 0);
+    addend.map_or(0, |addend| done(s, Ok(addend)))
 }
 
 fn thunks() -> &'static Thunks {

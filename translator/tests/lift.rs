@@ -1,5 +1,5 @@
-//! Golden lifts: `tests/lift/*.txt` in the repository's root, each a guest block with its CLIF, its host code and the
-//! number of host instructions, so that a change for the worse shows in a diff. `BLESS=1` (or `cargo xtask bless`)
+//! Golden lifts: `tests/lift/*.txt` in the repository's root, each a guest block with its CLIF (or what templates make of it), its host code and
+//! the number of host instructions, so that a change for the worse shows in a diff. `BLESS=1` (or `cargo xtask bless`)
 //! rewrites what follows the line of dashes.
 
 mod common;
@@ -10,7 +10,7 @@ use common::{long_mode_state, protected_state};
 use iced_x86::{Decoder, DecoderOptions, Formatter, NasmFormatter};
 use semantics::{Operand, decode::decode_block};
 use transvisor_translator::{
-    CodeBlock, HostCode, Options, Translator,
+    CodeBlock, HostCode, Options, TemplateTranslator, Translator,
     region::{Region, RegionBlock},
 };
 use x86::Mode;
@@ -18,17 +18,23 @@ use x86::Mode;
 const SEPARATOR: &str = "----\n";
 
 /// What stands above the dashes: comments (`#`), `mode 32`, `rip 401000`, `region` (all blocks that can be reached from
-/// the first one, together), and lines of bytes.
+/// the first one, together), `template` (by templates), and lines of bytes.
 struct Case {
     mode: Mode,
     rip: u64,
     region: bool,
+    template: bool,
     bytes: Vec<u8>,
 }
 
 fn parse(name: &str, text: &str) -> Case {
-    let mut case =
-        Case { mode: long_mode_state().mode, rip: 0xffff_ffff_8100_0100, region: false, bytes: Vec::new() };
+    let mut case = Case {
+        mode: long_mode_state().mode,
+        rip: 0xffff_ffff_8100_0100,
+        region: false,
+        template: false,
+        bytes: Vec::new(),
+    };
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
         let hex =
             |digits| u64::from_str_radix(digits, 16).unwrap_or_else(|_| panic!("{name}: {line}: no hex"));
@@ -36,6 +42,8 @@ fn parse(name: &str, text: &str) -> Case {
             case.rip = hex(rip);
         } else if line == "region" {
             case.region = true;
+        } else if line == "template" {
+            case.template = true;
         } else if line == "mode 32" {
             case.mode = protected_state().mode;
         } else {
@@ -68,11 +76,11 @@ fn region(case: &Case) -> Region {
     Region { blocks }
 }
 
-fn guest_assembly(case: &Case) -> String {
+fn assembly(bits: u32, bytes: &[u8], rip: u64) -> String {
     let mut text = String::new();
     let mut formatter = NasmFormatter::new();
     formatter.options_mut().set_space_after_operand_separator(true);
-    let decoder = Decoder::with_ip(case.mode.code_bits(), &case.bytes, case.rip, DecoderOptions::NONE);
+    let decoder = Decoder::with_ip(bits, bytes, rip, DecoderOptions::NONE);
     for instruction in decoder {
         write!(text, "{:x}  ", instruction.ip()).unwrap();
         formatter.format(&instruction, &mut text);
@@ -82,23 +90,26 @@ fn guest_assembly(case: &Case) -> String {
 }
 
 fn describe(case: &Case, block: &CodeBlock) -> String {
-    let text = block.text.as_ref().expect("text was asked for");
-    let host = text.assembly.lines().count();
+    let (host_assembly, clif) = match &block.text {
+        Some(text) => (text.assembly.clone(), text.clif.as_str()),
+        None => (assembly(64, &block.code, 0), ""),
+    };
+    let host = host_assembly.lines().count();
     let mut out = String::new();
     write!(
         out,
         "guest: {} instructions, {} bytes\n{}",
         block.guest_instructions,
         block.guest_bytes,
-        guest_assembly(case)
+        assembly(case.mode.code_bits(), &case.bytes, case.rip)
     )
     .unwrap();
-    write!(out, "\nhost: {host} instructions, {} bytes\n{}\n", block.code.len(), text.assembly).unwrap();
+    write!(out, "\nhost: {host} instructions, {} bytes\n{}\n", block.code.len(), host_assembly).unwrap();
     for (n, exit) in block.exits.iter().enumerate() {
         let guard = if exit.guarded { ", guarded" } else { "" };
         writeln!(out, "slot {n}: {:x}{guard}", exit.target).unwrap();
     }
-    write!(out, "\n{}", text.clif).unwrap();
+    write!(out, "\n{clif}").unwrap();
     out
 }
 
@@ -121,7 +132,10 @@ fn lifts_are_as_written_down() {
         let text = fs::read_to_string(&path).unwrap();
         let (head, golden) = text.split_once(SEPARATOR).unwrap_or((&text, ""));
         let case = parse(&name, head);
-        let translated = if case.region {
+        let mut templates = TemplateTranslator::new();
+        let translated = if case.template {
+            templates.translate(&decode_block(&case.bytes, case.rip, case.mode), None).cloned()
+        } else if case.region {
             translator.translate_region(&region(&case))
         } else {
             translator.translate(&decode_block(&case.bytes, case.rip, case.mode))

@@ -143,6 +143,7 @@ impl Assembler {
         /// The low 32 bits, zero-extended.
         lea32(to: Reg, from: Mem) = leal_rm(to, from);
         add_from(to: Reg, from: Mem) = addq_rm(to, Operand::from(from));
+        subtract_from(to: Reg, from: Mem) = subq_rm(to, Operand::from(from));
         and_from(to: Reg, from: Mem) = andq_rm(to, Operand::from(from));
         and_immediate(to: Reg, value: i32) = andq_mi_sxl(to, value);
         and_memory(to: Mem, value: i32) = andq_mi_sxl(Operand::from(to), value);
@@ -159,6 +160,7 @@ impl Assembler {
         compare_registers32(a: Reg, b: Reg) = cmpl_rm(a, b);
         compare_immediate(a: Mem, b: i32) = cmpq_mi(Operand::from(a), b);
         compare_immediate_register(a: Reg, b: i8) = cmpq_mi_sxb(a, b);
+        compare_immediate_register32(a: Reg, b: i32) = cmpl_mi(a, b as u32);
         compare_immediate32(a: Mem, b: i8) = cmpl_mi_sxb(Operand::from(a), b);
         shift_right(to: Reg, by: u8) = shrq_mi(to, by);
         shift_left(to: Reg, by: u8) = shlq_mi(to, by);
@@ -224,6 +226,12 @@ impl Assembler {
         Jump(self.code.len())
     }
 
+    /// Calls what comes later.
+    pub fn call_forward(&mut self) -> Jump {
+        self.code.extend([0xe8, 0, 0, 0, 0]);
+        Jump(self.code.len())
+    }
+
     /// Jumps back.
     pub fn jump_back(&mut self, to: usize) {
         let jump = self.jump();
@@ -235,7 +243,7 @@ impl Assembler {
         self.bind_at(jump, self.code.len());
     }
 
-    fn bind_at(&mut self, jump: Jump, target: usize) {
+    pub fn bind_at(&mut self, jump: Jump, target: usize) {
         let distance = target.wrapping_sub(jump.0) as i32;
         self.patch32(jump.0 - 4, distance);
     }

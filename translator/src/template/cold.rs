@@ -2,16 +2,17 @@
 
 use core::mem::offset_of;
 
-use x86::CpuState;
+use x86::{CpuState, PAGE_MASK};
 
 use super::{
     Template,
     assembler::{Jump, Mem, RAX, RCX, RDI, RSI, Reg, STATE},
-    memory::Address,
+    memory::{Access, Address, FAR},
 };
 use crate::{
-    abi::{ChainSlot, FIRST_RUNTIME_HELPER, FIRST_THUNK, Leave, RuntimeHelper, SlowPath},
+    abi::{ChainSlot, FIRST_RUNTIME_HELPER, Leave, RuntimeHelper, SlowPath},
     instrument::Event,
+    misses::Miss,
 };
 
 const RIP: usize = offset_of!(CpuState, rip);
@@ -34,7 +35,10 @@ pub(super) struct Cold {
 #[derive(Clone, Copy)]
 pub(super) enum ColdKind {
     /// Fills the TLB for an access and has it looked up again, or abandons the instruction.
-    Miss { address: Address, bytes: u8, alignment: u8, write: bool, temporaries: [Reg; 2] },
+    Miss { address: Address, access: Access, temporaries: [Reg; 2] },
+    /// Makes the recent page of RSP that of an access, or abandons the instruction. The temporaries are what
+    /// [`super::memory::StackPage`] says; `forgets`: only that the page can be read is known then, though more was known before.
+    Stack { base: Reg, displacement: i32, access: Access, temporaries: [Reg; 2], forgets: bool },
     /// Leaves with a reason, at the block's start.
     AtEntry(Leave),
     /// Leaves by a guarded slot.
@@ -47,6 +51,14 @@ pub(super) enum ColdKind {
     Call(usize),
     /// Does the instruction once more, through a chain slot, and so with a poll. The state is settled.
     Again,
+}
+
+/// A call of what the misses of a block have in common.
+#[derive(Clone, Copy)]
+pub(super) struct Tail {
+    call: Jump,
+    helper: RuntimeHelper,
+    temporaries: [Reg; 2],
 }
 
 impl Template<'_> {
@@ -64,20 +76,21 @@ impl Template<'_> {
             let rip = self.insns[cold.index].rip;
             let uncounted = i32::from(counted) - cold.index as i32;
             match cold.kind {
-                ColdKind::Miss { address, bytes, alignment, write, temporaries } => {
+                ColdKind::Miss { address, access, temporaries } => {
+                    self.linear(address, temporaries[0]);
+                    self.miss(cold.index, access, RuntimeHelper::FillMiss, temporaries, uncounted);
+                    self.asm.jump_back(cold.resume);
+                }
+                ColdKind::Stack { base, displacement, access, temporaries, forgets } => {
                     let [first, second] = temporaries;
-                    self.linear(address, first);
-                    self.asm.store(Mem::state(SlowPath::argument(0)), first);
-                    self.asm.store_immediate(Mem::state(SlowPath::argument(1)), bytes.into());
-                    self.asm.store_immediate(Mem::state(SlowPath::argument(2)), alignment.into());
-                    self.asm.store_constant(Mem::state(RIP), rip, second);
-                    self.asm.store_immediate(Mem::state(SCRATCH + 8), uncounted);
-                    let path = if write { SlowPath::FillWrite } else { SlowPath::FillRead };
-                    self.count_call(FIRST_THUNK + path as usize, second);
-                    // The thunk does not come back from an access that is abandoned.
-                    self.count_event(Event::Undone, uncounted, second);
-                    self.call_thunk(path, second);
-                    self.count_event(Event::Undone, -uncounted, second);
+                    self.linear(Address::Based { base, displacement }, first);
+                    self.miss(cold.index, access, RuntimeHelper::StackMiss, temporaries, uncounted);
+                    self.asm.load(second, Mem::state(SCRATCH));
+                    if forgets {
+                        self.asm.constant(first, FAR);
+                    } else {
+                        self.asm.and_immediate(first, !PAGE_MASK as i32);
+                    }
                     self.asm.jump_back(cold.resume);
                 }
                 ColdKind::Call(entry) => {
@@ -118,7 +131,58 @@ impl Template<'_> {
                 }
             }
         }
+        self.write_tails();
         self.end_source();
+    }
+
+    /// Calls what sees to a miss of an instruction's access, whose address is in the first temporary.
+    fn miss(
+        &mut self,
+        index: usize,
+        access: Access,
+        helper: RuntimeHelper,
+        temporaries: [Reg; 2],
+        uncounted: i32,
+    ) {
+        let second = temporaries[1];
+        let miss = Miss {
+            bytes: access.bytes,
+            write: access.write,
+            aligned: access.aligned,
+            uncounted: uncounted as u8,
+            distance: self.insns[index].rip.wrapping_sub(self.insns[0].rip) as u16,
+        };
+        self.count_call(FIRST_RUNTIME_HELPER + helper as usize, second);
+        // What is called does not come back from an access that is abandoned.
+        self.count_event(Event::Undone, uncounted, second);
+        self.asm.constant(second, miss.packed().into());
+        let call = self.asm.call_forward();
+        self.tails.push(Tail { call, helper, temporaries });
+        self.count_event(Event::Undone, -uncounted, second);
+    }
+
+    /// What the misses of a block have in common, once for each helper and pair of registers.
+    fn write_tails(&mut self) {
+        let mut tails = core::mem::take(&mut self.tails);
+        while let Some(&Tail { helper, temporaries, .. }) = tails.first() {
+            let here = self.asm.code.len();
+            tails.retain(|tail| {
+                let same = tail.helper == helper && tail.temporaries == temporaries;
+                if same {
+                    self.asm.bind_at(tail.call, here);
+                }
+                !same
+            });
+            let [first, second] = temporaries;
+            self.asm.store(Mem::state(SlowPath::argument(0)), first);
+            self.asm.store(Mem::state(SCRATCH + 8), second);
+            self.asm.store_constant(Mem::state(RIP), self.insns[0].rip, second);
+            self.asm.load(second, Mem::state(offset_of!(CpuState, helpers)));
+            // Jumped to, it would find the stack out of alignment.
+            self.asm.call(Mem::new(second, 8 * (FIRST_RUNTIME_HELPER + helper as usize) as i32));
+            self.asm.ret();
+        }
+        self.tails = tails;
     }
 
     /// Returns to the runtime.
@@ -129,15 +193,6 @@ impl Template<'_> {
 
     pub(super) fn store_rip(&mut self, rip: u64) {
         self.asm.store_constant(Mem::state(RIP), rip, RCX);
-    }
-
-    /// Calls a thunk, by way of a register that it need not keep. Thunks keep all others.
-    fn call_thunk(&mut self, path: SlowPath, by: Reg) {
-        self.asm.load(by, Mem::state(offset_of!(CpuState, helpers)));
-        // The stack is 8 below a 16-byte boundary in a block.
-        self.asm.push(by);
-        self.asm.call(Mem::new(by, 8 * (FIRST_THUNK + path as usize) as i32));
-        self.asm.pop(by);
     }
 
     fn call_keeping_all(&mut self, entry: usize) {

@@ -2,7 +2,7 @@
 
 use iced_x86::{Code, Instruction, Mnemonic, OpCodeOperandKind, OpKind, Register as Iced};
 use semantics::{Insn, Operand, Register};
-use x86::Width;
+use x86::{Width, state};
 
 use super::{
     Declined, Template,
@@ -11,6 +11,8 @@ use super::{
     memory::Access,
     registers::numbers,
 };
+
+const STACK_POINTER: Register = Register { index: state::RSP as u8, width: Width::Qword, high: false };
 
 impl Template<'_> {
     /// The current instruction, as its row says.
@@ -62,6 +64,11 @@ impl Template<'_> {
         }
         for guest in numbers(effects.writes) {
             self.write(guest);
+        }
+        if insn.operand(0) == Operand::Gpr(STACK_POINTER) {
+            // Of an addition or subtraction of a constant: others do not keep what is known of the stack's page.
+            let by = insn.immediate as i32;
+            self.stack_moved(if insn.mnemonic == Mnemonic::Sub { by.wrapping_neg() } else { by });
         }
         if effects.xmm0 == Some(Use::Write) {
             self.write_xmm(0);

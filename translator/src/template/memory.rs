@@ -2,19 +2,25 @@
 //!
 //! A miss has the TLB filled and looks again, so the access itself is written once, whatever it is. What the TLB can't
 //! answer at all (page crossings, MMIO, code pages, faults, atomic operands out of alignment) is the interpreter's.
+//!
+//! Accesses by RSP are looked up in its recent page ([`memory::tlb::Recent`]), and those that follow in the same
+//! block are only compared with that page ([`StackPage`]).
 
 use core::mem::offset_of;
 
-use memory::tlb::{ENTRY_SHIFT, Entry, MAX_ENTRIES};
-use semantics::{Insn, MemoryOperand};
-use x86::{CpuState, PAGE_MASK, PAGE_SHIFT, Segment, SegmentRegister, Width};
+use iced_x86::Mnemonic;
+use memory::tlb::{ENTRY_SHIFT, Entry, MAX_ENTRIES, Recent, recent_offset};
+use semantics::{Insn, MemoryOperand, Operand};
+use x86::{CpuState, PAGE_MASK, PAGE_SHIFT, Segment, SegmentRegister, Width, state};
 
 use super::{
     Declined, Template,
     assembler::{Mem, Reg, condition},
     cold::{Cold, ColdKind},
 };
+use crate::locality::page_of;
 
+const RSP: u8 = state::RSP as u8;
 const TLB: usize = offset_of!(CpuState, tlb);
 const TLB_MASK: usize = offset_of!(CpuState, tlb_mask);
 const FETCH_TLB: usize = offset_of!(CpuState, fetch_tlb);
@@ -42,6 +48,23 @@ pub(super) enum Address {
     /// In the first temporary already.
     Ready,
 }
+
+/// What the first two temporaries hold after an access by RSP: how far it was from its page's start, and the page's addend.
+#[derive(Clone, Copy)]
+pub(super) struct StackPage {
+    /// From RSP as it now is to where that access was.
+    displacement: i32,
+    /// The page can be written too.
+    write: bool,
+    /// That access was a store.
+    stored: bool,
+}
+
+/// How far from it another access is compared with the same page: less than what [`FAR`] adds.
+const NEAR: i32 = 1 << 20;
+
+/// A distance from which no near access comes into the page.
+pub(super) const FAR: u64 = 1 << 24;
 
 /// An access.
 #[derive(Clone, Copy)]
@@ -120,6 +143,14 @@ impl Template<'_> {
     /// Looks an access up; gives the host operand, which holds the first two temporaries (of [`Address::Based`]: the
     /// second). Settles the state first, since this may fault.
     pub(super) fn lookup(&mut self, address: Address, access: Access) -> Result<Mem, Declined> {
+        if let Address::Based { base, displacement } = address
+            && base == self.registers.home(RSP)
+            && u64::from(access.bytes) <= Recent::BYTES
+            && !access.aligned
+        {
+            return self.stack_lookup(base, displacement, access);
+        }
+        self.stack_page = None;
         let beyond = if access.aligned { 0 } else { i32::from(access.bytes) - 1 };
         self.settle();
         self.lose_host_flags();
@@ -165,13 +196,7 @@ impl Template<'_> {
             }
         }
         let from = self.asm.jump_if(condition::NOT_EQUAL);
-        let kind = ColdKind::Miss {
-            address,
-            bytes: access.bytes,
-            alignment: if access.aligned { access.bytes - 1 } else { 0 },
-            write: access.write,
-            temporaries: [first, second],
-        };
+        let kind = ColdKind::Miss { address, access, temporaries: [first, second] };
         self.cold.push(Cold { from, resume, index: self.index, kind });
         self.asm.load(second, Mem::new(second, ADDEND));
         Ok(match address {
@@ -185,6 +210,82 @@ impl Template<'_> {
                 }
             },
         })
+    }
+
+    /// Looks an access by RSP up in its recent page, or compares it with the page that the last such access was in.
+    fn stack_lookup(&mut self, base: Reg, displacement: i32, access: Access) -> Result<Mem, Declined> {
+        self.settle();
+        self.lose_host_flags();
+        let [first, second, _] = self.registers.temporaries;
+        let known = self.stack_page.filter(|known| known.write || !access.write);
+        let near = known.and_then(|known| Some((known, displacement.checked_sub(known.displacement)?)));
+        let place = recent_offset(page_of(RSP));
+        let field = |offset: usize| Mem::new(second, place + offset as i32);
+        let (from, knows_write) = match near {
+            Some((known, 0)) if known.stored || !access.write => (None, known.write),
+            Some((known, delta)) if delta.abs() <= NEAR => {
+                if delta != 0 {
+                    self.asm.lea(first, Mem::new(first, delta));
+                }
+                self.asm.compare_immediate_register32(first, Recent::LIMIT as i32);
+                (Some(self.asm.jump_if(condition::ABOVE_OR_EQUAL)), known.write)
+            }
+            _ => {
+                self.asm.load(second, Mem::state(TLB));
+                self.linear(Address::Based { base, displacement }, first);
+                self.asm.subtract_from(first, field(offset_of!(Recent, page)));
+                let limit = if access.write { offset_of!(Recent, write) } else { offset_of!(Recent, read) };
+                self.asm.compare(first, field(limit));
+                let from = self.asm.jump_if(condition::ABOVE_OR_EQUAL);
+                self.asm.load(second, field(offset_of!(Recent, addend)));
+                (Some(from), access.write)
+            }
+        };
+        if let Some(from) = from {
+            let kind = ColdKind::Stack {
+                base,
+                displacement,
+                access,
+                temporaries: [first, second],
+                forgets: knows_write && !access.write,
+            };
+            self.cold.push(Cold { from, resume: self.asm.code.len(), index: self.index, kind });
+        }
+        let stored = access.write || from.is_none() && self.stack_page.is_some_and(|known| known.stored);
+        self.stack_page = Some(StackPage { displacement, write: knows_write, stored });
+        Ok(Mem::indexed(base, second, displacement))
+    }
+
+    /// RSP has changed by a constant.
+    pub(super) fn stack_moved(&mut self, by: i32) {
+        self.stack_page = self
+            .stack_page
+            .and_then(|known| Some(StackPage { displacement: known.displacement.checked_sub(by)?, ..known }));
+    }
+
+    /// Whether what is known of the stack's page outlives an instruction: its template has no other use for the first two temporaries, and
+    /// changes RSP in no other way than by [`Template::stack_moved`].
+    pub(super) fn keeps_stack_page(insn: &Insn) -> bool {
+        let is_rsp = |operand: Operand| matches!(operand, Operand::Gpr(register) if register.index == RSP);
+        let stack_operand = insn.memory.base == RSP && insn.memory.index == MemoryOperand::NONE;
+        let by_memory = insn.operands.contains(&Operand::Memory) && !stack_operand;
+        use Mnemonic::*;
+        match insn.mnemonic {
+            Push => matches!(insn.operand(0), Operand::Gpr(_)) || insn.operand(0) == Operand::Immediate,
+            Pop => !is_rsp(insn.operand(0)),
+            Ret | Nop | Endbr64 => true,
+            Call | Jmp => insn.operand(0) == Operand::Near,
+            Lea => insn.memory.base != MemoryOperand::NONE && !is_rsp(insn.operand(0)),
+            Mov | Movzx | Movsx | Movsxd | And | Or | Xor | Cmp | Test | Inc | Dec | Shl | Shr | Sar => {
+                !by_memory && !is_rsp(insn.operand(0))
+            }
+            Add | Sub => {
+                let by_constant =
+                    insn.operand(1) == Operand::Immediate && insn.operand_width(0) == Width::Qword;
+                !by_memory && (!is_rsp(insn.operand(0)) || by_constant)
+            }
+            _ => false,
+        }
     }
 
     /// From the offset in an endless array to the entry that says whether code may be fetched.

@@ -42,8 +42,9 @@ use crate::{
     lift::callouts::is_own,
 };
 use assembler::{Assembler, Mem, Reg, gpr_offset, xmm_offset};
-use cold::Cold;
+use cold::{Cold, Tail};
 use flags::Flags;
+use memory::StackPage;
 use registers::{Registers, numbers};
 
 /// An instruction that has no template, or that needs an encoding that there is not: it is left to the interpreter.
@@ -142,10 +143,13 @@ struct Template<'a> {
     /// Where the number of instructions to count is to be filled in.
     counted_at: usize,
     cold: Vec<Cold>,
+    tails: Vec<Tail>,
     relocations: Vec<Relocation>,
     exits: Vec<DirectExit>,
     /// The guest's MXCSR is known to be in the host's register.
     mxcsr_loaded: bool,
+    /// What the first two temporaries hold.
+    stack_page: Option<StackPage>,
     /// What the code counts, if it is to.
     instrumentation: Option<Instrumentation>,
 }
@@ -156,6 +160,7 @@ struct Mark {
     code: usize,
     cold: usize,
     mxcsr_loaded: bool,
+    stack_page: Option<StackPage>,
     registers: Registers,
     flags: Flags,
 }
@@ -174,9 +179,11 @@ impl<'a> Template<'a> {
             index: 0,
             counted_at: 0,
             cold: Vec::with_capacity(16),
+            tails: Vec::new(),
             relocations: Vec::new(),
             exits: Vec::new(),
             mxcsr_loaded: false,
+            stack_page: None,
             instrumentation: None,
         }
     }
@@ -192,13 +199,24 @@ impl<'a> Template<'a> {
                 self.settle();
                 let (registers, length) = Registers::plan(&block.insns[index..]);
                 self.registers = registers;
+                self.stack_page = None;
                 stretch_end = index + length;
+            }
+            let keeps_stack_page = Self::keeps_stack_page(insn);
+            if !keeps_stack_page {
+                self.stack_page = None;
             }
             let mark = self.mark();
             self.begin_source(index);
             let flow = if is_foreign { Err(Declined) } else { self.instruction(insn) };
             match flow {
-                Ok(Flow::Next) => bytes += u16::from(insn.length),
+                Ok(Flow::Next) => {
+                    bytes += u16::from(insn.length);
+                    if !keeps_stack_page {
+                        // Its own access may have looked the page up, and then RSP changed.
+                        self.stack_page = None;
+                    }
+                }
                 Ok(Flow::Ended) => return Ok((index as u16 + 1, bytes + u16::from(insn.length))),
                 Err(Declined) => {
                     if index == 0 {
@@ -273,14 +291,15 @@ impl<'a> Template<'a> {
 
     fn mark(&self) -> Mark {
         let (code, cold) = (self.asm.code.len(), self.cold.len());
-        Mark { code, cold, mxcsr_loaded: self.mxcsr_loaded, registers: self.registers, flags: self.flags }
+        let (mxcsr_loaded, stack_page) = (self.mxcsr_loaded, self.stack_page);
+        Mark { code, cold, mxcsr_loaded, stack_page, registers: self.registers, flags: self.flags }
     }
 
     fn reset(&mut self, mark: Mark) {
         self.asm.code.truncate(mark.code);
         self.cold.truncate(mark.cold);
         self.relocations.retain(|relocation| (relocation.offset as usize) < mark.code);
-        self.mxcsr_loaded = mark.mxcsr_loaded;
+        (self.mxcsr_loaded, self.stack_page) = (mark.mxcsr_loaded, mark.stack_page);
         (self.registers, self.flags) = (mark.registers, mark.flags);
     }
 

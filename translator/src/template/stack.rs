@@ -52,9 +52,13 @@ impl Template<'_> {
             Pushed::Constant(value) => {
                 let spare = self.registers.temporaries[0];
                 self.asm.store_constant(place, value, spare);
+                if i32::try_from(value as i64).is_err() {
+                    self.stack_page = None;
+                }
             }
         }
         self.asm.lea(top, Mem::new(top, -8));
+        self.stack_moved(-8);
         self.write(RSP);
         Ok(())
     }
@@ -76,6 +80,7 @@ impl Template<'_> {
         self.asm.load(to, place);
         if register.index != RSP {
             self.asm.lea(top, Mem::new(top, 8));
+            self.stack_moved(8);
             self.write(RSP);
         }
         Ok(Flow::Next)

@@ -15,7 +15,7 @@ use transvisor_translator::{
         ChainSlot, FIRST_HELPER, FIRST_RUNTIME_HELPER, FIRST_THUNK, JUMP_CACHE_ENTRIES, JumpEntry, Leave,
         RuntimeFunctions, RuntimeHelper, SlowPath, SlowPathFn, TABLE_LENGTH,
     },
-    mxcsr, recent,
+    misses, mxcsr,
 };
 use x86::{CpuState, Segment, SegmentRegister, control, segment::attribute};
 
@@ -168,7 +168,9 @@ pub fn function_table(thunks: &Thunks) -> FunctionTable {
     table[FIRST_RUNTIME_HELPER + RuntimeHelper::SelectView as usize] = nothing as *const u8;
     table[FIRST_RUNTIME_HELPER + RuntimeHelper::ReadTsc as usize] = nothing as *const u8;
     table[FIRST_RUNTIME_HELPER + RuntimeHelper::LoadMxcsr as usize] = mxcsr::load as *const u8;
-    table[FIRST_RUNTIME_HELPER + RuntimeHelper::MakeRecent as usize] = recent::make as *const u8;
+    table[FIRST_RUNTIME_HELPER + RuntimeHelper::MakeRecent as usize] = misses::make as *const u8;
+    table[FIRST_RUNTIME_HELPER + RuntimeHelper::FillMiss as usize] = misses::fill as *const u8;
+    table[FIRST_RUNTIME_HELPER + RuntimeHelper::StackMiss as usize] = misses::stack as *const u8;
     table[FIRST_RUNTIME_HELPER + RuntimeHelper::StoreMxcsr as usize] = mxcsr::store as *const u8;
     table[FIRST_THUNK..][..SlowPath::ALL.len()].copy_from_slice(thunks.addresses());
     table
@@ -536,6 +538,7 @@ unsafe extern "C" fn fill<const WRITE: bool>(
     unsafe {
         let entry = (*state).tlb.cast::<Entry>().add((page >> 12) as usize % ENTRIES);
         *entry = Entry { read: page, write, execute: page, addend };
+        (*state).scratch[0] = addend;
     }
     1
 }

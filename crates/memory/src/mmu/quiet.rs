@@ -68,7 +68,13 @@ impl Mmu {
     }
 
     /// Makes the inline lookup of an access hit, whose `length` bytes are in one page; false if it can't.
-    pub fn try_fill(&mut self, state: &CpuState, address: GuestVirt, length: u64, write: bool) -> bool {
+    pub fn try_fill(
+        &mut self,
+        state: &CpuState,
+        address: GuestVirt,
+        length: u64,
+        write: bool,
+    ) -> Option<u64> {
         let access = if write { Access::Write } else { Access::Read };
         self.fault = None;
         if self.plain_page(state, address, access).is_none() {
@@ -76,10 +82,10 @@ impl Mmu {
                 // Which of two pages faults first is the interpreter's to say.
                 self.fault = None;
             }
-            return false;
+            return None;
         }
         let entry = self.entry(address.0);
-        Self::hits(if write { entry.write } else { entry.read }, address, length)
+        Self::hits(if write { entry.write } else { entry.read }, address, length).then_some(entry.addend)
     }
 
     fn try_load_with(

@@ -1,0 +1,219 @@
+//! What compiled code calls where a lookup misses: naked functions that change no register but the flags.
+//!
+//! [`make`] makes a recent page ([`memory::tlb::Recent`]). Templates call the others, which take what they need to know packed into
+//! one word ([`Miss`]), because most of what templates write are cold paths.
+
+use core::arch::naked_asm;
+use core::mem::offset_of;
+
+use memory::tlb::{ENTRY_SHIFT, Entry, RECENT_MADE, Recent, recent_offset};
+use x86::{CpuState, PAGE_MASK, PAGE_SHIFT, state};
+
+use crate::{
+    abi::{FIRST_THUNK, SlowPath},
+    locality::page_of,
+};
+
+const RESULT: usize = offset_of!(CpuState, scratch);
+/// Where the packed [`Miss`] is, and then the number of instructions that are not done.
+const UNCOUNTED: usize = RESULT + 8;
+const ADDRESS: usize = SlowPath::argument(0);
+const BYTES: usize = SlowPath::argument(1);
+const ALIGNMENT: usize = SlowPath::argument(2);
+
+/// What an access that missed is, besides its address.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Miss {
+    pub bytes: u8,
+    pub write: bool,
+    /// Must be a multiple of `bytes`.
+    pub aligned: bool,
+    /// The block's instructions that are not done if it is abandoned, its own included.
+    pub uncounted: u8,
+    /// From the block's start to the instruction.
+    pub distance: u16,
+}
+
+const ALIGNED: u32 = 1 << 7;
+const UNCOUNTED_SHIFT: u32 = 8;
+const DISTANCE_SHIFT: u32 = 16;
+const WRITE: u32 = 1 << 31;
+const DISTANCE_BITS: u32 = 0x7fff;
+
+impl Miss {
+    /// In a word: bytes 7 bits, aligned 1, uncounted 8, distance 15, write 1.
+    pub fn packed(self) -> u32 {
+        debug_assert!(self.bytes < 0x80 && u32::from(self.distance) <= DISTANCE_BITS);
+        let flag = |set: bool, bit: u32| if set { bit } else { 0 };
+        u32::from(self.bytes)
+            | flag(self.aligned, ALIGNED)
+            | u32::from(self.uncounted) << UNCOUNTED_SHIFT
+            | u32::from(self.distance) << DISTANCE_SHIFT
+            | flag(self.write, WRITE)
+    }
+}
+
+/// An access of a template's block missed the TLB array: has it filled ([`SlowPath::FillRead`], [`SlowPath::FillWrite`]). The
+/// address is in `scratch[2]`, the packed [`Miss`] in `scratch[1]`, the block's start in `CpuState::rip`. r15 = state.
+///
+/// # Safety
+/// Called by compiled code, with r15 = the state.
+#[unsafe(naked)]
+pub unsafe extern "C" fn fill() {
+    naked_asm!(
+        "push rcx",
+        "push rax",
+        "mov eax, [r15 + {packed}]",
+        "mov ecx, eax",
+        "shr ecx, {distance_shift}",
+        "and ecx, {distance_bits}",
+        "add [r15 + {rip}], rcx",
+        "movzx ecx, ah",
+        "mov [r15 + {packed}], rcx",
+        "mov ecx, eax",
+        "and ecx, {aligned} - 1",
+        "mov [r15 + {bytes}], rcx",
+        "dec ecx",
+        "test al, {aligned}",
+        "jnz 2f",
+        "xor ecx, ecx",
+        "2: mov [r15 + {alignment}], rcx",
+        "mov rcx, [r15 + {helpers}]",
+        "test eax, eax",
+        "js 3f",
+        "mov rax, [rcx + {fill_read}]",
+        "jmp 4f",
+        "3: mov rax, [rcx + {fill_write}]",
+        // The thunk returns to who called.
+        "4: mov rcx, [rsp + 8]",
+        "mov [rsp + 8], rax",
+        "pop rax",
+        "ret",
+        packed = const UNCOUNTED,
+        rip = const offset_of!(CpuState, rip),
+        bytes = const BYTES,
+        alignment = const ALIGNMENT,
+        helpers = const offset_of!(CpuState, helpers),
+        aligned = const ALIGNED,
+        distance_shift = const DISTANCE_SHIFT,
+        distance_bits = const DISTANCE_BITS,
+        fill_read = const 8 * (FIRST_THUNK + SlowPath::FillRead as usize),
+        fill_write = const 8 * (FIRST_THUNK + SlowPath::FillWrite as usize),
+    )
+}
+
+/// An access by RSP of a template's block missed its recent page: makes that, if the TLB array has the page for the access, or
+/// goes on as [`fill`] does. Gives the page's addend in `scratch[0]`.
+///
+/// # Safety
+/// As for [`fill`].
+#[unsafe(naked)]
+pub unsafe extern "C" fn stack() {
+    naked_asm!(
+        "push rax",
+        "push rcx",
+        "mov qword ptr [r15 + {place}], {stack_page}",
+        "call {make}",
+        "mov rcx, [r15 + {tlb}]",
+        "mov rax, [r15 + {address}]",
+        "sub rax, [rcx + {page}]",
+        "cmp dword ptr [r15 + {packed}], 0",
+        "js 3f",
+        "cmp rax, [rcx + {read}]",
+        "jae 2f",
+        "4: mov rax, [rcx + {addend}]",
+        "mov [r15 + {result}], rax",
+        "pop rcx",
+        "pop rax",
+        "ret",
+        "3: cmp rax, [rcx + {write}]",
+        "jb 4b",
+        // A miss, or an access at the page's end.
+        "2: pop rcx",
+        "pop rax",
+        "jmp {fill}",
+        place = const SlowPath::argument(1),
+        stack_page = const recent_offset(page_of(state::RSP as u8)),
+        make = sym make,
+        fill = sym fill,
+        tlb = const offset_of!(CpuState, tlb),
+        address = const ADDRESS,
+        packed = const UNCOUNTED,
+        result = const RESULT,
+        page = const recent_offset(page_of(state::RSP as u8)) + offset_of!(Recent, page) as i32,
+        read = const recent_offset(page_of(state::RSP as u8)) + offset_of!(Recent, read) as i32,
+        write = const recent_offset(page_of(state::RSP as u8)) + offset_of!(Recent, write) as i32,
+        addend = const recent_offset(page_of(state::RSP as u8)) + offset_of!(Recent, addend) as i32,
+    )
+}
+
+/// Makes the recent page at `scratch[3]` bytes from the start of the TLB array that of the address in `scratch[2]`, with
+/// the rights that the array has for it: none, if the array does not know it. r15 = state.
+///
+/// # Safety
+/// Called by compiled code, with r15 = the state, whose array is valid; the place is that of a recent page.
+#[unsafe(naked)]
+pub unsafe extern "C" fn make() {
+    naked_asm!(
+        "push rax",
+        "push rcx",
+        "push rdx",
+        "push rsi",
+        "push rdi",
+        "mov rax, [r15 + {address}]",
+        "mov rdx, [r15 + {tlb}]",
+        "mov rcx, rax",
+        "shr rcx, {index_shift}",
+        "and rcx, [r15 + {mask}]",
+        "add rcx, rdx",
+        "mov dword ptr [rdx + {made}], 1",
+        "add rdx, [r15 + {place}]",
+        "and rax, {page_mask}",
+        "mov [rdx + {page}], rax",
+        "mov edi, {limit}",
+        "xor esi, esi",
+        "cmp rax, [rcx + {read_tag}]",
+        "cmove rsi, rdi",
+        "mov [rdx + {read}], rsi",
+        "mov esi, 0",
+        "cmp rax, [rcx + {write_tag}]",
+        "cmove rsi, rdi",
+        "mov [rdx + {write}], rsi",
+        "mov rsi, [rcx + {entry_addend}]",
+        "mov [rdx + {addend}], rsi",
+        "pop rdi",
+        "pop rsi",
+        "pop rdx",
+        "pop rcx",
+        "pop rax",
+        "ret",
+        made = const RECENT_MADE,
+        address = const SlowPath::argument(0),
+        place = const SlowPath::argument(1),
+        tlb = const offset_of!(CpuState, tlb),
+        mask = const offset_of!(CpuState, tlb_mask),
+        index_shift = const PAGE_SHIFT - ENTRY_SHIFT,
+        page_mask = const PAGE_MASK as i32,
+        limit = const Recent::LIMIT,
+        read_tag = const offset_of!(Entry, read),
+        write_tag = const offset_of!(Entry, write),
+        entry_addend = const offset_of!(Entry, addend),
+        page = const offset_of!(Recent, page),
+        read = const offset_of!(Recent, read),
+        write = const offset_of!(Recent, write),
+        addend = const offset_of!(Recent, addend),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_of_a_packed_miss_keep_apart() {
+        let all = Miss { bytes: 0x7f, write: true, aligned: true, uncounted: 0xff, distance: 0x7fff };
+        assert_eq!(all.packed(), u32::MAX);
+        let one = Miss { bytes: 8, write: false, aligned: false, uncounted: 3, distance: 0x21 };
+        assert_eq!(one.packed(), 0x0021_0308);
+    }
+}
