@@ -100,6 +100,8 @@ pub struct Names<M> {
     found: OfGuest,
     sought: bool,
     complaint: Option<String>,
+    /// The same, until somebody was told.
+    unsaid: Option<String>,
     structures: Structures,
     mappings: Mappings,
 }
@@ -113,6 +115,7 @@ impl<M: GuestMemory> Names<M> {
             found: OfGuest::default(),
             sought: false,
             complaint: None,
+            unsaid: None,
             structures: Structures::Unknown,
             mappings: Mappings::default(),
         }
@@ -130,35 +133,40 @@ impl<M: GuestMemory> Names<M> {
 
     /// Looks for symbols until they are found. Returns what is wrong with those of the file, once.
     pub fn seek(&mut self) -> Option<String> {
+        self.look();
+        self.unsaid.take()
+    }
+
+    fn look(&mut self) {
         if self.found.certain {
-            return None;
+            return;
         }
         match symbols::of_guest(self.file.as_deref(), &self.memory) {
-            Ok(found) => {
-                self.found = found;
-                None
-            }
+            Ok(found) => self.found = found,
             Err(error) => {
-                let text = error.to_string();
-                self.complaint = Some(text.clone());
+                self.complain(error.to_string());
                 // The guest's own are right in any case.
                 self.file = None;
-                self.seek();
-                Some(text)
+                self.look();
             }
         }
     }
 
+    fn complain(&mut self, text: String) {
+        self.complaint = Some(text.clone());
+        self.unsaid = Some(text);
+    }
+
     /// The guest has ended: whether a file's kernel was ever there is known now.
     pub fn last_look(&mut self) -> Option<String> {
-        let complaint = self.seek();
+        self.look();
         let file = self.file.as_ref().filter(|_| !self.found.certain);
         let elf = file.and_then(|file| Some((file, file.elf.as_ref()?.build_id.as_ref()?)));
         if let Some((file, id)) = elf.filter(|(_, id)| id.is_loaded()) {
-            self.complaint = Some(file.not_there(id).to_string());
-            return self.complaint.clone();
+            let text = file.not_there(id).to_string();
+            self.complain(text);
         }
-        complaint
+        self.unsaid.take()
     }
 
     /// The function of a module that an address was in, if blocks of that module were named.
@@ -177,8 +185,11 @@ impl<M: GuestMemory> Names<M> {
     /// How modules and processes are named.
     pub fn structures(&self) -> String {
         match &self.structures {
+            Structures::Unknown if self.sought && self.found.own.is_none() => {
+                Self::nothing("the kernel's own symbol table (CONFIG_KALLSYMS) was not found")
+            }
             Structures::Unknown => String::new(),
-            Structures::Missing(why) => format!("none: {why}, so modules and processes have no names"),
+            Structures::Missing(why) => Self::nothing(why),
             Structures::Known(known) => {
                 let tasks = match &known.tasks {
                     Some(tasks) if tasks.has_maps() => "processes and files",
@@ -191,6 +202,10 @@ impl<M: GuestMemory> Names<M> {
         }
     }
 
+    fn nothing(why: &str) -> String {
+        format!("none: {why}, so modules and processes have no names")
+    }
+
     /// See [`Observer::place`].
     pub fn place(&mut self, sight: &Sight) -> Option<Place> {
         if !sight.user && (sight.rip < MODULES || self.is_image(sight.rip)) {
@@ -199,7 +214,7 @@ impl<M: GuestMemory> Names<M> {
         if !self.found.certain && !self.sought && sight.user {
             // A kernel that runs user code is there as a whole, and if it is not found now, then a look each second is enough.
             self.sought = true;
-            self.seek();
+            self.look();
         }
         if matches!(self.structures, Structures::Unknown) {
             let (own, image) = (self.found.own.as_ref()?, self.found.image.as_ref()?);

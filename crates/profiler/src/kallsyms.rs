@@ -9,7 +9,7 @@
 //! - since 6.4: number of symbols, names, markers, token table, token index, offsets, relative base
 //!
 //! Each begins at a multiple of 8. Every step is checked, so what merely looks like a table is passed over. With KASLR the
-//! kernel has relocated the base itself. Modules have tables of their own, which are not looked for.
+//! kernel has relocated the base itself. Modules have tables of their own ([`crate::guest`]).
 
 use crate::symbols::Symbols;
 
@@ -68,7 +68,9 @@ pub fn find_banner_in(bytes: &[u8]) -> Option<String> {
         let digit = line.get(BANNER.len()).is_some_and(u8::is_ascii_digit);
         // A format string is no banner, nor is the text as a compressed kernel has it, in pieces.
         let is_plain = line.iter().all(|byte| (b' '..=b'~').contains(byte)) && !line.contains(&b'%');
-        (digit && is_plain).then(|| String::from_utf8_lossy(line).into_owned())
+        // Linux 6 has one without the number of the build too.
+        let is_numbered = line.windows(2).any(|pair| pair[0] == b'#' && pair[1].is_ascii_digit());
+        (digit && is_plain && is_numbered).then(|| String::from_utf8_lossy(line).into_owned())
     })
 }
 
@@ -379,7 +381,7 @@ mod tests {
 
     #[test]
     fn banners() {
-        let text = b"..Linux version %s (%s)\n..Linux version 6.1.0-56-cloud-amd64 (debian) #1 SMP\nmore";
+        let text = b"..Linux version %s (%s)\nLinux version 6.1.0-56-cloud-amd64 (debian) # SMP\n..Linux version 6.1.0-56-cloud-amd64 (debian) #1 SMP\nmore";
         assert_eq!(
             find_banner_in(text).as_deref(),
             Some("Linux version 6.1.0-56-cloud-amd64 (debian) #1 SMP")

@@ -1,7 +1,8 @@
 //! Profiles of guests: what a run is made of, whom its addresses belong to, and how it is shown.
 //!
-//! Nothing here knows an engine. The engine fills in a [`model::Profile`], [`symbols`] names its addresses, [`store`] keeps it
-//! in a directory, and [`report`], [`flame`], [`text`] and [`diff`] show it.
+//! Nothing here knows an engine. The engine fills in a [`model::Profile`], [`naming`] names its addresses by
+//! [`symbols`] and [`lines`], and by what [`guest`] saw in the guest's memory while it ran; [`store`] keeps it in a directory, and
+//! [`report`], [`flame`], [`text`], [`diff`] and [`jitdump`] show it.
 
 mod arrange;
 pub mod diff;
