@@ -243,6 +243,8 @@ mod tests {
         }
         let later = br#"{"format":"transvisor-profile","version":77,"news":true}"#;
         assert!(matches!(read(later), Err(StoreError::Version { found: 77, .. })));
+        let earlier = Profile { version: OLDEST, ..profile() };
+        assert_eq!(read(&serde_json::to_vec(&earlier).unwrap()).unwrap().version, 1);
         let mut wrong = profile();
         wrong.blocks[0].versions.push(VersionOf { code: 0, member: 0 });
         let wrong = serde_json::to_vec(&wrong).unwrap();
