@@ -5,9 +5,10 @@
 //! [`Policy::hot_threshold`] times by templates, or [`Policy::threshold`] times by the interpreter if there is no template
 //! for it: that costs a millisecond or more, on another processor if there is one.
 //!
-//! Between 1 and 16 executions before templates the boot of Debian's cloud kernel does not change beyond noise (1.2 to
-//! 1.3 CPU seconds to init, 4 rounds); memory does, 64 MiB beyond the guest at 4 and 53 at 8, and programs that run much new
-//! code prefer few to 16 (gcc: 5.0 CPU seconds at 16, 4.4 at 4). By estimate a compilation costs as much as 100,000
+//! Between 2 and 8 executions before templates the boot of Debian's cloud kernel does not change beyond noise; memory does, 48 MiB
+//! beyond the guest at 8, 59 at 3 and 62 at 2. Programs that run much new code want few: gcc took 3.9 CPU seconds at 8, 3.7 at 3, 3.5 at 2
+//! and 3.1 at 1. So code of processes is translated when it is first run, and the kernel's later, of which much runs only
+//! while it starts. By estimate a compilation costs as much as 100,000
 //! executions of a block save, so it waits for half as many: CPU seconds at 15,000 and 50,000 were 0.49 and 0.33 for the
 //! page-fault loop, 0.45 and 0.36 for fork, 0.71 and 0.55 for the pipe, 0.39 and 0.43 for getppid, 0.14 and 0.19 for scalar
 //! double (what the interpreter runs, floating point at that time, waited as long), within noise for the rest (`side-by-side loops --no-qemu --with "--compile-threshold 50000"`, 2 rounds).
@@ -31,7 +32,8 @@ pub enum EngineMode {
 pub struct Policy {
     /// See [`EngineMode`].
     pub mode: EngineMode,
-    /// Executions before a block is translated by templates; 1 translates at the first, [`u32::MAX`] never.
+    /// Executions before a block of the kernel is translated by templates, and three times those of a process'; 1 translates at the first,
+    /// [`u32::MAX`] never.
     pub template_threshold: u32,
     /// Executions by the interpreter before a block is compiled; 1 compiles at the first.
     pub threshold: u32,
@@ -48,13 +50,16 @@ pub const DEFAULT_THRESHOLD: u32 = 1500;
 pub const DEFAULT_HOT_THRESHOLD: u32 = 50_000;
 
 /// See the module's description.
-pub const DEFAULT_TEMPLATE_THRESHOLD: u32 = 8;
+pub const DEFAULT_TEMPLATE_THRESHOLD: u32 = 3;
 
 /// A block belongs to a warm block's region if it has run at least this fraction of the times that make a block warm.
 const REGION_SHARE: u32 = 8;
 
 /// How many times as often a block of a region must be run outside of it before it becomes the head of its own.
 const AGAIN: u32 = 4;
+
+/// Code of processes waits for this fraction of what the kernel's waits for: much of a kernel's is for its start only.
+const USER_HASTE: u32 = 3;
 
 /// How often the threshold is doubled at most for a page that keeps changing.
 const MAX_DOUBLINGS: u32 = 12;
@@ -90,7 +95,10 @@ impl Policy {
     /// which it is compiled.
     pub fn template_at(&self, mode: Mode, invalidations: u32, warm_at: u32) -> Option<u32> {
         let changes = invalidations / TEMPLATE_PATIENCE;
-        let threshold = self.template_threshold;
+        let threshold = match mode.cpl() {
+            3 => (self.template_threshold / USER_HASTE).max(1),
+            _ => self.template_threshold,
+        };
         let at = if changes > FREE_INVALIDATIONS && self.patient {
             later(threshold.max(CHANGING), changes)
         } else {
@@ -121,7 +129,12 @@ mod tests {
     use x86::{CpuState, control, segment::attribute};
 
     fn mode64() -> Mode {
+        mode64_at(0)
+    }
+
+    fn mode64_at(cpl: u8) -> Mode {
         let mut state = CpuState::new();
+        state.cpl = cpl;
         state.cr0 |= control::cr0::PE | control::cr0::PG;
         state.efer |= control::efer::LMA | control::efer::LME;
         state.segments[1].attributes |= attribute::LONG;
@@ -159,6 +172,9 @@ mod tests {
         assert_eq!(policy.template_at(mode64(), often, 20), Some(18));
         assert_eq!(policy.template_at(mode64(), 0, 9), None, "compiled as soon");
         assert_eq!(policy.template_at(CpuState::new().mode, 0, 10), None, "16-bit code has no templates");
+        let user = mode64_at(3);
+        assert_eq!(policy.template_at(user, 0, 10), Some(3), "code of processes waits less");
+        assert_eq!(Policy { template_threshold: u32::MAX, ..policy }.template_at(user, 0, 10), None);
         let eager = Policy { threshold: 1, template_threshold: 1, patient: false, ..policy };
         assert_eq!(eager.warm_at(mode64(), u32::MAX), Some(1));
         assert_eq!(eager.template_at(mode64(), u32::MAX, 10), Some(1));
