@@ -278,7 +278,7 @@ fn addresses(around: &Around, offsets: usize, base: u64, number: usize) -> Optio
     let address = |offset: i32| match (negative > 0, offset < 0) {
         (true, true) => base.wrapping_add((-1 - i64::from(offset)) as u64),
         (true, false) => offset as u64,
-        (false, _) => base + u64::from(offset as u32),
+        (false, _) => base.wrapping_add(u64::from(offset as u32)),
     };
     let addresses: Vec<u64> = offsets.into_iter().map(address).collect();
     // The table is sorted.

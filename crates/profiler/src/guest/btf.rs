@@ -11,6 +11,8 @@ const TYPE: usize = 12;
 const MEMBER: usize = 12;
 /// Unnamed structures in structures, and typedefs of typedefs.
 const DEPTH: usize = 16;
+/// Members that are looked at for one: unnamed structures of unnamed structures could be countless.
+const MOST_MEMBERS: u32 = 1 << 20;
 
 const ARRAY: u32 = 3;
 const STRUCT: u32 = 4;
@@ -115,12 +117,13 @@ impl Btf {
 
     /// A member of a structure, or of a structure in it: `a.b`. Members of unnamed ones count as the outer's.
     pub fn field(&self, structure: &str, path: &str) -> Option<Field> {
+        let mut budget = MOST_MEMBERS;
         // Several may have one name.
         self.structures(structure).find_map(|of| {
             let mut parts = path.split('.');
-            let mut field = self.member(&of, parts.next()?, 0)?;
+            let mut field = self.member(&of, parts.next()?, 0, &mut budget)?;
             for part in parts {
-                let inner = self.member(&self.plain(field.kind)?, part, 0)?;
+                let inner = self.member(&self.plain(field.kind)?, part, 0, &mut budget)?;
                 field = Field { offset: field.offset.checked_add(inner.offset)?, kind: inner.kind };
             }
             Some(field)
@@ -143,11 +146,12 @@ impl Btf {
         (of.kind == ARRAY).then(|| word(&self.types, of.rest + 8))?.map(u64::from)
     }
 
-    fn member(&self, of: &Type, name: &str, depth: usize) -> Option<Field> {
+    fn member(&self, of: &Type, name: &str, depth: usize, budget: &mut u32) -> Option<Field> {
         if !matches!(of.kind, STRUCT | UNION) || depth > DEPTH {
             return None;
         }
         (0..of.count).find_map(|n| {
+            *budget = budget.checked_sub(1)?;
             let at = of.rest + MEMBER * n;
             let (member, kind, bits) =
                 (word(&self.types, at)?, word(&self.types, at + 4)?, word(&self.types, at + 8)?);
@@ -159,7 +163,7 @@ impl Btf {
             if !self.is_named(member, "") {
                 return None;
             }
-            let inner = self.member(&self.plain(kind)?, name, depth + 1)?;
+            let inner = self.member(&self.plain(kind)?, name, depth + 1, budget)?;
             Some(Field { offset: offset + inner.offset, kind: inner.kind })
         })
     }

@@ -11,7 +11,9 @@ use crate::symbols::Symbols;
 /// Modules that are looked at.
 const MOST: usize = 2048;
 /// Letters of a symbol.
-const NAME: usize = 512;
+const NAME: usize = 255;
+/// Symbols that are remembered, of all modules.
+const MOST_REMEMBERED: usize = 1 << 20;
 /// Symbols of a module that are looked at, 24 bytes each.
 const MOST_SYMBOLS: u32 = 1 << 16;
 /// Bytes behind a symbol that are still its own.
@@ -98,6 +100,8 @@ impl Layout {
 pub struct Modules {
     layout: Layout,
     known: Vec<Table>,
+    /// Symbols in these, and tables.
+    count: usize,
     /// Index of the one that was needed last.
     last: usize,
 }
@@ -123,7 +127,7 @@ struct Table {
 impl Modules {
     /// None is known yet.
     pub fn new(layout: Layout) -> Self {
-        Self { layout, known: Vec::new(), last: 0 }
+        Self { layout, known: Vec::new(), count: 0, last: 0 }
     }
 
     /// `symbol+0x12 [module]`; `[module]` if that has no symbol there.
@@ -137,11 +141,14 @@ impl Modules {
         self.last = match self.known.iter().rposition(|table| table.of == of) {
             Some(known) => known,
             None => {
-                if self.known.len() >= MOST {
+                let symbols = symbols(space, &of);
+                self.count += 1 + symbols.len();
+                if self.count > MOST_REMEMBERED {
                     self.known.clear();
+                    self.count = 1 + symbols.len();
                 }
                 let parts = self.layout.parts(space, module).collect();
-                self.known.push(Table { symbols: symbols(space, &of), of, parts });
+                self.known.push(Table { symbols, of, parts });
                 self.known.len() - 1
             }
         };

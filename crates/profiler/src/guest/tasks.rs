@@ -177,11 +177,12 @@ impl Node {
     /// What is at an address, and where that ends. `most` is where the node ends.
     fn slot(&self, space: &Space<'_>, node: u64, address: u64, most: u64) -> Option<(u64, u64)> {
         for n in 0..self.slot_count {
-            let pivot = if n < self.pivot_count { space.long(node + self.pivots + 8 * n)? } else { most };
+            let pivot =
+                if n < self.pivot_count { space.long(node.wrapping_add(self.pivots + 8 * n))? } else { most };
             // A zero is where no more slots are used.
             let end = if pivot == 0 && n > 0 { most } else { pivot };
             if address <= end {
-                return Some((space.long(node + self.slots + 8 * n)?, end));
+                return Some((space.long(node.wrapping_add(self.slots + 8 * n))?, end));
             }
             if end == most {
                 return None;

@@ -381,6 +381,21 @@ fn what_goes_in_circles_ends() {
 }
 
 #[test]
+fn structures_of_structures_are_not_followed_for_ever() {
+    let mut types = Types::new();
+    // 200 unnamed members, each of a structure of 200 unnamed members, and so on: 200^12 at the bottom.
+    let mut inner = 1;
+    for _ in 0..12 {
+        let members: Vec<(&str, u32, u32)> = (0..200).map(|n| ("", n, inner)).collect();
+        inner = types.structure("", 8, &members);
+    }
+    types.structure("task_struct", 8, &[("", 0, inner), ("mm", 0, 1)]);
+    let btf = Btf::new(&types.bytes()).unwrap();
+    assert_eq!(btf.offset("task_struct", "nothing"), None);
+    assert_eq!(btf.offset("list_head", "next"), None);
+}
+
+#[test]
 fn damaged_memory_is_a_name_less_at_worst() {
     let (whole, found) = kernel(false);
     // xorshift64*
