@@ -294,6 +294,11 @@ impl CodeCache {
         self.written.load(Ordering::Relaxed) && self.written.swap(false, Ordering::Relaxed)
     }
 
+    /// What that asks, to be looked at without taking it.
+    pub(crate) fn written(&self) -> &Arc<AtomicBool> {
+        &self.written
+    }
+
     /// Changes whenever slots lose their meaning.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)

@@ -95,6 +95,17 @@ impl CodeMemory {
         &mut self.writable.bytes_mut()[offset..offset + length]
     }
 
+    /// Writes a value of plain data, which compiled code passes on by its address.
+    ///
+    /// # Panics
+    /// If the address is not within the memory or not aligned.
+    pub fn write<T: Copy>(&mut self, address: u64, value: T) {
+        let place = self.bytes(address, size_of::<T>()).as_mut_ptr().cast::<T>();
+        assert!(place.is_aligned(), "data at {address:#x} is not aligned");
+        // SAFETY: as many bytes, in bounds, aligned by the assertion, and borrowed from `self`.
+        unsafe { place.write(value) };
+    }
+
     /// Stores an aligned word that compiled code may be reading at the same time.
     ///
     /// # Panics

@@ -51,6 +51,8 @@ pub struct LeaveCounters {
     pub poll: u64,
     /// Counters of executions that ran out.
     pub hot: u64,
+    /// Callouts after which there was something to see to.
+    pub callout: u64,
 }
 
 impl Engine {
@@ -59,6 +61,7 @@ impl Engine {
     pub(crate) fn enter(&mut self, code: u64) -> Result<(), Interruption> {
         self.state.engine = (&raw mut self.mmu).cast();
         self.state.clock = (&raw const self.clock).cast();
+        self.state.callouts = (&raw mut self.callouts).cast();
         self.leaves.entered += 1;
         if let Some(profile) = &self.profile {
             profile.phase(Phase::Compiled);
@@ -79,6 +82,7 @@ impl Engine {
         const STEP: u64 = Leave::Step as u64;
         const POLL: u64 = Leave::Poll as u64;
         const HOT: u64 = Leave::Hot as u64;
+        const CALLOUT: u64 = Leave::Callout as u64;
         match leave {
             UNLINKED => {
                 self.leaves.unlinked += 1;
@@ -104,6 +108,14 @@ impl Engine {
                     Some(fault) => self.fault(fault),
                     None => self.step(),
                 }
+            }
+            CALLOUT => {
+                self.leaves.callout += 1;
+                let Some(outcome) = self.callouts.take() else {
+                    let what = "compiled code left after a callout that it did not call: a translator bug";
+                    return Err(Interruption::failed(what.to_owned()));
+                };
+                self.finish_callout(&outcome.insn, outcome.began, outcome.result)
             }
             POLL => {
                 self.leaves.poll += 1;
@@ -178,7 +190,7 @@ pub(crate) fn chain(
 }
 
 /// The addend of the TLB entry that allows fetches from an address's page in the current view: what guards compare.
-fn execute_addend(state: &CpuState, address: GuestVirt) -> Option<u64> {
+pub(crate) fn execute_addend(state: &CpuState, address: GuestVirt) -> Option<u64> {
     let offset = address.0 >> (x86::PAGE_SHIFT - tlb::ENTRY_SHIFT) & state.fetch_tlb_mask;
     // SAFETY: `fetch_tlb` and its mask describe the MMU's current array, and the mask keeps the offset at an entry's
     // start within it.

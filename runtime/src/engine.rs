@@ -13,6 +13,7 @@ use x86::{CpuState, Segment};
 
 use crate::{
     block_cache::CodeCache,
+    callouts::Callouts,
     code_memory::CodeMemory,
     compiled::{LeaveCounters, OpenExit},
     compiler::Compiler,
@@ -100,6 +101,7 @@ pub struct Engine {
     pub(crate) interpreted: u64,
     pub(crate) exceptions: u64,
     pub(crate) leaves: LeaveCounters,
+    pub(crate) callouts: Callouts,
     exits: u64,
     paravirt: bool,
     pub(crate) profile: Option<Arc<Recorder>>,
@@ -167,6 +169,7 @@ impl Engine {
             state,
             mmu,
             clock,
+            callouts: Callouts::new(&cache),
             finder: Finder::new(Arc::clone(&cache), config.longest_block, ready),
             cache,
             jump_cache,

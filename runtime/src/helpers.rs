@@ -9,19 +9,21 @@ use std::sync::OnceLock;
 use memory::{AtomicOp, GuestVirt, Mmu};
 use semantics::{
     Insn,
-    decode::decode_one,
     helper::{Helper, VectorOp},
 };
 use translator::{
     Thunks,
     abi::{
         FIRST_HELPER, FIRST_RUNTIME_HELPER, FIRST_THUNK, RuntimeFunctions, RuntimeHelper, SlowPath,
-        SlowPathFn, SystemTransfer, TABLE_LENGTH,
+        SlowPathFn, TABLE_LENGTH,
     },
 };
-use x86::{CpuState, PAGE_SIZE, Width, flags};
+use x86::{CpuState, PAGE_SIZE, Width};
 
-use crate::enter;
+use crate::{
+    callouts::{self, Callouts},
+    enter,
+};
 
 /// The table at `CpuState::helpers`.
 pub struct HelperTable([*const u8; TABLE_LENGTH]);
@@ -57,7 +59,7 @@ impl HelperTable {
                 RuntimeHelper::StoreMxcsr => translator::mxcsr::store as *const u8,
                 RuntimeHelper::SelectView => select_view as *const u8,
                 RuntimeHelper::ReadTsc => read_tsc as *const u8,
-                RuntimeHelper::SystemTransfer => system_transfer as *const u8,
+                RuntimeHelper::Callout => callout as *const u8,
                 RuntimeHelper::MakeRecent => translator::misses::make as *const u8,
                 RuntimeHelper::FillMiss => translator::misses::fill as *const u8,
                 RuntimeHelper::StackMiss => translator::misses::stack as *const u8,
@@ -358,30 +360,15 @@ unsafe extern "C" fn read_tsc(state: *mut CpuState) -> u64 {
     monitor::tsc(state, clock)
 }
 
-unsafe extern "C" fn system_transfer(state: *mut CpuState, transfer: u64) -> u64 {
-    // SAFETY: called by compiled code, which has no other use of the state meanwhile; the engine has set `clock` to its own.
-    let (clock, (state, mmu)) = unsafe { (&*(*state).clock.cast::<vcpu::Clock>(), vcpu(state)) };
-    let Some(&transfer) = SystemTransfer::ALL.get(transfer as usize) else { return 0 };
-    // It would trap at its end, which is the dispatcher's to see to.
-    let traps = transfer == SystemTransfer::Sysret && state.gpr[11] & flags::TF != 0;
-    let Some(insn) = transfer_insn(transfer, state).filter(|_| !traps) else { return 0 };
-    state.settle_flags();
-    if monitor::execute(&mut monitor::Context { state, mmu, clock }, &insn).is_err() {
-        // The dispatcher does it again, and raises or asks what comes of it.
-        mmu.mmio.clear();
-        return 0;
-    }
-    mmu.code_written = false;
-    let steps = state.rflags & (flags::TF | flags::RF) != 0 || state.interrupt_shadow != 0;
-    if steps || state.event_waiting != 0 { 2 } else { 1 }
-}
-
-/// The instruction at the state's rip.
-fn transfer_insn(transfer: SystemTransfer, state: &CpuState) -> Option<Insn> {
-    static INSNS: OnceLock<[Option<Insn>; 3]> = OnceLock::new();
-    let decode = |transfer: SystemTransfer| decode_one(transfer.bytes(), 0, state.mode).ok();
-    let insns = INSNS.get_or_init(|| SystemTransfer::ALL.map(decode));
-    insns[transfer as usize].map(|insn| Insn { rip: state.rip, ..insn })
+unsafe extern "C" fn callout(state: *mut CpuState, insn: *const Insn, traits: u64) -> u64 {
+    // SAFETY: called by compiled code, which has no other use of the state meanwhile; the engine has set `clock` and `callouts`
+    // to its own, which nobody else uses until compiled code has left.
+    let (clock, callouts) =
+        unsafe { (&*(*state).clock.cast::<vcpu::Clock>(), &mut *(*state).callouts.cast::<Callouts>()) };
+    // SAFETY: as above.
+    let (state, mmu) = unsafe { vcpu(state) };
+    // SAFETY: it lies beside the code that calls, written when that was installed.
+    callouts::call(state, mmu, clock, callouts, unsafe { &*insn }, traits)
 }
 
 unsafe extern "C" fn divide(state: *mut CpuState, high: u64, low: u64, divisor: u64, signed: u64) -> u64 {

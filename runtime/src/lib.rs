@@ -6,7 +6,8 @@
 //! write to code means. [`profile`] counts all of it, if that is asked for. [`block_cache`] says who owns what and when a block is dead.
 
 pub mod block_cache;
-pub mod code_memory;
+pub mod callouts;
+mod code_memory;
 pub mod helpers;
 pub mod tier;
 

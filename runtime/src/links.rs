@@ -20,6 +20,7 @@ use std::{
     },
 };
 
+use semantics::Insn;
 use translator::{CodeBlock, abi::ChainSlot};
 use x86::GuestPhys;
 
@@ -142,8 +143,7 @@ impl Links {
     pub fn install(&mut self, members: &[Arc<Block>], compiled: &CodeBlock, countdown: u32) -> Installation {
         let Some(block) = members.first() else { return Installation::Done { replaced: None } };
         let size = size_of::<ChainSlot>();
-        let Some((code, slots)) = self.memory.allocate(compiled.code.len(), compiled.exits.len() * size)
-        else {
+        let Some((code, slots)) = self.memory.allocate(compiled.code.len(), compiled.data_size()) else {
             return Installation::Full;
         };
         self.written.store(true, Ordering::Relaxed);
@@ -187,6 +187,10 @@ impl Links {
                 guarded,
                 jump,
             });
+        }
+        for (n, &insn) in compiled.callouts.iter().enumerate() {
+            let address = slots + (compiled.callouts_at() + n * size_of::<Insn>()) as u64;
+            self.memory.write(address, insn);
         }
         let slots = first..self.slots.len() as u32;
         let mut number = incoming;
@@ -426,6 +430,7 @@ mod tests {
                     jump: None,
                 })
                 .collect(),
+            callouts: Vec::new(),
             guest_instructions: 1,
             guest_bytes: 4,
             counts: false,

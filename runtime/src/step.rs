@@ -28,6 +28,13 @@ pub(crate) struct Began {
     resume: u64,
 }
 
+impl Began {
+    /// Of an instruction in the shadow of STI, with no trap armed.
+    pub fn after_sti() -> Self {
+        Self { shadow: shadow::STI, ..Self::default() }
+    }
+}
+
 impl Engine {
     /// Whether the next instruction has to be stepped.
     #[inline]

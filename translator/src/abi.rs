@@ -57,8 +57,10 @@
 //! runs of compiled code, `CpuState::mxcsr` is the truth and the word 0. Where exceptions are unmasked (the mode says
 //! it) nothing is loaded, and such instructions are helpers.
 //!
-//! **Declined instructions and callouts** end the block: state written back, rip stored, [`Leave::Step`]. Some callouts are
-//! done in place (`lift::callouts`) and end it by a direct exit. STI stores the count of instructions in
+//! **Declined instructions** end the block: state written back, rip stored, [`Leave::Step`]. So do callouts outside 64-bit mode and
+//! where code is instrumented. Otherwise some callouts are done in place (`lift::callouts`) and end the block by a direct exit; for all
+//! others [`RuntimeHelper::Callout`] is called with the decoded instruction, which lies behind the block's chain slots
+//! ([`crate::CodeBlock::callouts`]). STI stores the count of instructions in
 //! `CpuState::shadow_from`; whatever the runtime gets control back for, it calls `CpuState::take_shadow` first.
 //!
 //! **Helpers** are called through `CpuState::helpers`, a table of [`TABLE_LENGTH`] function addresses: entries
@@ -69,7 +71,7 @@
 //! the instruction again and raises it. General registers, XMM registers and flags are in CpuState while a
 //! [`Helper`] runs, and are read anew after it.
 
-use iced_x86::Mnemonic;
+use iced_x86::{FlowControl, Mnemonic};
 use semantics::{Insn, helper::Helper};
 use x86::CpuState;
 
@@ -89,6 +91,9 @@ pub enum Leave {
     Poll = 4,
     /// The block's counter of executions has run out ([`crate::CodeBlock::counts`]); rip is its start, nothing is done.
     Hot = 5,
+    /// The callout at the block's end was carried out, and the runtime has to see to what came of it: it raised, asks the
+    /// board, or events or traps are due after it. It is not counted.
+    Callout = 6,
 }
 
 /// One direct exit. Lives in code memory beside the block, readable at the address that compiled code uses; the
@@ -161,10 +166,11 @@ pub enum RuntimeHelper {
     SelectView,
     /// `extern "C" fn(state) -> u64`: the guest's TSC.
     ReadTsc,
-    /// `extern "C" fn(state, transfer: u64) -> u64`: the [`SystemTransfer`] of that number, at the state's rip. Returns 0 if
-    /// it is to be abandoned, 1 if the guest goes on at the state's rip in the state's mode, 2 if the runtime has to look
-    /// first. Compiled code that has called it only leaves.
-    SystemTransfer,
+    /// `extern "C" fn(state, insn: *const Insn, traits: u64) -> u64`: carries out that callout of these [traits](callout::traits),
+    /// the last instruction that the block counts. Returns 0 if the guest goes on, else the [`Leave`] to leave with. It goes on
+    /// at the next instruction, in the mode and the page that the block runs in; or, if it leads elsewhere, at the state's rip
+    /// in the state's mode. Compiled code that has called it only leaves.
+    Callout,
     /// [`crate::misses::make`], of the `PreserveAll` convention too; its arguments are where those of thunks are.
     MakeRecent,
     /// [`crate::misses::fill`], likewise.
@@ -173,40 +179,33 @@ pub enum RuntimeHelper {
     StackMiss,
 }
 
-/// A way between privilege levels that compiled code takes without leaving, with the monitor's help.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u64)]
-pub enum SystemTransfer {
-    /// SYSCALL.
-    Syscall,
-    /// SYSRETQ.
-    Sysret,
-    /// IRETQ.
-    Iret,
-}
+/// What is known of a callout when it is translated: bits of an argument of [`RuntimeHelper::Callout`].
+pub mod callout {
+    use super::{FlowControl, Insn, Mnemonic};
 
-impl SystemTransfer {
-    /// All, in numeric order.
-    pub const ALL: [Self; 3] = [Self::Syscall, Self::Sysret, Self::Iret];
+    /// It leads elsewhere than to the next instruction (SYSCALL, IRET, INT, far transfers): compiled code then goes on through
+    /// the jump cache, in whatever mode the state has by then.
+    pub const LEADS_ELSEWHERE: u64 = 1 << 0;
+    /// It may read or write status flags.
+    pub const TOUCHES_STATUS: u64 = 1 << 1;
+    /// It may change mode, mapping or rip: all but the most frequent ones that only compute.
+    pub const CHANGES_PLACE: u64 = 1 << 2;
 
-    /// Its bytes.
-    pub const fn bytes(self) -> &'static [u8] {
-        match self {
-            Self::Syscall => &[0x0f, 0x05],
-            Self::Sysret => &[0x48, 0x0f, 0x07],
-            Self::Iret => &[0x48, 0xcf],
+    /// Those of an instruction.
+    pub fn traits(insn: &Insn) -> u64 {
+        match insn.mnemonic {
+            Mnemonic::Rdmsr | Mnemonic::Cpuid | Mnemonic::In | Mnemonic::Out | Mnemonic::Xgetbv => 0,
+            Mnemonic::Mov
+            | Mnemonic::Wrmsr
+            | Mnemonic::Invlpg
+            | Mnemonic::Invpcid
+            | Mnemonic::Vmcall
+            | Mnemonic::Vmmcall
+            | Mnemonic::Clts
+            | Mnemonic::Hlt => CHANGES_PLACE,
+            _ if insn.code.flow_control() != FlowControl::Next => LEADS_ELSEWHERE | TOUCHES_STATUS,
+            _ => TOUCHES_STATUS | CHANGES_PLACE,
         }
-    }
-
-    /// The one that an instruction of 64-bit code is, if it has no superfluous prefixes.
-    pub(crate) fn of(insn: &Insn) -> Option<Self> {
-        let transfer = match insn.mnemonic {
-            Mnemonic::Syscall => Self::Syscall,
-            Mnemonic::Sysretq => Self::Sysret,
-            Mnemonic::Iretq => Self::Iret,
-            _ => return None,
-        };
-        (usize::from(insn.length) == transfer.bytes().len()).then_some(transfer)
     }
 }
 
@@ -220,7 +219,7 @@ impl RuntimeHelper {
         Self::StoreMxcsr,
         Self::SelectView,
         Self::ReadTsc,
-        Self::SystemTransfer,
+        Self::Callout,
         Self::MakeRecent,
         Self::FillMiss,
         Self::StackMiss,

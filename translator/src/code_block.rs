@@ -1,7 +1,9 @@
 //! [`CodeBlock`]: what a translation yields. Position-independent host code, the places in it that must be told where
 //! its chain slots are, and what the slots lead to. The runtime finds a place for both and calls [`CodeBlock::link`].
 
-use crate::instrument::Instrumentation;
+use semantics::Insn;
+
+use crate::{abi::ChainSlot, instrument::Instrumentation};
 
 /// Host code of a guest block.
 #[derive(Clone, Default, Debug)]
@@ -14,6 +16,8 @@ pub struct CodeBlock {
     pub relocations: Vec<Relocation>,
     /// Direct exits: the n-th leaves through chain slot n.
     pub exits: Vec<DirectExit>,
+    /// Callouts for which the monitor is called: they lie behind the slots ([`CodeBlock::callouts_at`]).
+    pub callouts: Vec<Insn>,
     /// Guest instructions that a run through the block executes (what its entry adds to `CpuState::instructions`).
     pub guest_instructions: u16,
     /// Guest bytes that the block was made from, from `rip` on.
@@ -88,6 +92,8 @@ pub enum RelocationKind {
 pub enum RelocationTarget {
     /// The chain slot of that number.
     Slot(u32),
+    /// The callout of that number.
+    Callout(u32),
     /// The block's counter of executions, at an address that compiled code may write.
     Counter,
     /// The beginning of what instrumented code counts; likewise.
@@ -108,16 +114,30 @@ impl CodeBlock {
     /// Alignment that the code wants, in bytes.
     pub const ALIGNMENT: usize = 16;
 
+    /// Bytes that its slots and callouts take, at a multiple of 8.
+    pub fn data_size(&self) -> usize {
+        self.callouts_at() + self.callouts.len() * size_of::<Insn>()
+    }
+
+    /// How far behind the first slot the callouts lie.
+    pub fn callouts_at(&self) -> usize {
+        self.exits.len() * size_of::<ChainSlot>()
+    }
+
     /// Fills in the relocations of `code`, a copy of [`CodeBlock::code`] that will run at address `base`; `slots` is the
-    /// address of the first [`crate::abi::ChainSlot`], as compiled code will see it, `counter` that of the counter if the
+    /// address of the first [`ChainSlot`], as compiled code will see it, `counter` that of the counter if the
     /// block [counts](CodeBlock::counts). What is counted for profiles is where its
     /// [instrumentation](CodeBlock::instrumentation) has them.
     pub fn link(&self, code: &mut [u8], base: u64, slots: u64, counter: u64) -> Result<(), OutOfReach> {
         let counters = self.instrumentation.as_ref().map_or(0, |all| all.counters.address());
         for relocation in &self.relocations {
-            let size = size_of::<crate::abi::ChainSlot>() as u64;
+            let nth = |n: u32, size: usize| u64::from(n) * size as u64;
             let target = match relocation.target {
-                RelocationTarget::Slot(slot) => slots.wrapping_add(u64::from(slot) * size),
+                RelocationTarget::Slot(slot) => slots.wrapping_add(nth(slot, size_of::<ChainSlot>())),
+                RelocationTarget::Callout(callout) => {
+                    let first = slots.wrapping_add(self.callouts_at() as u64);
+                    first.wrapping_add(nth(callout, size_of::<Insn>()))
+                }
                 RelocationTarget::Counter => counter,
                 RelocationTarget::Counters => counters,
             };

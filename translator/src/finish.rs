@@ -8,7 +8,7 @@ use cranelift_codegen::{
 
 use crate::{
     CodeBlock, Relocation, RelocationKind, RelocationTarget, Text, TranslateError,
-    lift::{COUNTERS_NAMESPACE, Lifted, SLOT_NAMESPACE},
+    lift::{CALLOUT_NAMESPACE, COUNTERS_NAMESPACE, Lifted, SLOT_NAMESPACE},
 };
 
 /// Makes the block out of what the code generator left.
@@ -38,6 +38,7 @@ pub(crate) fn code_block(
         let name = &function.params.user_named_funcs()[*name];
         let target = match name.namespace {
             SLOT_NAMESPACE => RelocationTarget::Slot(name.index),
+            CALLOUT_NAMESPACE => RelocationTarget::Callout(name.index),
             COUNTERS_NAMESPACE => RelocationTarget::Counters,
             _ => return Err(refused()),
         };
@@ -48,6 +49,7 @@ pub(crate) fn code_block(
         code,
         relocations,
         exits: lifted.exits,
+        callouts: lifted.callouts,
         guest_instructions: lifted.guest_instructions,
         guest_bytes: lifted.guest_bytes,
         counts: false,

@@ -2,10 +2,10 @@
 
 mod common;
 
-use common::{Machine, RAM_SIZE, RAM_START, READ_ONLY, place};
+use common::{Machine, RAM_SIZE, RAM_START, READ_ONLY, place, protected_state};
 use semantics::decode::{GuestBlock, decode_block};
 use transvisor_translator::{
-    CodeBlock, Options, TranslateError, Translator,
+    CodeBlock, Options, TemplateTranslator, TranslateError, Translator,
     abi::{JumpEntry, Leave},
 };
 use x86::{LazyFlags, Mode, Width, flags, lazy_flags::Form};
@@ -115,17 +115,34 @@ fn a_request_is_seen_before_anything_is_done() {
 }
 
 #[test]
-fn callouts_end_a_block_and_may_not_begin_one() {
-    let placed = place(translate(&[0x48, 0x01, 0xd8, 0x0f, 0xa2])); // add rax, rbx; cpuid
+fn the_monitor_is_called_for_callouts_and_says_when_to_leave() {
+    let bytes = [0x48, 0x01, 0xd8, 0x0f, 0xa2]; // add rax, rbx; cpuid
+    for block in
+        [translate(&bytes), TemplateTranslator::new().translate(&guest_block(&bytes), None).unwrap().clone()]
+    {
+        let placed = place(block);
+        let mut machine = Machine::new();
+        machine.state.gpr[3] = 1;
+        machine.state.rip = 0;
+        assert_eq!(machine.run(&placed), Leave::Callout);
+        assert_eq!((machine.state.rip, machine.state.gpr[0], machine.state.instructions), (CODE + 3, 1, 1));
+    }
+}
+
+#[test]
+fn in_32_bit_code_callouts_end_a_block_and_may_not_begin_one() {
+    let mode = protected_state().mode;
+    let decode = |bytes: &[u8]| decode_block(bytes, CODE, mode);
+    let mut translator = Translator::new(Options::default()).unwrap();
+    let placed = place(translator.translate(&decode(&[0x01, 0xd8, 0x0f, 0xa2])).unwrap()); // add eax, ebx; cpuid
     let mut machine = Machine::new();
     machine.state.gpr[3] = 1;
     assert_eq!(machine.run(&placed), Leave::Step);
-    assert_eq!(machine.state.rip, CODE + 3);
+    assert_eq!(machine.state.rip, CODE + 2);
     assert_eq!(machine.state.instructions, 1);
     assert_eq!(machine.state.gpr[0], 1);
 
-    let mut translator = Translator::new(Options::default()).unwrap();
-    let alone = translator.translate(&guest_block(&[0x0f, 0xa2]));
+    let alone = translator.translate(&decode(&[0x0f, 0xa2]));
     assert!(matches!(alone, Err(TranslateError::FirstDeclined(_))));
     // The translator is usable after an error.
     translator.translate(&guest_block(&[0x48, 0x01, 0xd8])).unwrap();

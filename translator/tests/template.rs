@@ -206,12 +206,8 @@ fn what_has_no_template_ends_the_block() {
     assert_eq!(machine.run(&placed), Leave::Step);
     assert_eq!((machine.state.rip, machine.state.gpr[0], machine.state.instructions), (CODE + 3, 1, 1));
     let mut translator = TemplateTranslator::new();
-    for first in [&[0xdb, 0xe3][..], &[0x0f, 0xa2]] {
-        assert!(matches!(
-            translator.translate(&guest_block(first), None),
-            Err(TranslateError::FirstDeclined(_))
-        ));
-    }
+    let alone = translator.translate(&guest_block(&[0xdb, 0xe3]), None);
+    assert!(matches!(alone, Err(TranslateError::FirstDeclined(_))));
     translator.translate(&guest_block(&[0x48, 0x01, 0xd8]), None).unwrap();
 }
 

@@ -114,7 +114,7 @@ const PLATFORM_RATIO: u64 = 10 << 8;
 const MISC_ENABLE_UNAVAILABLE: u64 = 1 << 11 | 1 << 12;
 
 /// Every register, in order.
-static TABLE: &[Row] = &[
+const TABLE: &[Row] = &[
     row(IA32_TSC, Read::Tsc, Write::With(write_tsc)),
     row(IA32_PLATFORM_ID, Read::Constant(0), Write::Fault),
     row(IA32_APIC_BASE, Read::Board, Write::Board),
@@ -213,11 +213,29 @@ fn memory_types(value: u64) -> bool {
 /// KVM's registers, which a machine without paravirtual features lacks.
 const PARAVIRTUAL: std::ops::RangeInclusive<u32> = KVM_WALL_CLOCK_NEW..=0x4b56_4dff;
 
+/// For each register from EFER to TSC_AUX, the frequent ones: how many rows begin at or before it.
+static AFTER_EFER: [u8; (IA32_TSC_AUX - IA32_EFER + 1) as usize] = {
+    let mut after = [0; (IA32_TSC_AUX - IA32_EFER + 1) as usize];
+    let mut n = 0;
+    while n < after.len() {
+        let mut rows = 0;
+        while rows < TABLE.len() && TABLE[rows].first <= IA32_EFER + n as u32 {
+            rows += 1;
+        }
+        after[n] = rows as u8;
+        n += 1;
+    }
+    after
+};
+
 fn find(state: &CpuState, index: u32) -> Result<&'static Row, Exception> {
     if PARAVIRTUAL.contains(&index) && !state.paravirt {
         return Err(Exception::GP0);
     }
-    let after = TABLE.partition_point(|row| row.first <= index);
+    let after = match AFTER_EFER.get(index.wrapping_sub(IA32_EFER) as usize) {
+        Some(&after) => usize::from(after),
+        None => TABLE.partition_point(|row| row.first <= index),
+    };
     match after.checked_sub(1).map(|n| &TABLE[n]) {
         Some(row) if index <= row.last => Ok(row),
         _ => Err(Exception::GP0),
@@ -238,7 +256,11 @@ pub fn read(state: &CpuState, clock: &Clock, index: u32) -> Result<u64> {
 /// What WRMSR of a register that is plain storage does, for engines whose processor has those with effects itself:
 /// here they are #GP(0). [`Stop::Exit`]: the board's business.
 pub fn store(state: &mut CpuState, index: u32, value: u64) -> Result {
-    match &find(state, index)?.write {
+    store_row(state, find(state, index)?, index, value)
+}
+
+fn store_row(state: &mut CpuState, row: &Row, index: u32, value: u64) -> Result {
+    match &row.write {
         Write::State(_, check) | Write::Ignore(check) if !check(value) => Err(Exception::GP0.into()),
         Write::State(field, _) => {
             *field(state) = value;
@@ -269,9 +291,10 @@ pub(crate) fn wrmsr(cx: &mut Context<'_>, insn: &Insn) -> Result {
 
 /// What WRMSR of a register does.
 pub(crate) fn write(cx: &mut Context<'_>, index: u32, value: u64) -> Result {
-    match find(cx.state, index)?.write {
+    let row = find(cx.state, index)?;
+    match row.write {
         Write::With(write) => write(cx, value),
-        _ => store(cx.state, index, value),
+        _ => store_row(cx.state, row, index, value),
     }
 }
 

@@ -164,6 +164,8 @@ pub struct CpuState {
     pub paravirt: bool,
     /// Where indirect calls and jumps led last: by the instruction, see [`CpuState::target_index`]. A hint for the compiler.
     pub last_targets: [u64; LAST_TARGETS],
+    /// What the engine keeps for callouts out of compiled code.
+    pub callouts: *mut u8,
 }
 
 // SAFETY: the raw pointers are the owning engine's (its TLB, tables and itself), which move with the state or
@@ -250,6 +252,7 @@ impl CpuState {
             profiled: 0,
             paravirt: true,
             last_targets: [0; LAST_TARGETS],
+            callouts: core::ptr::null_mut(),
         };
         state.update_mode();
         state

@@ -1,8 +1,8 @@
-//! Callouts that compiled code does itself: what an operating system does all the time with RFLAGS, GS and the TSC.
+//! Callouts in 64-bit mode. What an operating system does all the time with RFLAGS, GS and the TSC, compiled code does itself, where
+//! the answer is simple and the privilege allows it; for the rest the monitor is called ([`RuntimeHelper::Callout`]).
 //!
-//! They are done where the answer is simple, in 64-bit mode at the privilege that allows them; the rest is left to the
-//! monitor as every other callout is. Each still ends its block, by a chain slot, since interrupts or the TLB array may be
-//! others after it. SYSCALL, SYSRET and IRET are the monitor's, but it is called, and the guest goes on through the jump cache.
+//! Each ends its block, since interrupts or the TLB array may be others after it: by a chain slot, or through the jump
+//! cache where it leads elsewhere (SYSCALL, SYSRET, IRET).
 //!
 //! **STI's shadow** lasts for one instruction. It is noted as the count of instructions at which it began: if the
 //! runtime gets control back at that count, the instruction after STI has not been executed, however far compiled code
@@ -15,7 +15,7 @@ use core::mem::offset_of;
 
 use cranelift_codegen::ir::{InstBuilder, Value, condcodes::IntCC, types};
 use iced_x86::Mnemonic;
-use semantics::{Flag, Insn, Register};
+use semantics::{Flag, Insn, Kind, Register, table};
 use x86::{
     CpuState, Mode, Segment, Width,
     control::cr4,
@@ -23,8 +23,8 @@ use x86::{
     state::{Msrs, NO_SHADOW, RSP},
 };
 
-use super::{Ended, Lifter, registers::RegisterFile};
-use crate::abi::{FIRST_RUNTIME_HELPER, Leave, RuntimeHelper, SystemTransfer};
+use super::{CALLOUT_NAMESPACE, Ended, Lifter, registers::RegisterFile};
+use crate::abi::{FIRST_RUNTIME_HELPER, RuntimeHelper, callout};
 
 const RFLAGS: usize = offset_of!(CpuState, rflags);
 pub(crate) const GS_BASE: usize =
@@ -59,18 +59,22 @@ pub(crate) fn is_own(insn: &Insn, mode: Mode) -> bool {
         }
 }
 
+/// Whether compiled code calls the monitor for a callout.
+pub(crate) fn is_called(insn: &Insn, mode: Mode) -> bool {
+    mode.is_64bit() && table::kind_of(insn) == Kind::Callout
+}
+
 impl Lifter<'_> {
-    /// Whether compiled code does a callout itself (though it may still find at run time that it can't). Where a profile
+    /// Whether a callout is done without leaving: in place, or by a call of the monitor. Where a profile
     /// counts, the monitor's are left to the dispatcher, which counts them by kind.
     pub(super) fn is_inline(&self, insn: &Insn) -> bool {
-        let with_monitor = || self.instrumentation.is_none() && SystemTransfer::of(insn).is_some();
-        is_own(insn, self.mode) || self.mode.is_64bit() && with_monitor()
+        is_own(insn, self.mode) || self.instrumentation.is_none() && is_called(insn, self.mode)
     }
 
     /// Lifts the current instruction, which [`Lifter::is_inline`], and the end of its block.
     pub(super) fn callout(&mut self, insn: &Insn) -> Ended {
-        if let Some(transfer) = SystemTransfer::of(insn) {
-            self.transfer(transfer);
+        if !is_own(insn, self.mode) {
+            self.call_monitor(insn);
             return Ended;
         }
         match insn.mnemonic {
@@ -97,25 +101,28 @@ impl Lifter<'_> {
         Ended
     }
 
-    /// The monitor does it, and the guest goes on wherever and in whatever mode it then is.
-    fn transfer(&mut self, transfer: SystemTransfer) {
+    /// The monitor does it, and the guest goes on unless that says otherwise.
+    fn call_monitor(&mut self, insn: &Insn) {
         let file = self.file;
         self.write_back(&file);
-        self.store_rip(self.insn.rip);
-        let which = self.word(transfer as u64);
-        let entry = FIRST_RUNTIME_HELPER + RuntimeHelper::SystemTransfer as usize;
-        let result = self.call_table(entry, &[self.cpu, which]);
-        let failed = self.b.ins().icmp_imm_s(IntCC::Equal, result, 0);
-        self.abandon_if(failed);
+        let described = self.symbol(CALLOUT_NAMESPACE, self.callouts.len() as u32);
+        self.callouts.push(*insn);
+        let entry = FIRST_RUNTIME_HELPER + RuntimeHelper::Callout as usize;
+        let traits = callout::traits(insn);
+        let traits_value = self.word(traits);
+        let result = self.call_table(entry, &[self.cpu, described, traits_value]);
         self.file = RegisterFile::default();
-        let look = self.b.create_block();
+        let leave = self.b.create_block();
         let go = self.b.create_block();
-        self.b.set_cold_block(look);
-        let goes_on = self.b.ins().icmp_imm_s(IntCC::Equal, result, 1);
-        self.b.ins().brif(goes_on, go, &[], look, &[]);
-        self.b.switch_to_block(look);
-        self.leave(Leave::Indirect);
+        self.b.set_cold_block(leave);
+        self.b.ins().brif(result, leave, &[], go, &[]);
+        self.b.switch_to_block(leave);
+        self.b.ins().return_(&[result]);
         self.b.switch_to_block(go);
+        if traits & callout::LEADS_ELSEWHERE == 0 {
+            self.chain(self.insn.next_rip);
+            return;
+        }
         let target = self.state_load(types::I64, offset_of!(CpuState, rip));
         let mode = self.state_load(types::I32, offset_of!(CpuState, mode));
         let mode = self.extend(mode);

@@ -17,6 +17,8 @@ use crate::{
 
 /// Namespace of the symbols that stand for chain slots.
 pub(crate) const SLOT_NAMESPACE: u32 = 1;
+/// Namespace of the symbols that stand for callouts.
+pub(crate) const CALLOUT_NAMESPACE: u32 = 3;
 
 const RIP: usize = offset_of!(CpuState, rip);
 const SCRATCH: usize = offset_of!(CpuState, scratch);
@@ -255,15 +257,20 @@ impl Lifter<'_> {
 
     /// The address of chain slot `n`: a symbol that the runtime resolves.
     fn slot_address(&mut self, n: u32) -> Value {
+        self.symbol(SLOT_NAMESPACE, n)
+    }
+
+    /// The address of symbol `n` of a namespace.
+    pub(super) fn symbol(&mut self, namespace: u32, n: u32) -> Value {
         let function = &mut self.b.func;
-        let name = function.declare_imported_user_function(UserExternalName::new(SLOT_NAMESPACE, n));
-        let slot = function.create_global_value(GlobalValueData::Symbol {
+        let name = function.declare_imported_user_function(UserExternalName::new(namespace, n));
+        let symbol = function.create_global_value(GlobalValueData::Symbol {
             name: ExternalName::user(name),
             offset: 0.into(),
             colocated: true,
             tls: false,
         });
-        self.b.ins().symbol_value(types::I64, slot)
+        self.b.ins().symbol_value(types::I64, symbol)
     }
 
     /// Loads 64 bits from an engine's table.

@@ -39,7 +39,7 @@ use crate::{
     substitute::HostInstruction,
 };
 use emit::{Fields, Signatures};
-pub(crate) use exits::SLOT_NAMESPACE;
+pub(crate) use exits::{CALLOUT_NAMESPACE, SLOT_NAMESPACE};
 pub(crate) use instrument::COUNTERS_NAMESPACE;
 use registers::RegisterFile;
 
@@ -51,6 +51,7 @@ pub(crate) struct Ended;
 /// What lifting gave, besides CLIF.
 pub(crate) struct Lifted {
     pub exits: Vec<DirectExit>,
+    pub callouts: Vec<Insn>,
     pub guest_instructions: u16,
     pub guest_bytes: u16,
     /// Host instructions to be put in place of their carriers.
@@ -89,6 +90,8 @@ pub(crate) struct Lifter<'f> {
     /// Vectors that the current instruction put together.
     halves: Vec<vector::Halves>,
     exits: Vec<DirectExit>,
+    /// Those that the monitor is called for.
+    callouts: Vec<Insn>,
     /// Host instructions that their carriers are to be exchanged for: see [`crate::substitute`].
     substituted: Vec<HostInstruction>,
     /// Values of those whose flags in MXCSR matter.
@@ -157,6 +160,7 @@ impl<'f> Lifter<'f> {
             flushed: false,
             halves: Vec::new(),
             exits: Vec::new(),
+            callouts: Vec::new(),
             substituted: Vec::new(),
             floats: Vec::new(),
             small: 0,
@@ -265,8 +269,9 @@ impl<'f> Lifter<'f> {
 
     fn lifted(&mut self, guest_instructions: u16, guest_bytes: u16) -> Lifted {
         let exits = core::mem::take(&mut self.exits);
+        let callouts = core::mem::take(&mut self.callouts);
         let substituted = core::mem::take(&mut self.substituted);
         let instrumentation = self.instrumentation.take();
-        Lifted { exits, guest_instructions, guest_bytes, substituted, instrumentation }
+        Lifted { exits, callouts, guest_instructions, guest_bytes, substituted, instrumentation }
     }
 }

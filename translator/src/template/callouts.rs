@@ -1,4 +1,4 @@
-//! Callouts done in place: as [`crate::lift::callouts`], which tells which and why. Each ends its block by a chain slot.
+//! Callouts, as in [`crate::lift::callouts`], which tells which are done how.
 
 use core::mem::offset_of;
 
@@ -13,22 +13,23 @@ use x86::{
 
 use super::{
     Declined, Flow, Template,
-    assembler::{Mem, RAX, RCX, RDX, condition, gpr_offset},
+    assembler::{Mem, RAX, RCX, RDX, RSI, condition, gpr_offset},
     stack::Pushed,
 };
 use crate::{
-    abi::{Leave, RuntimeHelper, SystemTransfer},
-    lift::callouts::{GS_BASE, KERNEL_GS_BASE, MSRS, POPPED},
+    Relocation, RelocationKind, RelocationTarget,
+    abi::{RuntimeHelper, callout},
+    lift::callouts::{GS_BASE, KERNEL_GS_BASE, MSRS, POPPED, is_own},
 };
 
 const RFLAGS: usize = offset_of!(CpuState, rflags);
 const WAITING: usize = offset_of!(CpuState, event_waiting);
 
 impl Template<'_> {
-    /// One that is [`crate::lift::callouts::is_own`] or a [`SystemTransfer`].
+    /// One that the block does not leave for.
     pub(super) fn callout(&mut self, insn: &Insn) -> Result<Flow, Declined> {
-        if let Some(transfer) = SystemTransfer::of(insn) {
-            self.transfer(insn, transfer);
+        if !is_own(insn, self.mode) {
+            self.call_monitor(insn);
             return Ok(Flow::Ended);
         }
         match insn.mnemonic {
@@ -58,20 +59,27 @@ impl Template<'_> {
         Ok(Flow::Ended)
     }
 
-    /// The monitor does it, and the guest goes on wherever and in whatever mode it then is.
-    fn transfer(&mut self, insn: &Insn, transfer: SystemTransfer) {
+    /// The monitor does it, and the guest goes on unless that says otherwise.
+    fn call_monitor(&mut self, insn: &Insn) {
         self.settle();
         self.lose_host_flags();
-        self.store_rip(insn.rip);
-        self.call_runtime(RuntimeHelper::SystemTransfer, Some(transfer as u64));
+        let offset = self.asm.lea_relative(RSI);
+        let (kind, target) = (RelocationKind::Pc32, RelocationTarget::Callout(self.callouts.len() as u32));
+        self.relocations.push(Relocation { offset, kind, target, addend: -4 });
+        self.callouts.push(*insn);
+        let traits = callout::traits(insn);
+        self.asm.constant(RDX, traits);
+        self.call_runtime(RuntimeHelper::Callout, None);
         self.asm.test(RAX, RAX);
-        self.abandon_if(condition::EQUAL);
-        self.asm.compare_immediate_register(RAX, 1);
-        let look = self.asm.jump_if(condition::NOT_EQUAL);
-        self.asm.load(RDX, Mem::state(offset_of!(CpuState, rip)));
-        self.indirect_exit_in(RDX, None, true);
-        self.asm.bind(look);
-        self.leave(Leave::Indirect);
+        let go = self.asm.jump_if(condition::EQUAL);
+        self.asm.ret();
+        self.asm.bind(go);
+        if traits & callout::LEADS_ELSEWHERE != 0 {
+            self.asm.load(RDX, Mem::state(offset_of!(CpuState, rip)));
+            self.indirect_exit_in(RDX, None, true);
+        } else {
+            self.chain(insn.next_rip());
+        }
     }
 
     /// STI is the last instruction that the block counts, so the shadow begins at the state's count.

@@ -38,8 +38,9 @@ use semantics::{
 use x86::{Mode, PAGE_MASK};
 
 use crate::{
-    CodeBlock, DirectExit, Relocation, TranslateError, abi::SystemTransfer, instrument::Instrumentation,
-    lift::callouts::is_own,
+    CodeBlock, DirectExit, Relocation, TranslateError,
+    instrument::Instrumentation,
+    lift::callouts::{is_called, is_own},
 };
 use assembler::{Assembler, Mem, Reg, gpr_offset, xmm_offset};
 use cold::{Cold, Tail};
@@ -111,6 +112,8 @@ impl TemplateTranslator {
         template.exits = core::mem::take(&mut self.block.exits);
         template.relocations.clear();
         template.exits.clear();
+        template.callouts = core::mem::take(&mut self.block.callouts);
+        template.callouts.clear();
         if self.instruments {
             template.instrument();
         }
@@ -119,9 +122,9 @@ impl TemplateTranslator {
         if let Ok((guest_instructions, _)) = translated {
             template.finish(guest_instructions);
         }
-        let Template { relocations, exits, instrumentation, .. } = template;
+        let Template { relocations, exits, callouts, instrumentation, .. } = template;
         self.block.code = core::mem::take(&mut self.assembler.code);
-        (self.block.relocations, self.block.exits) = (relocations, exits);
+        (self.block.relocations, self.block.exits, self.block.callouts) = (relocations, exits, callouts);
         self.block.instrumentation = instrumentation.map(|all| Box::new(all.finished()));
         self.block.rip = block.rip;
         (self.block.guest_instructions, self.block.guest_bytes) = translated?;
@@ -146,6 +149,8 @@ struct Template<'a> {
     tails: Vec<Tail>,
     relocations: Vec<Relocation>,
     exits: Vec<DirectExit>,
+    /// Those that the monitor is called for.
+    callouts: Vec<Insn>,
     /// The guest's MXCSR is known to be in the host's register.
     mxcsr_loaded: bool,
     /// What the first two temporaries hold.
@@ -182,6 +187,7 @@ impl<'a> Template<'a> {
             tails: Vec::new(),
             relocations: Vec::new(),
             exits: Vec::new(),
+            callouts: Vec::new(),
             mxcsr_loaded: false,
             stack_page: None,
             instrumentation: None,
@@ -208,7 +214,11 @@ impl<'a> Template<'a> {
             }
             let mark = self.mark();
             self.begin_source(index);
-            let flow = if is_foreign { Err(Declined) } else { self.instruction(insn) };
+            let flow = match table::kind_of(insn) {
+                _ if is_foreign => Err(Declined),
+                Kind::Callout => self.callout(insn),
+                _ => self.instruction(insn),
+            };
             match flow {
                 Ok(Flow::Next) => {
                     bytes += u16::from(insn.length);
@@ -242,7 +252,7 @@ impl<'a> Template<'a> {
 
     /// Whether a callout is done here, as in [`crate::lift`].
     fn is_inline(&self, insn: &Insn) -> bool {
-        is_own(insn, self.mode) || self.instrumentation.is_none() && SystemTransfer::of(insn).is_some()
+        is_own(insn, self.mode) || self.instrumentation.is_none() && is_called(insn, self.mode)
     }
 
     fn instruction(&mut self, insn: &Insn) -> Result<Flow, Declined> {
@@ -263,18 +273,6 @@ impl<'a> Template<'a> {
             Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc if bit_string::is_one(insn) => {
                 self.bit_string(insn)
             }
-            Mnemonic::Cli
-            | Mnemonic::Sti
-            | Mnemonic::Pushfq
-            | Mnemonic::Popfq
-            | Mnemonic::Swapgs
-            | Mnemonic::Stac
-            | Mnemonic::Clac
-            | Mnemonic::Rdtsc
-            | Mnemonic::Rdtscp
-            | Mnemonic::Syscall
-            | Mnemonic::Sysretq
-            | Mnemonic::Iretq => self.callout(insn),
             Mnemonic::Cld | Mnemonic::Std => {
                 self.set_direction(insn.mnemonic == Mnemonic::Std);
                 Ok(Flow::Next)

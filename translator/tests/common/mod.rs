@@ -8,7 +8,10 @@ use std::{arch::naked_asm, mem::offset_of, sync::OnceLock};
 
 use memmap2::MmapMut;
 use memory::tlb::{ENTRY_SHIFT, Entry, RECENT as RECENT_PAGES};
-use semantics::helper::{Helper, VectorOp};
+use semantics::{
+    Insn,
+    helper::{Helper, VectorOp},
+};
 use transvisor_translator::{
     CodeBlock, Thunks,
     abi::{
@@ -71,6 +74,7 @@ impl Placed {
             3 => Leave::Step,
             4 => Leave::Poll,
             5 => Leave::Hot,
+            6 => Leave::Callout,
             other => panic!("block returned {other}"),
         }
     }
@@ -155,6 +159,15 @@ extern "C" fn nothing(_: *mut CpuState) -> u64 {
     0
 }
 
+/// A monitor that leaves every callout to whoever looks at the test's result.
+extern "C" fn callout(state: *mut CpuState, insn: *const Insn) -> u64 {
+    // SAFETY: compiled code gives its state and the instruction beside it, and uses neither meanwhile.
+    let (state, insn) = unsafe { (&mut *state, &*insn) };
+    state.rip = insn.rip;
+    state.instructions -= 1;
+    Leave::Callout as u64
+}
+
 /// What compiled code may call.
 pub fn function_table(thunks: &Thunks) -> FunctionTable {
     let mut table = Box::new([core::ptr::null(); TABLE_LENGTH]);
@@ -164,6 +177,7 @@ pub fn function_table(thunks: &Thunks) -> FunctionTable {
     table[FIRST_RUNTIME_HELPER + RuntimeHelper::VectorOp as usize] = vector_op as *const u8;
     table[FIRST_RUNTIME_HELPER + RuntimeHelper::Divide as usize] = divide as *const u8;
     table[FIRST_RUNTIME_HELPER + RuntimeHelper::Bulk as usize] = no_bulk as *const u8;
+    table[FIRST_RUNTIME_HELPER + RuntimeHelper::Callout as usize] = callout as *const u8;
     // There is one view, and time stands still.
     table[FIRST_RUNTIME_HELPER + RuntimeHelper::SelectView as usize] = nothing as *const u8;
     table[FIRST_RUNTIME_HELPER + RuntimeHelper::ReadTsc as usize] = nothing as *const u8;
@@ -184,7 +198,7 @@ pub fn place(block: CodeBlock) -> Placed {
 /// The same for a block that counts its executions, down from `counter`.
 pub fn place_counting(block: CodeBlock, counter: i32) -> Placed {
     let slots = block.code.len().next_multiple_of(4096);
-    let counter_at = slots + block.exits.len() * size_of::<ChainSlot>();
+    let counter_at = slots + block.data_size();
     let length = counter_at + 8;
     let mut memory = MmapMut::map_anon(length).expect("anonymous memory");
     let base = memory.as_ptr() as u64;
@@ -198,6 +212,10 @@ pub fn place_counting(block: CodeBlock, counter: i32) -> Placed {
         let slot = ChainSlot { code, addend: 0, target: exit.target, number: 0 };
         // SAFETY: within the mapping, and aligned to a page.
         unsafe { memory.as_mut_ptr().add(slots).cast::<ChainSlot>().add(n).write(slot) };
+    }
+    for (n, &insn) in block.callouts.iter().enumerate() {
+        // SAFETY: likewise, behind the slots.
+        unsafe { memory.as_mut_ptr().add(slots + block.callouts_at()).cast::<Insn>().add(n).write(insn) };
     }
     // SAFETY: exactly the pages of the code.
     let protected =
