@@ -20,6 +20,9 @@ use crate::{
 /// A counter that does not run out.
 const NEVER: u32 = i32::MAX as u32;
 
+/// Of a guest instruction, on average.
+const BYTES_OF_INSTRUCTION: u16 = 4;
+
 /// Who compiles.
 enum Site {
     /// The vCPU's thread, at once: for tests that want to know what runs.
@@ -170,7 +173,7 @@ impl Compiler {
         self.nanoseconds += taken;
         match code {
             Ok(code) => {
-                let countdown = self.policy.hot_threshold.min(NEVER);
+                let countdown = self.policy.hot_at(code.guest_instructions).min(NEVER);
                 put(&self.cache, self.profile.as_ref(), core::slice::from_ref(block), code, countdown, taken);
             }
             // What has no template waits for the compiler.
@@ -192,7 +195,7 @@ impl Compiler {
         for member in &formed.members[1..] {
             // Mostly they will be run as parts of this region; who comes to them otherwise has to come often.
             member.ask_at(self.policy.warm_again(member.executions()));
-            self.cache.recount(member, self.policy.hot_threshold.min(NEVER));
+            self.cache.recount(member, self.hot_at(member));
         }
         match &mut self.site {
             Site::Here(translator) => {
@@ -207,6 +210,11 @@ impl Compiler {
         }
     }
 
+    /// What the counter of a block that was translated by templates begins with. Of its length only the bytes are known.
+    fn hot_at(&self, block: &Block) -> u32 {
+        self.policy.hot_at(block.bytes.div_ceil(BYTES_OF_INSTRUCTION)).min(NEVER)
+    }
+
     fn install(&mut self, done: Done) {
         self.nanoseconds += done.nanoseconds;
         let Ok(code) = done.code else {
@@ -219,7 +227,7 @@ impl Compiler {
             && members.iter().any(|member| member.is_dead())
         {
             // It was compiled in vain, and its head may be as hot as before.
-            self.cache.recount(head, self.policy.hot_threshold.min(NEVER));
+            self.cache.recount(head, self.hot_at(head));
         }
     }
 }

@@ -219,10 +219,10 @@ pub struct RunArguments {
     /// Where fetched guests are kept [default: $TRANSVISOR_CACHE, $XDG_CACHE_HOME/transvisor or ~/.cache/transvisor]
     #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
-    /// Executions of a block before it is translated by templates, the quick way; 1 translates everything at once
+    /// Executions of a block before it is translated by templates, the quick way (a third for code of processes); 1 translates everything at once
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub template_threshold: Option<u32>,
-    /// Executions of a block before it is compiled, the thorough way; 1 compiles everything at once
+    /// Executions of a block of 8 instructions before it is compiled, the thorough way; 1 compiles everything at once
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub compile_threshold: Option<u32>,
     /// Memory for compiled code
