@@ -126,7 +126,8 @@ fn name_stacks(profile: &mut Profile, naming: &Naming<'_>, link: &Link<'_>) {
     for stack in profile.stacks.stacks.iter_mut().filter(|stack| !stack.raw.is_empty()) {
         let process = stack.process.as_deref().or_else(|| has_processes.then_some(EARLIER));
         let callers = stack.raw.iter().rev().map(|frame| match frame {
-            Frame::At(address) => frame_name(naming, link, *address),
+            // Before there were processes, what ran at low addresses was the kernel, on its way to its own.
+            Frame::At(address) => frame_name(naming, link, *address, process != Some(EARLIER)),
             Frame::Named(name) => name.to_string(),
         });
         stack.frames = process
@@ -144,11 +145,11 @@ fn name_stacks(profile: &mut Profile, naming: &Naming<'_>, link: &Link<'_>) {
     merge_stacks(profile);
 }
 
-/// Kernel code by its function, user code of no file by its page.
-fn frame_name(naming: &Naming<'_>, link: &Link<'_>, address: u64) -> String {
+/// Kernel code by its function, user code of no file by its page; `users`: there may be some.
+fn frame_name(naming: &Naming<'_>, link: &Link<'_>, address: u64, users: bool) -> String {
     match link.find(address.wrapping_sub(link.moved)) {
         Some((name, _)) => name.to_owned(),
-        None if address >> 63 == 0 => format!("user {:#x}", address & !0xfff),
+        None if address >> 63 == 0 && users => format!("user {:#x}", address & !0xfff),
         None => (naming.modules)(address).unwrap_or_else(|| format!("{:#x}", address & !0xfff)),
     }
 }
