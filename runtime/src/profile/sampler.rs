@@ -1,4 +1,4 @@
-//! Where host time goes, without performance counters: a thread looks every millisecond.
+//! Where host time goes, without performance counters: a thread looks every two milliseconds.
 //!
 //! While the vCPU is in its engine, the look is a signal to its thread, whose handler notes the host's instruction pointer,
 //! what the engine was doing, and which block instrumented code was in; then it asks the engine for attention, so that what
@@ -20,7 +20,7 @@ use std::{
 use crate::{block::BlockId, kick::KickTarget};
 
 /// Between two looks.
-const PERIOD: Duration = Duration::from_millis(1);
+const PERIOD: Duration = Duration::from_millis(2);
 
 /// Notes that fit before they are taken in.
 const NOTES: usize = 256;
