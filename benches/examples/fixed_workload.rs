@@ -108,7 +108,9 @@ fn mode() -> Mode {
 }
 
 fn blocks(code: &[Vec<u8>]) -> Vec<GuestBlock> {
-    code.iter().map(|bytes| decode_block(bytes, 0xffff_ffff_8100_0100, mode())).collect()
+    // Once: a state takes longer to make than a block to decode.
+    static MODE: std::sync::LazyLock<Mode> = std::sync::LazyLock::new(mode);
+    code.iter().map(|bytes| decode_block(bytes, 0xffff_ffff_8100_0100, *MODE)).collect()
 }
 
 /// The guest code of `tests/lift`, without those for another mode. Fixed here by name: a new golden changes no count.
