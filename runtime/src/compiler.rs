@@ -168,12 +168,12 @@ impl Compiler {
         // Not the processor's time: asking for that takes as long as a translation.
         let start = Instant::now();
         let guest = fresh.of(block, mmu)?;
+        let countdown = self.hot_at(block);
         let code = self.templates.translate(&guest, region::second_addend(block, mmu)?);
         let taken = start.elapsed().as_nanos() as u64;
         self.nanoseconds += taken;
         match code {
             Ok(code) => {
-                let countdown = self.policy.hot_at(code.guest_instructions).min(NEVER);
                 put(&self.cache, self.profile.as_ref(), core::slice::from_ref(block), code, countdown, taken);
             }
             // What has no template waits for the compiler.

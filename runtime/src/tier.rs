@@ -10,8 +10,8 @@
 //! and 3.1 at 1. So code of processes is translated when it is first run, and the kernel's later, of which much runs only
 //! while it starts.
 //!
-//! A compilation costs milliseconds, and a region is not much faster than templates where code is not a tight loop. So it waits
-//! for 800,000 executions of a block of 8 instructions, fewer of a longer one, of which a region saves more. CPU seconds at 50,000, 200,000
+//! A compilation costs milliseconds, which a block that is merely warm does not bring in. So it waits for 800,000 executions of a
+//! block of 8 instructions, fewer of a longer one, at each of which a region should save more. CPU seconds at 50,000, 200,000
 //! and 800,000 whatever the length: xz 0.94, 0.87, 0.66; python3 0.60, 0.49, 0.43; sqlite3 1.54, 1.38, 1.16; page faults 0.23, 0.20, 0.19; pipe 0.38, 0.34, 0.34; the
 //! twelve loops else within noise, memcpy 0.11, 0.11, 0.12; 3,200,000 gains nothing more. With the length in it, the boot's multiplications
 //! are compiled as early as they were: CPU 1.05 -> 0.97 s, wall time equal, which was 1.15 s to 0.95 without (`side-by-side boot --transvisor OLD`).

@@ -11,7 +11,6 @@ mod lift;
 mod locality;
 pub mod misses;
 pub mod mxcsr;
-
 pub mod region;
 mod settings;
 mod substitute;

@@ -67,7 +67,7 @@ impl Mmu {
         true
     }
 
-    /// Makes the inline lookup of an access hit, whose `length` bytes are in one page; false if it can't.
+    /// Makes the inline lookup of an access hit, whose `length` bytes are in one page; gives the page's addend, `None` if it can't.
     pub fn try_fill(
         &mut self,
         state: &CpuState,

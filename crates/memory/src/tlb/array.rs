@@ -35,8 +35,8 @@ pub struct Hit {
 
 /// One array.
 pub struct Array {
-    /// `entries()` entries behind [`FRONT`] places for recent pages and what belongs to them, in a boxed slice; compiled code reads them, and makes recent pages, through
-    /// a pointer of its own.
+    /// `entries()` entries, in a boxed slice with the recent pages in front of them ([`FRONT`]); compiled code reads them, and
+    /// makes recent pages, through a pointer of its own.
     table: *mut Entry,
     /// Byte mask, as [`x86::CpuState::tlb_mask`].
     mask: u64,
