@@ -4,8 +4,9 @@
 //! [`engine`] runs it on our engines. [`ins`] reads the cases of `tests/insn/*.ins`. The fuzzer makes up
 //! instructions ([`fuzz`], [`operand`]) and states ([`start`]) from a seed ([`random`]), puts them together to a
 //! [`program`], whose runs are compared as far as processors agree ([`tolerance`]), and where two runs of it differ
-//! makes the smallest case of it. [`kernel`] is a guest for profiles.
+//! makes the smallest case of it. [`kernel`] is a guest for profiles, [`debian`] what boots share.
 
+pub mod debian;
 pub mod engine;
 pub mod fuzz;
 pub mod image;

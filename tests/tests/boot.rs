@@ -1,16 +1,11 @@
 //! Debian's stock kernels boot to a shell; commands are typed at the console and their output compared; power-off.
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
 use guest_images::{CacheDir, Guest, Silent};
 use runtime::{EngineConfig, EngineMode};
 use transvisor::{config::Config, harness::Machine, outcome::Outcome, size::Size};
-
-/// What the recipes' shell shows when it waits for a command.
-const PROMPT: &str = "root@debian:~# ";
-/// A boot takes seconds; CI machines are slow and shared.
-const BOOT: Duration = Duration::from_secs(180);
-const COMMAND: Duration = Duration::from_secs(60);
+use transvisor_tests::debian::{BOOT, COMMAND, PROMPT};
 
 /// The cache of the user who runs the tests, so that guests are fetched once.
 fn guest(recipe: &str) -> Guest {

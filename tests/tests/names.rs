@@ -6,7 +6,6 @@ use std::{
     io::{Read, Write},
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
 };
 
 use cpio::{NewcBuilder, NewcReader, newc::ModeFileType, newc::trailer};
@@ -24,15 +23,10 @@ use transvisor::{
     profile::{ForPerf, ProfileConfig},
     size::Size,
 };
-
-const PROMPT: &str = "root@debian:~# ";
-const BOOT: Duration = Duration::from_secs(180);
-const COMMAND: Duration = Duration::from_secs(120);
+use transvisor_tests::debian::{self, BOOT, COMMAND, PROMPT};
 
 fn folder(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("names-{name}-{}", std::process::id()));
-    let _ = fs::remove_dir_all(&folder);
-    folder
+    debian::folder(env!("CARGO_TARGET_TMPDIR"), &format!("names-{name}"))
 }
 
 const MODULE: &str = "raid6_pq.ko";

@@ -7,7 +7,6 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
-    time::Duration,
 };
 
 use guest_images::{CacheDir, Silent};
@@ -24,17 +23,10 @@ use transvisor::{
     profile::{ForPerf, ProfileConfig},
     size::Size,
 };
+use transvisor_tests::debian::{self, BOOT, COMMAND, PROMPT};
 
-const PROMPT: &str = "root@debian:~# ";
-const BOOT: Duration = Duration::from_secs(180);
-const COMMAND: Duration = Duration::from_secs(120);
-
-/// A folder of this test's own; it does not exist yet.
 fn folder(name: &str) -> PathBuf {
-    let folder =
-        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("profile-{name}-{}", std::process::id()));
-    let _ = fs::remove_dir_all(&folder);
-    folder
+    debian::folder(env!("CARGO_TARGET_TMPDIR"), &format!("profile-{name}"))
 }
 
 fn recorded(config: Config, folder: &Path) -> Config {

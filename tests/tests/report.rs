@@ -21,6 +21,7 @@ use transvisor::{
     profile::{ForPerf, ProfileConfig},
     size::Size,
 };
+use transvisor_tests::debian;
 use transvisor_tests::kernel;
 
 /// Works the page as a reader would, and writes down what it shows.
@@ -150,8 +151,7 @@ fn text(value: &serde_json::Value) -> String {
 }
 
 fn folder(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
-    let _ = fs::remove_dir_all(&folder);
+    let folder = debian::folder(env!("CARGO_TARGET_TMPDIR"), name);
     fs::create_dir_all(&folder).unwrap();
     folder
 }

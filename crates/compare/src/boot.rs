@@ -146,16 +146,11 @@ fn once(contestant: &Contestant, memory: u64, patience: Duration) -> Result<(Run
 mod tests {
     use super::*;
 
-    fn guest(name: &str, script: &str) -> Contestant {
-        let mut contestant = Contestant::native("/bin/sh".as_ref(), None);
-        contestant.command.extend(["-c".into(), script.into()]);
-        Contestant { name: name.into(), family: Family::Ours, ..contestant }
-    }
-
     #[test]
     fn one_that_fails_does_not_end_the_race() {
         let boots = "echo Run /init as init process; printf 'root@debian:~# '; read line";
-        let contestants = vec![guest("dies", "echo hm; exit 1"), guest("boots", boots)];
+        let contestants =
+            vec![Contestant::script("dies", "echo hm; exit 1"), Contestant::script("boots", boots)];
         let group = Group { name: "boot", contestants };
         // Every process has a mapping of a page.
         let results = run(&group, 4096, 2, Duration::from_secs(20));

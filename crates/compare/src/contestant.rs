@@ -92,6 +92,14 @@ pub struct Contestant {
 }
 
 impl Contestant {
+    /// For tests: a shell's script in the place of a monitor.
+    #[cfg(test)]
+    pub(crate) fn script(name: &str, script: &str) -> Self {
+        let mut contestant = Self::native("/bin/sh".as_ref(), None);
+        contestant.command.extend(["-c".into(), script.into()]);
+        Self { name: name.into(), family: Family::Ours, ..contestant }
+    }
+
     /// A program on the host.
     pub fn native(program: &Path, root: Option<&Path>) -> Self {
         Self {

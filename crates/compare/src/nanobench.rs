@@ -105,18 +105,11 @@ fn once(contestant: &Contestant, patience: Duration) -> Result<Run> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contestant::Family;
-
-    fn guest(name: &str, script: &str) -> Contestant {
-        let mut contestant = Contestant::native("/bin/sh".as_ref(), None);
-        contestant.command.extend(["-c".into(), script.into()]);
-        Contestant { name: name.into(), family: Family::Ours, ..contestant }
-    }
 
     #[test]
     fn what_the_guest_says_becomes_figures() {
         let good = "echo @tsc 1000000000; echo noise; echo @op in 100 2500; echo '@skip cr3wr_pcid no PCIDs'; echo @end";
-        let section = race(&[guest("a", good)], 2, Duration::from_secs(20));
+        let section = race(&[Contestant::script("a", good)], 2, Duration::from_secs(20));
         assert_eq!(section.rows, ["in"]);
         assert_eq!(section.columns[0].figures["in"].runs, [2.5, 2.5]);
         assert_eq!(section.columns[0].skipped["cr3wr_pcid"], "no PCIDs");
@@ -126,8 +119,8 @@ mod tests {
     fn one_that_fails_does_not_end_the_race() {
         let section = race(
             &[
-                guest("dies", "echo @op in 1 1000; echo why >&2; exit 1"),
-                guest("b", "echo @op in 1 1000; echo @end"),
+                Contestant::script("dies", "echo @op in 1 1000; echo why >&2; exit 1"),
+                Contestant::script("b", "echo @op in 1 1000; echo @end"),
             ],
             2,
             Duration::from_secs(20),
@@ -140,7 +133,8 @@ mod tests {
     #[test]
     fn a_guest_that_fails_is_quoted() {
         let error =
-            once(&guest("a", "echo '@fail smc: stale code ran'"), Duration::from_secs(20)).unwrap_err();
+            once(&Contestant::script("a", "echo '@fail smc: stale code ran'"), Duration::from_secs(20))
+                .unwrap_err();
         assert!(error.to_string().contains("stale code ran"));
     }
 }
