@@ -178,7 +178,7 @@ pub fn enter<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     let mut top = m.sub(stack.width, old, bytes);
     let at = address(m, top, width.bytes(), true)?;
     m.store(width, at, frame)?;
-    let frame_pointer = top;
+    let frame_pointer = frame_pointer_of(m, stack, top, width);
     if level > 0 {
         let mut link = m.gpr(Register::new(RBP, stack.width));
         for _ in 1..level {
@@ -191,18 +191,28 @@ pub fn enter<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
         }
         top = m.sub(stack.width, top, bytes);
         let to = address(m, top, width.bytes(), true)?;
-        let value = m.resize(stack.width, width, frame_pointer);
-        m.store(width, to, value)?;
+        m.store(width, to, frame_pointer)?;
     }
     let locals = m.constant(stack.width, i.immediate);
     let top = m.sub(stack.width, top, locals);
     // ENTER faults where the new top could not be written (the same chapter).
     let end = address(m, top, width.bytes(), true)?;
     m.probe_write(end, width.bytes() as u16)?;
-    let frame_pointer = m.resize(stack.width, width, frame_pointer);
     m.set_gpr(stack, top);
     m.set_gpr(Register::new(RBP, width), frame_pointer);
     Ok(())
+}
+
+/// Where the stack's top is, at a width. A push by SP leaves the upper half of ESP, which is part of a frame pointer of 32 bits.
+fn frame_pointer_of<M: Machine>(m: &mut M, stack: Register, top: M::Int, width: Width) -> M::Int {
+    let low = m.resize(stack.width, width, top);
+    if width <= stack.width {
+        return low;
+    }
+    let whole = m.gpr(Register::new(stack.index, width));
+    let upper = m.constant(width, !0 << stack.width.bits());
+    let upper = m.and(width, whole, upper);
+    m.or(width, upper, low)
 }
 
 /// LEAVE.
