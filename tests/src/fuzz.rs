@@ -2,7 +2,8 @@
 //! run in ring 3 is made up, so a new row is fuzzed from the day it is written.
 
 use iced_x86::{
-    Code, Encoder, FlowControl, Instruction, Mnemonic, OpCodeOperandKind as Kind, OpKind, Register,
+    Code, Encoder, EncodingKind, FlowControl, Instruction, Mnemonic, OpCodeOperandKind as Kind, OpKind,
+    Register,
 };
 use semantics::{decode, table};
 use x86::{CpuState, Mode};
@@ -66,7 +67,7 @@ pub fn encodings(bits: u32) -> Vec<Code> {
                 && !processors_differ(code, bits)
                 && usable
                 && info.is_instruction()
-                && info.encoding() == iced_x86::EncodingKind::Legacy
+                && matches!(info.encoding(), EncodingKind::Legacy | EncodingKind::VEX)
                 && !info.fwait()
                 && is_lifted(code, bits)
         })
@@ -79,11 +80,17 @@ fn is_lifted(code: Code, bits: u32) -> bool {
     // What can't be made up here is reported by the tests as not covered.
     let Some((_, bytes)) = (0..20).find_map(|_| instruction(&mut random, code, bits)) else { return false };
     match decode::decode_one(&bytes, 0, mode(bits)) {
-        Ok(insn) => table::kind_of(&insn) == table::Kind::Lifted,
+        // TZCNT and LZCNT are bit scans to a host that lacks them.
+        Ok(insn) => table::kind_of(&insn) == table::Kind::Lifted && insn.mnemonic == code.mnemonic(),
         // Not an instruction of the announced processor. If that is because the host lacks it, it is #UD on both;
         // otherwise the host may well have it.
-        Err(_) => !code.cpuid_features().iter().all(|&feature| semantics::native::is_offered(feature)),
+        Err(_) => !is_offered(code),
     }
+}
+
+/// Whether guests have instructions of this encoding on this host.
+pub fn is_offered(code: Code) -> bool {
+    code.cpuid_features().iter().all(|&feature| semantics::native::is_offered(feature))
 }
 
 /// The mode of a 64-, 32- or 16-bit program in ring 3.

@@ -64,12 +64,18 @@ pub fn place(
         Kind::r16_or_mem | Kind::r16_reg | Kind::r16_opcode | Kind::r16_rm | Kind::r16_reg_mem => {
             register(insn, general(2, number))
         }
-        Kind::r32_or_mem | Kind::r32_reg | Kind::r32_opcode | Kind::r32_rm | Kind::r32_reg_mem => {
-            register(insn, general(4, number))
-        }
-        Kind::r64_or_mem | Kind::r64_reg | Kind::r64_opcode | Kind::r64_rm | Kind::r64_reg_mem => {
-            register(insn, general(8, number))
-        }
+        Kind::r32_or_mem
+        | Kind::r32_reg
+        | Kind::r32_opcode
+        | Kind::r32_rm
+        | Kind::r32_reg_mem
+        | Kind::r32_vvvv => register(insn, general(4, number)),
+        Kind::r64_or_mem
+        | Kind::r64_reg
+        | Kind::r64_opcode
+        | Kind::r64_rm
+        | Kind::r64_reg_mem
+        | Kind::r64_vvvv => register(insn, general(8, number)),
         Kind::xmm_or_mem | Kind::xmm_reg | Kind::xmm_rm => register(insn, Register::XMM0 + number as u32),
         Kind::mm_or_mem | Kind::mm_reg | Kind::mm_rm => register(insn, Register::MM0 + (number & 7) as u32),
         Kind::sti_opcode => register(insn, Register::ST0 + (number & 7) as u32),

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use guest_images::{CacheDir, Guest, Silent};
+use iced_x86::CpuidFeature;
 use runtime::{EngineConfig, EngineMode};
+use semantics::native::is_offered;
 use transvisor::{config::Config, harness::Machine, outcome::Outcome, size::Size};
 use transvisor_tests::debian::{BOOT, COMMAND, PROMPT};
 
@@ -71,8 +73,22 @@ fn debian_boots_to_a_shell_by_translation() {
     for flag in ["sse4_2", "cx16", "popcnt", "fsgsbase", "x2apic", "tsc_deadline_timer", "erms", "smap"] {
         assert!(cpuinfo.split_whitespace().any(|word| word == flag), "{flag}: {cpuinfo}");
     }
-
-    for flag in ["avx", "fma", "bmi1"] {
+    // Those whose instructions become the host's are there if the host has them.
+    for (flag, feature) in [
+        ("bmi1", CpuidFeature::BMI1),
+        ("bmi2", CpuidFeature::BMI2),
+        ("adx", CpuidFeature::ADX),
+        ("abm", CpuidFeature::LZCNT),
+        ("movbe", CpuidFeature::MOVBE),
+        ("aes", CpuidFeature::AES),
+    ] {
+        assert_eq!(
+            cpuinfo.split_whitespace().any(|word| word == flag),
+            is_offered(feature),
+            "{flag}: {cpuinfo}"
+        );
+    }
+    for flag in ["avx", "fma", "avx2"] {
         assert!(cpuinfo.split_whitespace().all(|word| word != flag), "{flag} is announced but not there");
     }
 

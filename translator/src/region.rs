@@ -7,10 +7,13 @@
 
 use hashbrown::HashMap;
 use iced_x86::{
-    Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
-    Register, RflagsBits,
+    Decoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
+    RflagsBits,
 };
-use semantics::{Insn, MemoryOperand, Operand, decode::GuestBlock};
+use semantics::{
+    Insn, MemoryOperand, Operand,
+    decode::{GuestBlock, options},
+};
 use x86::{Mode, PAGE_MASK};
 
 use crate::locality;
@@ -108,7 +111,7 @@ struct Effects {
 
 impl Effects {
     fn of(bytes: &[u8], guest: &GuestBlock) -> Self {
-        let mut decoder = Decoder::with_ip(guest.mode.code_bits(), bytes, guest.rip, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(guest.mode.code_bits(), bytes, guest.rip, options());
         let mut factory = InstructionInfoFactory::new();
         let mut instruction = Instruction::default();
         let mut effects = Self::default();

@@ -16,11 +16,11 @@ use common::{
     random::{DATA, DATA_SIZE, Random, instruction, registers},
     settle_flags,
 };
-use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind, Register, RflagsBits};
+use iced_x86::{Decoder, Mnemonic, OpKind, Register, RflagsBits};
 use memory::{AtomicOp, CodePages, Mmu, Ram};
 use semantics::{
     Bulk, Insn, Repeat, Repetition,
-    decode::{GuestBlock, decode_block},
+    decode::{GuestBlock, decode_block, options},
 };
 use transvisor_translator::{
     CodeBlock, Options, RegisterAllocator, TemplateTranslator, Thunks, TranslateError, Translator,
@@ -393,8 +393,7 @@ fn setting(name: &str) -> Option<u64> {
 /// Status flags that are undefined after the first `count` of a sequence, or `None` if one of them is read in it.
 fn undefined_flags(bytes: &[u8], mode: Mode, count: usize) -> Option<u64> {
     let mut undefined = 0u32;
-    let options = DecoderOptions::NO_MPFX_0FBC | DecoderOptions::NO_MPFX_0FBD;
-    for instruction in Decoder::with_ip(mode.code_bits(), bytes, CODE, options).iter().take(count) {
+    for instruction in Decoder::with_ip(mode.code_bits(), bytes, CODE, options()).iter().take(count) {
         if instruction.rflags_read() & undefined != 0 {
             return None;
         }

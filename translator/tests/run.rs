@@ -268,6 +268,29 @@ fn lazy_flags_are_settled_before_they_are_looked_at() {
 }
 
 #[test]
+fn overflow_of_a_step_comes_in_without_being_settled() {
+    // seto al
+    let placed = place(translate(&[0x0f, 0x90, 0xc0]));
+    for width in [Width::Byte, Width::Word, Width::Dword, Width::Qword] {
+        let lowest = 1 << (width.bits() - 1);
+        for (form, overflows) in [(Form::Increment, lowest), (Form::Decrement, lowest - 1)] {
+            for a in [0, 1, lowest - 2, lowest - 1, lowest, lowest + 1, u64::MAX >> (64 - width.bits())] {
+                // What stands above the operand does not count.
+                for above in [0, !u64::MAX.unbounded_shr(64 - width.bits())] {
+                    let mut machine = Machine::new();
+                    let lazy = LazyFlags { kind: form.kind(width), a: a | above, b: 0, c: 0 };
+                    machine.state.lazy_flags = lazy;
+                    assert_eq!(machine.run(&placed), Leave::Unlinked);
+                    assert_eq!(machine.state.gpr[0] & 0xff, u64::from(a == overflows), "{lazy:x?}");
+                    let settled = lazy.settle().expect("it is lazy").to_bits() & flags::OF != 0;
+                    assert_eq!(settled, a == overflows, "{lazy:x?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn flags_that_one_instruction_sets_are_left_lazy() {
     for (bytes, kind, bits) in [
         (

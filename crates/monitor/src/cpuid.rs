@@ -105,15 +105,19 @@ const SSE: u32 = 1 << 25;
 const SSE2: u32 = 1 << 26;
 
 /// Leaf 7 EBX.
-const FEATURES_7B: u32 = FSGSBASE | TSC_ADJUST | SMEP | ERMS | INVPCID | NO_FCS_FDS | RDSEED | SMAP | SHA;
+const FEATURES_7B: u32 =
+    FSGSBASE | TSC_ADJUST | BMI1 | SMEP | BMI2 | ERMS | INVPCID | NO_FCS_FDS | RDSEED | ADX | SMAP | SHA;
 const FSGSBASE: u32 = 1 << 0;
 const TSC_ADJUST: u32 = 1 << 1;
+const BMI1: u32 = 1 << 3;
 const SMEP: u32 = 1 << 7;
+const BMI2: u32 = 1 << 8;
 const ERMS: u32 = 1 << 9;
 const INVPCID: u32 = 1 << 10;
 /// The x87 unit does not save the selectors of its pointers: they read as 0.
 const NO_FCS_FDS: u32 = 1 << 13;
 const RDSEED: u32 = 1 << 18;
+const ADX: u32 = 1 << 19;
 const SMAP: u32 = 1 << 20;
 const SHA: u32 = 1 << 29;
 
@@ -121,7 +125,12 @@ const SHA: u32 = 1 << 29;
 const HOST_DEPENDENT: &[(u32, usize, u32, CpuidFeature)] = &[
     (1, 2, AES, CpuidFeature::AES),
     (1, 2, PCLMULQDQ, CpuidFeature::PCLMULQDQ),
+    (1, 2, MOVBE, CpuidFeature::MOVBE),
     (7, 1, SHA, CpuidFeature::SHA),
+    (7, 1, BMI1, CpuidFeature::BMI1),
+    (7, 1, BMI2, CpuidFeature::BMI2),
+    (7, 1, ADX, CpuidFeature::ADX),
+    (0x8000_0001, 2, LZCNT, CpuidFeature::LZCNT),
 ];
 
 /// Leaf 7 ECX.
@@ -162,8 +171,9 @@ pub mod kvm {
 }
 
 /// Leaf 0x80000001.
-const FEATURES_EXTENDED_C: u32 = LAHF_SAHF | PREFETCHW;
+const FEATURES_EXTENDED_C: u32 = LAHF_SAHF | LZCNT | PREFETCHW;
 const LAHF_SAHF: u32 = 1 << 0;
+const LZCNT: u32 = 1 << 5;
 const PREFETCHW: u32 = 1 << 8;
 const FEATURES_EXTENDED_D: u32 = SYSCALL | NX | PAGES_1GIB | RDTSCP | LONG_MODE;
 const SYSCALL: u32 = 1 << 11;

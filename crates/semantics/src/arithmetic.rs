@@ -76,6 +76,35 @@ pub fn adc<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     )
 }
 
+/// ADCX: adds with CF and changes no other flag.
+pub fn adcx<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
+    add_with(m, i, Flag::Carry)
+}
+
+/// ADOX: the same with OF in the place of CF.
+pub fn adox<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
+    add_with(m, i, Flag::Overflow)
+}
+
+fn add_with<M: Machine>(m: &mut M, i: &Insn, flag: Flag) -> Result<(), M::Stop> {
+    let width = i.operand_width(0);
+    let b = operand::read(m, i, 1)?;
+    let a = operand::read(m, i, 0)?;
+    let carry = m.flag(flag);
+    let (sum, carry) = if width == Width::Qword {
+        m.add_with_carry(a, b, carry)
+    } else {
+        let (a, b) = (m.resize(width, Width::Qword, a), m.resize(width, Width::Qword, b));
+        let carry = m.bool_to_int(Width::Qword, carry);
+        let sum = m.add(Width::Qword, a, b);
+        let sum = m.add(Width::Qword, sum, carry);
+        (m.resize(Width::Qword, width, sum), m.bit(Width::Qword, sum, width.bits()))
+    };
+    operand::write(m, i, 0, sum)?;
+    m.set_flag(flag, carry);
+    Ok(())
+}
+
 /// SBB.
 pub fn sbb<M: Machine>(m: &mut M, i: &Insn) -> Result<(), M::Stop> {
     let width = i.operand_width(0);

@@ -1,11 +1,11 @@
 //! Bytes to guest blocks: iced-x86 decodes, [`lower`](crate::lower) makes [`Insn`]s of it, and a block ends where
 //! control or mode may become another.
 //!
-//! The decoder is set up for the announced processor: x86-64-v2 without VEX and EVEX encodings, BMI, LZCNT, MPX and
-//! CET. Encodings of those that older processors execute as something else are that (TZCNT is BSF, ENDBR64 and BNDMK
-//! are NOPs); the rest has no row in [`crate::table`] and is #UD.
+//! The decoder is set up for the announced processor: x86-64-v2 and what [`native::is_offered`], without AVX, MPX and
+//! CET. Encodings of those that older processors execute as something else are that (ENDBR64 and BNDMK are NOPs, TZCNT is
+//! BSF where there is no BMI1); the rest has no row in [`crate::table`] and is #UD.
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, EncodingKind, FlowControl, Instruction};
+use iced_x86::{CpuidFeature, Decoder, DecoderError, DecoderOptions, EncodingKind, FlowControl, Instruction};
 use x86::Mode;
 
 use crate::{Insn, Kind, lower::lower, native, table};
@@ -16,8 +16,12 @@ pub const MAX_BLOCK: usize = 64;
 /// The longest instruction, in bytes (SDM Vol. 2A 2.3.11).
 pub const MAX_LENGTH: usize = 15;
 
-/// F3 0F BC and F3 0F BD are BSF and BSR on processors without BMI1 and LZCNT.
-const OPTIONS: u32 = DecoderOptions::NO_MPFX_0FBC | DecoderOptions::NO_MPFX_0FBD;
+/// How iced-x86 is to decode for the announced processor: F3 0F BC and F3 0F BD are BSF and BSR on those without BMI1 and LZCNT.
+pub fn options() -> u32 {
+    let without = |feature, option| if native::is_offered(feature) { DecoderOptions::NONE } else { option };
+    without(CpuidFeature::BMI1, DecoderOptions::NO_MPFX_0FBC)
+        | without(CpuidFeature::LZCNT, DecoderOptions::NO_MPFX_0FBD)
+}
 
 /// What decoding at an address gave.
 #[derive(Clone, Debug)]
@@ -121,7 +125,7 @@ struct Stream<'a> {
 
 impl<'a> Stream<'a> {
     fn new(bytes: &'a [u8], rip: u64, mode: Mode) -> Self {
-        let decoder = Decoder::with_ip(mode.code_bits(), bytes, rip, OPTIONS);
+        let decoder = Decoder::with_ip(mode.code_bits(), bytes, rip, options());
         Self { bytes, mode, decoder, instruction: Instruction::default() }
     }
 
@@ -138,8 +142,11 @@ impl<'a> Stream<'a> {
             DecoderError::NoMoreBytes => return Err(DecodeError::Truncated),
             _ => return Err(self.invalid(position, rip)),
         }
-        if self.instruction.code().encoding() != EncodingKind::Legacy {
-            return Err(DecodeError::Invalid);
+        match self.instruction.code().encoding() {
+            EncodingKind::Legacy => {}
+            // #UD in real and virtual-8086 mode (SDM Vol. 2A 2.5.1).
+            EncodingKind::VEX if self.mode.is_protected() => {}
+            _ => return Err(DecodeError::Invalid),
         }
         if !self.instruction.cpuid_features().iter().all(|&feature| native::is_offered(feature)) {
             return Err(DecodeError::Invalid);
@@ -159,7 +166,7 @@ impl<'a> Stream<'a> {
             return DecodeError::Invalid;
         }
         let shorter = &rest[..MAX_LENGTH - 1];
-        let mut decoder = Decoder::with_ip(self.mode.code_bits(), shorter, rip, OPTIONS);
+        let mut decoder = Decoder::with_ip(self.mode.code_bits(), shorter, rip, options());
         let _ = decoder.decode();
         match decoder.last_error() {
             DecoderError::NoMoreBytes => DecodeError::TooLong,

@@ -91,6 +91,8 @@ helpers! {
         X87MaskAll = crate::x87_environment::helper_mask_all,
         // General-purpose instructions.
         Crc32 = crate::misc::crc32c,
+        Pdep = crate::bit_manipulation::deposit,
+        Pext = crate::bit_manipulation::extract,
     }
 }
 

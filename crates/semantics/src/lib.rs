@@ -34,6 +34,7 @@ pub mod x87_state;
 
 mod arithmetic;
 mod bit;
+mod bit_manipulation;
 mod control_transfer;
 mod data_transfer;
 mod decimal;

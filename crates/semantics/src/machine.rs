@@ -181,6 +181,17 @@ pub trait Machine: Sized {
         let width = Width::Qword;
         (self.multiply(width, a, b), self.multiply_high(width, signed, a, b))
     }
+    /// a + b + carry and the carry out of it, of 64-bit values.
+    fn add_with_carry(&mut self, a: Self::Int, b: Self::Int, carry: Self::Bool) -> (Self::Int, Self::Bool) {
+        let width = Width::Qword;
+        let carry_value = self.bool_to_int(width, carry);
+        let addend = self.add(width, b, carry_value);
+        let sum = self.add(width, a, addend);
+        let below = self.below(width, sum, a);
+        let equal = self.equal(width, sum, a);
+        let wraps = self.bool_and(equal, carry);
+        (sum, self.bool_or(below, wraps))
+    }
     /// (high:low) / divisor -> (quotient, remainder); #DE if the divisor is 0 or the quotient does not fit.
     fn divide(
         &mut self,

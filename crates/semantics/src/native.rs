@@ -21,13 +21,19 @@ pub fn required_host_features() -> [(&'static str, bool); 6] {
     ]
 }
 
-/// Whether guests have an extension on this host: AES, PCLMULQDQ and SHA only where the host has them. Without it the
-/// extension's instructions are #UD and CPUID does not announce it. All other extensions do not depend on the host.
+/// Whether guests have an extension on this host: those listed here only where the host has them, because guest code of theirs
+/// becomes host code. Without it the extension's instructions are #UD, or what older processors take them for
+/// ([`crate::decode::options`]), and CPUID does not announce it. All other extensions do not depend on the host.
 pub fn is_offered(feature: CpuidFeature) -> bool {
     match feature {
         CpuidFeature::AES => std::arch::is_x86_feature_detected!("aes"),
         CpuidFeature::PCLMULQDQ => std::arch::is_x86_feature_detected!("pclmulqdq"),
         CpuidFeature::SHA => std::arch::is_x86_feature_detected!("sha"),
+        CpuidFeature::BMI1 => std::arch::is_x86_feature_detected!("bmi1"),
+        CpuidFeature::BMI2 => std::arch::is_x86_feature_detected!("bmi2"),
+        CpuidFeature::ADX => std::arch::is_x86_feature_detected!("adx"),
+        CpuidFeature::LZCNT => std::arch::is_x86_feature_detected!("lzcnt"),
+        CpuidFeature::MOVBE => std::arch::is_x86_feature_detected!("movbe"),
         _ => true,
     }
 }

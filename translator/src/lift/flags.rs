@@ -202,6 +202,7 @@ impl Lifter<'_> {
         if self.file.flags[flag] == Source::State {
             let source = match flag {
                 CARRY if !self.file.settled => Source::Truth(self.lazy_carry()),
+                OVERFLOW if !self.file.settled => Source::Truth(self.lazy_overflow()),
                 _ => Source::Word(self.load_flag(flag)),
             };
             self.file.flags[flag] = source;
@@ -213,6 +214,7 @@ impl Lifter<'_> {
     pub(super) fn truth_of(&mut self, flag: usize, source: Source) -> Value {
         match source {
             Source::State if flag == CARRY && !self.file.settled => self.lazy_carry(),
+            Source::State if flag == OVERFLOW && !self.file.settled => self.lazy_overflow(),
             Source::State => {
                 let word = self.load_flag(flag);
                 self.word_truth(flag, word)

@@ -25,6 +25,19 @@ impl Lifter<'_> {
         }
     }
 
+    /// a + b + carry and the carry out of it, of 64-bit values.
+    pub(super) fn sum_with_carry(&mut self, a: Value, b: Value, carry: Value) -> (Value, Value) {
+        if self.constant_of(carry) == Some(0) {
+            return self.b.ins().uadd_overflow(a, b);
+        }
+        // ADD, ADC, SETC: the carry and all ones give the carry that goes into the upper half.
+        let (carry, ones) = (self.extend(carry), self.word(u64::MAX));
+        let (a, b) = (self.b.ins().iconcat(carry, a), self.b.ins().iconcat(ones, b));
+        let (sum, carry) = self.b.ins().uadd_overflow(a, b);
+        let (_, sum) = self.b.ins().isplit(sum);
+        (sum, carry)
+    }
+
     /// (high:low) / divisor. #DE is left to the interpreter.
     pub(super) fn quotient(
         &mut self,

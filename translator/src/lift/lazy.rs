@@ -55,6 +55,9 @@ impl Lifter<'_> {
         let cold = self.b.create_block();
         let go = self.b.create_block();
         self.b.set_cold_block(cold);
+        if self.b.current_block().is_some_and(|here| self.b.func.layout.is_cold(here)) {
+            self.b.set_cold_block(go);
+        }
         self.b.ins().brif(kind, cold, &[], go, &[]);
         self.b.switch_to_block(cold);
         self.call_thunk(SlowPath::SettleFlags, &[]);
@@ -72,6 +75,28 @@ impl Lifter<'_> {
 
     /// CF as it comes in; quick if INC or DEC left it, which loops keep it through.
     pub(super) fn lazy_carry(&mut self) -> Value {
+        self.quick_after_step(CARRY, |lifter, _, _| lifter.state_load(types::I8, C))
+    }
+
+    /// OF as it comes in; quick after INC and DEC too, which end loops that carry in it (ADOX).
+    pub(super) fn lazy_overflow(&mut self) -> Value {
+        self.quick_after_step(OVERFLOW, |lifter, kind, step| {
+            // The result's bits as the upper ones of 64. INC's overflows to the lowest number, DEC's to the one before that.
+            let unused = lifter.b.ins().ineg(kind);
+            let result = lifter.state_load(types::I64, A);
+            let result = lifter.b.ins().ishl(result, unused);
+            let is_decrement = lifter.b.ins().ishl(step, unused);
+            let compared = lifter.b.ins().iadd(result, is_decrement);
+            lifter.b.ins().icmp_imm_s(IntCC::Equal, compared, i64::MIN)
+        })
+    }
+
+    /// A flag as it comes in: by `compute`, which gets the kind, and 0 after INC or 1 after DEC, if one of these left it.
+    fn quick_after_step(
+        &mut self,
+        flag: usize,
+        compute: impl FnOnce(&mut Self, Value, Value) -> Value,
+    ) -> Value {
         let kind = self.state_load(types::I64, KIND);
         let form = self.b.ins().ushr_imm_u(kind, 8);
         let step = self.b.ins().iadd_imm_s(form, -(Form::Increment as i64));
@@ -80,13 +105,13 @@ impl Lifter<'_> {
         let result = self.b.append_block_param(go, types::I8);
         self.b.ins().brif(is_step, quick, &[], other, &[]);
         self.b.switch_to_block(quick);
-        let carry = self.state_load(types::I8, C);
-        self.b.ins().jump(go, &[carry.into()]);
+        let truth = compute(self, kind, step);
+        self.b.ins().jump(go, &[truth.into()]);
         self.b.switch_to_block(other);
         self.settle();
-        let word = self.state_load(types::I64, flag_offset(CARRY));
-        let carry = self.word_truth(CARRY, word);
-        self.b.ins().jump(go, &[carry.into()]);
+        let word = self.state_load(types::I64, flag_offset(flag));
+        let truth = self.word_truth(flag, word);
+        self.b.ins().jump(go, &[truth.into()]);
         self.b.switch_to_block(go);
         result
     }

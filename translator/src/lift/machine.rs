@@ -226,6 +226,10 @@ impl Machine for Lifter<'_> {
         self.b.ins().isplit(product)
     }
 
+    fn add_with_carry(&mut self, a: Value, b: Value, carry: Value) -> (Value, Value) {
+        self.sum_with_carry(a, b, carry)
+    }
+
     fn multiply_high(&mut self, width: Width, signed: bool, a: Value, b: Value) -> Value {
         self.high_product(width, signed, a, b)
     }

@@ -96,7 +96,7 @@ pub(super) fn of(insn: &Insn) -> Option<Effects> {
     let mut effects = match insn.mnemonic {
         M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Movnti => row(Write, F::None),
         M::Add | M::Sub | M::And | M::Or | M::Xor | M::Neg => row(Update, F::Set),
-        M::Adc | M::Sbb => row(Update, F::Update),
+        M::Adc | M::Sbb | M::Adcx | M::Adox => row(Update, F::Update),
         M::Cmp | M::Test => row(Read, F::Set),
         M::Inc | M::Dec => row(Update, F::Merge),
         M::Not | M::Bswap => row(Update, F::None),
@@ -111,7 +111,10 @@ pub(super) fn of(insn: &Insn) -> Option<Effects> {
         }
         M::Bt => row(Read, F::Merge),
         M::Bts | M::Btr | M::Btc => row(Update, F::Merge),
-        M::Popcnt => row(Write, F::Set),
+        M::Popcnt | M::Tzcnt | M::Lzcnt => row(Write, F::Set),
+        M::Andn | M::Bextr | M::Blsi | M::Blsmsk | M::Blsr | M::Bzhi => row(Write, F::Set),
+        M::Movbe | M::Pdep | M::Pext | M::Rorx | M::Sarx | M::Shlx | M::Shrx => row(Write, F::None),
+        M::Mulx => Effects { operands: [Write, Write, Read], reads: RDX, ..row(Write, F::None) },
         M::Mul => multiplication(insn),
         M::Imul if insn.operand_count == 1 => multiplication(insn),
         M::Imul if insn.operand_count == 2 => row(Update, F::Set),
@@ -249,6 +252,7 @@ pub(super) fn registers(insn: &Insn) -> Set {
     use Mnemonic as M;
     set | match insn.mnemonic {
         M::Mul | M::Imul | M::Div | M::Idiv | M::Cwd | M::Cdq | M::Cqo => RAX | RDX,
+        M::Mulx => RDX,
         M::Cmpxchg | M::Cbw | M::Cwde | M::Cdqe => RAX,
         M::Cmpxchg8b | M::Cmpxchg16b => RAX | RBX | RCX | RDX,
         M::Push | M::Pop | M::Call | M::Ret => RSP,

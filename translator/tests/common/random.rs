@@ -62,13 +62,24 @@ fn encoding(random: &mut Random, mode: Mode) -> Vec<u8> {
     if mode.is_64bit() && !random.once_in(3) {
         bytes.push(0x40 | random.below(16) as u8);
     }
-    match random.below(20) {
+    let mut opcode = random.next() as u8;
+    match random.below(22) {
         0..=8 => {}
         9..=16 => bytes.push(0x0f),
         17..=18 => bytes.extend([0x0f, 0x38]),
-        _ => bytes.extend([0x0f, 0x3a]),
+        19 => bytes.extend([0x0f, 0x3a]),
+        _ => {
+            // VEX, which takes no prefix of those before. Of general registers there are F2 to F7 in map 0F38, F0 in 0F3A.
+            let vector_length = 4;
+            bytes = vec![0xc4, random.next() as u8 & 0xe0 | 2, random.next() as u8 & !vector_length];
+            opcode = 0xf2 + random.below(6) as u8;
+            if random.once_in(8) {
+                bytes = vec![0xc4, random.next() as u8 & 0xe0 | 3, 0x7b | random.next() as u8 & 0x80];
+                opcode = 0xf0;
+            }
+        }
     }
-    bytes.push(random.next() as u8);
+    bytes.push(opcode);
     let modrm = random.next() as u8;
     bytes.push(modrm);
     if modrm < 0xc0 {

@@ -1,5 +1,8 @@
 //! Model-specific registers, kvmclock and CPUID.
 
+use iced_x86::CpuidFeature;
+use semantics::native::is_offered;
+
 use super::*;
 use vcpu::{Answer, Exit};
 use x86::msr::*;
@@ -170,6 +173,15 @@ fn cpuid() {
         [b, a, c, d]
     };
     assert_eq!(signature, 0x806f8);
+    for (leaf, register, bits, feature) in [
+        (1, 2, 1 << 22, CpuidFeature::MOVBE),
+        (7, 1, 1 << 3, CpuidFeature::BMI1),
+        (7, 1, 1 << 8, CpuidFeature::BMI2),
+        (7, 1, 1 << 19, CpuidFeature::ADX),
+        (0x8000_0001, 2, 1 << 5, CpuidFeature::LZCNT),
+    ] {
+        assert_eq!(ask(leaf, 0)[register] & bits != 0, is_offered(feature), "{feature:?}");
+    }
     // x86-64-v2: SSE3 SSSE3 CX16 SSE4.1 SSE4.2 POPCNT; no AVX, F16C, FMA.
     assert_eq!(ecx & (1 | 1 << 9 | 1 << 13 | 1 << 19 | 1 << 20 | 1 << 23), 0x98_2201 | 1 << 9);
     assert_eq!(ecx & (1 << 12 | 1 << 28 | 1 << 29 | 1 << 27), 0);

@@ -36,26 +36,82 @@ fn error(bytes: &[u8]) -> DecodeError {
 
 #[test]
 fn instructions_of_processors_that_are_not_announced() {
-    // vaddps xmm0,xmm0,xmm0; andn eax,eax,eax; femms; vmxon [rax]; extrq xmm0,0,0
+    // vaddps xmm0,xmm0,xmm0; kmovw k0,k0; femms; vmxon [rax]; extrq xmm0,0,0
     for bytes in [
         &[0xc5, 0xf8, 0x58, 0xc0][..],
-        &[0xc4, 0xe2, 0x78, 0xf2, 0xc0],
+        &[0xc5, 0xf8, 0x90, 0xc0],
         &[0x0f, 0x0e],
         &[0xf3, 0x0f, 0xc7, 0x30],
         &[0x66, 0x0f, 0x78, 0xc0, 0, 0],
-        // adcx eax,eax; xbegin
-        &[0x66, 0x0f, 0x38, 0xf6, 0xc0],
+        // xbegin; AMD's bextr eax,eax,0
         &[0xc7, 0xf8, 0, 0, 0, 0],
+        &[0x8f, 0xea, 0x78, 0x10, 0xc0, 0, 0, 0, 0],
     ] {
         assert_eq!(error(bytes), DecodeError::Invalid, "{bytes:02x?}");
     }
-    // F3 0F BC and BD are BSF and BSR; ENDBR64, RDSSPQ and BNDMK do nothing.
-    assert_eq!(one(64, &[0xf3, 0x0f, 0xbc, 0xc1]).mnemonic, Mnemonic::Bsf);
-    assert_eq!(one(64, &[0xf3, 0x0f, 0xbd, 0xc1]).mnemonic, Mnemonic::Bsr);
+    // ENDBR64, RDSSPQ and BNDMK do nothing.
     for bytes in [&[0xf3, 0x0f, 0x1e, 0xfa][..], &[0xf3, 0x48, 0x0f, 0x1e, 0xc8], &[0xf3, 0x0f, 0x1b, 0x00]] {
         let insn = one(64, bytes);
         assert_eq!(table::kind_of(&insn), Kind::Lifted, "{:?}", insn.mnemonic);
         assert!(!ends_block(&insn));
+    }
+}
+
+#[test]
+fn what_older_processors_take_for_a_bit_scan() {
+    let expected = |feature, counts, scans| if native::is_offered(feature) { counts } else { scans };
+    let trailing = expected(CpuidFeature::BMI1, Mnemonic::Tzcnt, Mnemonic::Bsf);
+    let leading = expected(CpuidFeature::LZCNT, Mnemonic::Lzcnt, Mnemonic::Bsr);
+    assert_eq!(one(64, &[0xf3, 0x0f, 0xbc, 0xc1]).mnemonic, trailing);
+    assert_eq!(one(64, &[0xf3, 0x0f, 0xbd, 0xc1]).mnemonic, leading);
+    assert_eq!(one(64, &[0xf2, 0x0f, 0xbc, 0xc1]).mnemonic, Mnemonic::Bsf);
+    assert_eq!(error(&[0xf0, 0xf3, 0x0f, 0xbc, 0x01]), DecodeError::Invalid);
+}
+
+/// andn eax,ecx,[rdx]
+const ANDN: [u8; 5] = [0xc4, 0xe2, 0x70, 0xf2, 0x02];
+
+#[test]
+fn vex_encodings_of_general_registers_take_no_other_prefix() {
+    if !native::is_offered(CpuidFeature::BMI1) {
+        assert_eq!(error(&ANDN), DecodeError::Invalid);
+        return;
+    }
+    let prefixed = |prefix: u8| {
+        let mut bytes = vec![prefix];
+        bytes.extend(ANDN);
+        bytes
+    };
+    assert_eq!(one(64, &ANDN).mnemonic, Mnemonic::Andn);
+    assert_eq!(one(64, &prefixed(0x67)).memory.width, Width::Dword);
+    assert_eq!(one(64, &prefixed(0x64)).memory.segment, SegmentRegister::Fs);
+    for prefix in [0xf0, 0x66, 0xf2, 0xf3, 0x40, 0x48] {
+        assert_eq!(error(&prefixed(prefix)), DecodeError::Invalid, "{prefix:02x}");
+    }
+    // VEX.L is set; rorx with a register in VEX.vvvv.
+    assert_eq!(error(&[0xc4, 0xe2, 0x74, 0xf2, 0x02]), DecodeError::Invalid);
+    assert_eq!(error(&[0xc4, 0xe3, 0x73, 0xf0, 0xc1, 1]), DecodeError::Invalid);
+}
+
+#[test]
+fn vex_is_of_protected_mode() {
+    let offered = native::is_offered(CpuidFeature::BMI1);
+    let mut state = CpuState::new();
+    assert_eq!(decode_one(&ANDN, 0, state.mode).unwrap_err(), DecodeError::Invalid, "real mode");
+    state.cr0 |= control::cr0::PE;
+    state.set_rflags(x86::flags::VM);
+    state.update_mode();
+    assert!(state.mode.is_virtual_8086());
+    assert_eq!(decode_one(&ANDN, 0, state.mode).unwrap_err(), DecodeError::Invalid, "virtual-8086 mode");
+    state.set_rflags(0);
+    state.update_mode();
+    assert_eq!((state.mode.code_bits(), state.mode.is_protected()), (16, true));
+    assert_eq!(decode_one(&ANDN, 0, state.mode).is_ok(), offered, "16-bit protected mode");
+    // VEX.W counts in 64-bit mode only.
+    let andn64 = [0xc4, 0xe2, 0xf0, 0xf2, 0x02];
+    for (bits, width) in [(32, Width::Dword), (64, Width::Qword)].into_iter().filter(|_| offered) {
+        let insn = one(bits, &andn64);
+        assert_eq!([insn.width, insn.operand_width(0), insn.operand_width(2)], [width; 3]);
     }
 }
 
@@ -220,11 +276,11 @@ fn blocks() {
 }
 
 #[test]
-fn every_legacy_encoding_of_the_table_has_operands_that_lower() {
+fn every_encoding_of_the_table_has_operands_that_lower() {
     // A row whose instructions can't be lowered would be #UD without anyone noticing: no encoding of a table mnemonic
     // needs more than four operands.
     for code in Code::values() {
-        if code.op_code().encoding() == EncodingKind::Legacy
+        if matches!(code.op_code().encoding(), EncodingKind::Legacy | EncodingKind::VEX)
             && table::kind(code.mnemonic()) != Kind::Undefined
         {
             assert!(code.op_code().op_count() <= 4, "{code:?}");
