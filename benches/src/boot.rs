@@ -10,8 +10,10 @@ use crate::{peers::Peers, scratch::Scratch};
 /// The two groups. The unpacked kernel is put into `scratch`.
 pub fn groups(peers: &Peers, guest: &Guest, scratch: &Scratch) -> Result<Vec<Group>> {
     let mut bzimage = peers.ours(guest, "bzimage")?;
+    bzimage.insert(1, peers.second(guest, "bzimage", &scratch.path("bzimage.translations"))?);
     bzimage.extend(peers.qemus(guest, &guest.kernel)?);
     let mut unpacked = peers.ours(guest, "auto")?;
+    unpacked.insert(1, peers.second(guest, "auto", &scratch.path("unpacked.translations"))?);
     if !peers.no_qemu {
         let kernel =
             std::fs::read(&guest.kernel).with_context(|| format!("reading {}", guest.kernel.display()))?;

@@ -73,10 +73,16 @@ impl Peers {
     }
 
     /// Everything that is Transvisor, with `guest` entered in the given way (`--boot`).
+    ///
+    /// They keep no translations, so that the last round is like the first.
     pub fn ours(&self, guest: &Guest, boot: &str) -> Result<Vec<Contestant>> {
         let all = self.transvisors()?.into_iter().map(|transvisor| {
             let Transvisor { name, program: mut command, arguments, warm_ups } = transvisor;
+            let keeps = keeps_translations(&command);
             command.extend(["run", "-q", "--stats", "--json", "--boot", boot].map(OsString::from));
+            if keeps {
+                command.extend(["--translation-cache", "off"].map(OsString::from));
+            }
             command.extend(arguments);
             command.extend(guest.arguments(&guest.kernel));
             let technique = Technique::Translation;
@@ -91,6 +97,14 @@ impl Peers {
             }
         });
         Ok(all.collect())
+    }
+
+    /// This program, taking its translations from `file`, which its unmeasured first boot has made: the second boot.
+    pub fn second(&self, guest: &Guest, boot: &str, file: &Path) -> Result<Contestant> {
+        let first = self.ours(guest, boot)?.into_iter().next().context("this program takes part")?;
+        let mut command = first.command;
+        command.extend(["--translation-cache".into(), file.into()]);
+        Ok(Contestant { name: "translate, second boot".to_owned(), command, warm_ups: 1, ..first })
     }
 
     /// Every QEMU, with `kernel` in the place of the guest's.
@@ -116,4 +130,11 @@ impl Peers {
         }
         Ok(all)
     }
+}
+
+/// Whether a Transvisor can be told to keep no translations; older builds never do.
+fn keeps_translations(program: &[OsString]) -> bool {
+    let Some((program, words)) = program.split_first() else { return false };
+    let help = std::process::Command::new(program).args(words).args(["run", "--help"]).output();
+    help.is_ok_and(|help| String::from_utf8_lossy(&help.stdout).contains("--translation-cache"))
 }

@@ -3,25 +3,21 @@
 use std::{sync::Arc, time::Instant};
 
 use memory::Mmu;
+use semantics::decode::{MAX_BLOCK, MAX_LENGTH};
 use translator::{CodeBlock, TemplateTranslator, Translator};
 use x86::CpuState;
 
 use crate::{
     block::{Block, Extent},
     block_cache::CodeCache,
-    finder::Fresh,
+    finder::{self, Fresh},
     kick::KickTarget,
+    persistent::{Guest, Translations},
     profile::{Phase, Recorder},
     region,
-    tier::Policy,
+    tier::{NEVER, Policy},
     worker::{Done, Worker},
 };
-
-/// A counter that does not run out.
-const NEVER: u32 = i32::MAX as u32;
-
-/// Of a guest instruction, on average.
-const BYTES_OF_INSTRUCTION: u16 = 4;
 
 /// Who compiles.
 enum Site {
@@ -40,6 +36,8 @@ pub struct Compiler {
     nanoseconds: u64,
     declined: u64,
     profile: Option<Arc<Recorder>>,
+    /// Where translations are kept for later runs.
+    translations: Option<Arc<Translations>>,
 }
 
 impl Compiler {
@@ -61,13 +59,32 @@ impl Compiler {
 
     fn at(policy: Policy, site: Site, cache: Arc<CodeCache>) -> Self {
         let templates = TemplateTranslator::counting();
-        Self { policy, templates, site, cache, nanoseconds: 0, declined: 0, profile: None }
+        Self {
+            policy,
+            templates,
+            site,
+            cache,
+            nanoseconds: 0,
+            declined: 0,
+            profile: None,
+            translations: None,
+        }
     }
 
     /// Templates count for a profile, to which all code is made known. The translator was told the same.
     pub fn recording(self, recorder: Arc<Recorder>) -> Self {
         let templates = TemplateTranslator::counting().instrumented();
         Self { templates, profile: Some(recorder), ..self }
+    }
+
+    /// Has it note there what templates make.
+    pub fn keep_translations(&mut self, translations: Arc<Translations>) {
+        self.translations = Some(translations);
+    }
+
+    /// What it decides by.
+    pub fn policy(&self) -> Policy {
+        self.policy
     }
 
     /// Code for a block that is about to run: what it has, or new code if it is warm now. `None`: interpret it.
@@ -174,6 +191,13 @@ impl Compiler {
         self.nanoseconds += taken;
         match code {
             Ok(code) => {
+                if let Some(translations) = &self.translations {
+                    let mut bytes = [0; MAX_BLOCK * MAX_LENGTH];
+                    let bytes = &mut bytes[..block.bytes.into()];
+                    finder::read_block(block, mmu, bytes);
+                    let (end, crosses) = (block.end, block.second.is_some());
+                    translations.note(&guest, Guest { bytes, end, crosses }, code);
+                }
                 put(&self.cache, self.profile.as_ref(), core::slice::from_ref(block), code, countdown, taken);
             }
             // What has no template waits for the compiler.
@@ -212,7 +236,7 @@ impl Compiler {
 
     /// What the counter of a block that was translated by templates begins with. Of its length only the bytes are known.
     fn hot_at(&self, block: &Block) -> u32 {
-        self.policy.hot_at(block.bytes.div_ceil(BYTES_OF_INSTRUCTION)).min(NEVER)
+        self.policy.countdown(block.bytes)
     }
 
     fn install(&mut self, done: Done) {

@@ -22,6 +22,7 @@ use crate::{
     helpers::HelperTable,
     jump_cache::JumpCache,
     kick::KickTarget,
+    persistent::Translations,
     profile::Recorder,
     stress::Stress,
     tier::{DEFAULT_HOT_THRESHOLD, DEFAULT_TEMPLATE_THRESHOLD, DEFAULT_THRESHOLD, EngineMode, Policy},
@@ -104,6 +105,8 @@ pub struct Engine {
     pub(crate) callouts: Callouts,
     exits: u64,
     paravirt: bool,
+    /// Blocks have the length that they have by default.
+    usual_blocks: bool,
     pub(crate) profile: Option<Arc<Recorder>>,
 }
 
@@ -185,6 +188,7 @@ impl Engine {
             leaves: LeaveCounters::default(),
             exits: 0,
             paravirt: config.paravirt,
+            usual_blocks: config.longest_block == MAX_BLOCK,
             profile,
         };
         engine.attach();
@@ -194,6 +198,18 @@ impl Engine {
     /// The profile that is being recorded, if [`EngineConfig::profile`] asked for one.
     pub fn recorder(&self) -> Option<Arc<Recorder>> {
         self.profile.clone()
+    }
+
+    /// Has it take code from there, and note there what it translates. Does nothing where code would be other than usual:
+    /// with a profile, or with blocks of another length; or where there is none.
+    pub fn use_translations(&mut self, translations: &Arc<Translations>) {
+        if self.profile.is_some() || !self.usual_blocks {
+            return;
+        }
+        if let Some(compiler) = &mut self.compiler {
+            self.finder.use_translations(Arc::clone(translations), compiler.policy());
+            compiler.keep_translations(Arc::clone(translations));
+        }
     }
 
     /// How often compiled code left, by reason.

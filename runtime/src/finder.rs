@@ -12,6 +12,7 @@ use semantics::{
     Insn,
     decode::{self, BlockEnd, DecodeError, GuestBlock, MAX_BLOCK, MAX_LENGTH},
 };
+use translator::CodeBlock;
 use x86::{CpuState, Exception, GuestPhys, GuestVirt, Mode, PAGE_SIZE};
 
 use crate::{
@@ -19,6 +20,9 @@ use crate::{
     block_cache::{CodeCache, MAX_BLOCKS},
     dispatch::Interruption,
     lookup::{Lookup, Place, Tag},
+    persistent::Translations,
+    region,
+    tier::Policy,
 };
 
 /// Finds blocks for one vCPU.
@@ -28,6 +32,15 @@ pub struct Finder {
     /// Instructions that a block has at most.
     longest: usize,
     fresh: Fresh,
+    saved: Option<Saved>,
+}
+
+/// Translations of earlier runs.
+struct Saved {
+    translations: Arc<Translations>,
+    policy: Policy,
+    /// What was found last; what it allocated serves the next one.
+    code: CodeBlock,
 }
 
 /// Instructions of blocks, which do not keep theirs: those of the last one that was made, and of those that the
@@ -94,7 +107,13 @@ impl Finder {
             cache,
             longest: longest.max(1),
             fresh: Fresh::new(ready.next_power_of_two()),
+            saved: None,
         }
+    }
+
+    /// Has it look there before it decodes. Blocks have the length that they have by default.
+    pub fn use_translations(&mut self, translations: Arc<Translations>, policy: Policy) {
+        self.saved = Some(Saved { translations, policy, code: CodeBlock::default() });
     }
 
     /// The block at the state's CS:RIP, decoded if need be. The exception is the fetch's or the decoder's.
@@ -158,6 +177,12 @@ impl Finder {
         if cache.len() >= MAX_BLOCKS {
             cache.clear();
         }
+        if let Some(saved) = &mut self.saved
+            && key.extent == Extent::Full
+            && let Some(block) = saved.restore(cache, state, mmu, linear, key)
+        {
+            return Ok(block);
+        }
         // Watch first, read then: a write in between is noticed.
         watch(cache, mmu, key.first);
         let mut buffer = [0; MAX_BLOCK * MAX_LENGTH];
@@ -196,6 +221,42 @@ impl Finder {
     /// Forgets which blocks this vCPU has met. Their instructions may stay: they are found by number.
     pub fn clear(&mut self) {
         self.lookup.clear();
+    }
+}
+
+impl Saved {
+    /// A block with its code, if an earlier run has kept that.
+    fn restore(
+        &mut self,
+        cache: &CodeCache,
+        state: &CpuState,
+        mmu: &mut Mmu,
+        linear: GuestVirt,
+        key: BlockKey,
+    ) -> Option<Arc<Block>> {
+        // As for decoding: watch first, read then.
+        watch(cache, mmu, key.first);
+        let in_page = (PAGE_SIZE - key.first.page_offset()) as usize;
+        let read = |bytes: &mut [u8], crosses: bool| {
+            if crosses != (bytes.len() > in_page) {
+                return None;
+            }
+            let (first, rest) = bytes.split_at_mut(in_page.min(bytes.len()));
+            mmu.ram().read(key.first, first).ok()?;
+            if !crosses {
+                return Some((0, None));
+            }
+            let (next, rip) = advance(state, linear, in_page as u64);
+            let second = fetch(state, mmu, next, rip).ok()?;
+            watch(cache, mmu, second);
+            mmu.ram().read(second, rest).ok()?;
+            Some((region::addend(mmu, second, next.0)?, Some(second)))
+        };
+        let (found, second) = self.translations.find(key.rip, key.mode, &mut self.code, read)?;
+        let block = cache.insert(key, found.bytes, second, found.end);
+        // If code memory is full, it is translated as if it had not been found, which makes room.
+        cache.install(core::slice::from_ref(&block), &self.code, self.policy.countdown(found.bytes));
+        Some(block)
     }
 }
 
@@ -309,6 +370,12 @@ pub fn decode_again(block: &Block, mmu: &Mmu) -> Option<(GuestBlock, Vec<u8>)> {
 /// The bytes of a block as they are in memory now.
 pub fn bytes_of(block: &Block, mmu: &Mmu) -> Vec<u8> {
     let mut bytes = vec![0; block.bytes as usize];
+    read_block(block, mmu, &mut bytes);
+    bytes
+}
+
+/// The same, to where there is room for as many.
+pub fn read_block(block: &Block, mmu: &Mmu, bytes: &mut [u8]) {
     let in_page = (PAGE_SIZE - block.key.first.page_offset()).min(block.bytes.into()) as usize;
     let (first, rest) = bytes.split_at_mut(in_page);
     // Both pages were RAM when they were decoded, and RAM does not go away.
@@ -316,5 +383,4 @@ pub fn bytes_of(block: &Block, mmu: &Mmu) -> Vec<u8> {
     if let Some(second) = block.second {
         let _ = mmu.ram().read(second, rest);
     }
-    bytes
 }

@@ -3,7 +3,7 @@
 //! Data flows: CS:RIP -> [`finder`] (fetch, look up, decode) -> [`block`] -> [`tier`] (interpret or compile) -> [`compiler`]
 //! -> [`links`] and [`code_memory`] (install, chain) -> [`enter`] (run it) -> [`compiled`] (why it left) -> [`dispatch`]
 //! (events, the next block). [`step`] does single instructions, [`events`] what the board asks, [`invalidate`] what a
-//! write to code means. [`profile`] counts all of it, if that is asked for. [`block_cache`] says who owns what and when a block is dead.
+//! write to code means. [`profile`] counts all of it, if that is asked for. [`persistent`] keeps code from run to run. [`block_cache`] says who owns what and when a block is dead.
 
 pub mod block_cache;
 pub mod callouts;
@@ -27,6 +27,7 @@ mod jump_cache;
 mod kick;
 mod links;
 mod lookup;
+pub mod persistent;
 pub mod profile;
 mod region;
 mod step;

@@ -431,6 +431,8 @@ mod tests {
                 })
                 .collect(),
             callouts: Vec::new(),
+            addends: Vec::new(),
+            addresses: None,
             guest_instructions: 1,
             guest_bytes: 4,
             counts: false,

@@ -122,6 +122,6 @@ pub(crate) fn second_addend(block: &Block, mmu: &Mmu) -> Option<Option<u64>> {
 }
 
 /// What the TLB would add to an address in a linear page that is mapped to where `first` lies.
-fn addend(mmu: &Mmu, first: GuestPhys, linear_page: u64) -> Option<u64> {
+pub(crate) fn addend(mmu: &Mmu, first: GuestPhys, linear_page: u64) -> Option<u64> {
     mmu.ram().host_page(first).map(|host| (host as u64).wrapping_sub(linear_page))
 }

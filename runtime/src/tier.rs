@@ -61,6 +61,12 @@ const REGION_SHARE: u32 = 8;
 /// Instructions of the blocks that [`Policy::hot_threshold`] is meant for.
 const TYPICAL_LENGTH: u32 = 8;
 
+/// A counter that does not run out.
+pub(crate) const NEVER: u32 = i32::MAX as u32;
+
+/// Of a guest instruction, on average.
+const BYTES_OF_INSTRUCTION: u16 = 4;
+
 /// How many times as often a block of a region must be run outside of it before it becomes the head of its own.
 const AGAIN: u32 = 4;
 
@@ -98,6 +104,11 @@ impl Policy {
         }
         let at = u64::from(self.hot_threshold) * u64::from(TYPICAL_LENGTH) / u64::from(instructions.max(1));
         u32::try_from(at).unwrap_or(u32::MAX)
+    }
+
+    /// What the counter of a block of that many bytes that was translated by templates begins with.
+    pub fn countdown(&self, bytes: u16) -> u32 {
+        self.hot_at(bytes.div_ceil(BYTES_OF_INSTRUCTION)).min(NEVER)
     }
 
     /// After how many executions a block is compiled that is part of a region already, but has been run outside of it

@@ -1,13 +1,13 @@
 //! Debian's stock kernels boot to a shell; commands are typed at the console and their output compared; power-off.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use guest_images::{CacheDir, Guest, Silent};
 use iced_x86::CpuidFeature;
-use runtime::{EngineConfig, EngineMode};
+use runtime::{EngineConfig, EngineMode, persistent::Translations};
 use semantics::native::is_offered;
 use transvisor::{config::Config, harness::Machine, outcome::Outcome, size::Size};
-use transvisor_tests::debian::{BOOT, COMMAND, PROMPT};
+use transvisor_tests::debian::{BOOT, COMMAND, PROMPT, folder};
 
 /// The cache of the user who runs the tests, so that guests are fetched once.
 fn guest(recipe: &str) -> Guest {
@@ -182,6 +182,48 @@ fn a_bzimage_unpacks_itself() {
     let mut machine = booted(config);
     assert_eq!(output(&mut machine, "echo $((6 * 7))"), "42\n");
     power_off(machine);
+}
+
+/// Wherever KASLR puts the kernel: it is 1 of 500 places.
+#[test]
+fn the_second_boot_takes_its_code_from_the_first() {
+    let guest = guest("debian");
+    let file = folder(env!("CARGO_TARGET_TMPDIR"), "boot.translations");
+    let mut kept = 0;
+    for boot in ["first", "second", "second under stress"] {
+        let (translations, refusal) = Translations::open(&file);
+        assert!(refusal.is_none(), "{refusal:?}");
+        let stress = boot.contains("stress").then_some(43);
+        let engine = EngineConfig { stress, ..EngineConfig::default() };
+        let mut machine = booted(Config {
+            entry: boot::Entry::Bzimage,
+            engine,
+            translations: translations.map(Arc::new),
+            ..config(&guest, EngineMode::Translate)
+        });
+        let sum = output(&mut machine, "seq 1 10000 | awk '{s += $1} END {print s}'");
+        assert_eq!(sum, "50005000\n");
+        let complaints =
+            output(&mut machine, "dmesg | grep -c -E 'BUG:|WARNING:|Oops|unchecked MSR|Call Trace'");
+        assert_eq!(complaints, "0\n", "{}", machine.console());
+        machine.type_text("poweroff -f\n");
+        let (ended, console) = machine.wait_end(COMMAND);
+        let (outcome, report) = ended.expect("no error of the engine");
+        assert_eq!(outcome, Outcome::PowerOff, "{console}");
+        let translations = report.translations.expect("they were asked for");
+        match boot {
+            "first" => {
+                kept = translations.new;
+                assert!(kept > 20_000 && translations.written.is_some(), "{translations}");
+            }
+            "second" => {
+                assert!(translations.loaded * 100 > kept * 95, "{translations}, {kept} were kept");
+                assert!(translations.new * 20 < kept, "{translations}, {kept} were kept");
+            }
+            _ => assert!(translations.loaded > kept / 2, "{translations}, {kept} were kept"),
+        }
+    }
+    std::fs::remove_file(file).expect("it was written");
 }
 
 #[test]

@@ -4,12 +4,15 @@
 use std::{
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use kvm::{Backing, Host, KvmError};
-use runtime::{EngineConfig, EngineMode};
+use runtime::{EngineConfig, EngineMode, persistent::Translations};
 use transvisor::{config::Config, harness::Machine, outcome::Outcome, size::Size};
 
 /// The status when a guest writes 0x10 to the debug-exit port: all is well.
@@ -110,8 +113,46 @@ fn run(name: &str) {
             Err(error) => failures.push(format!("{name} ({engine}): {error}\n{console}")),
         }
     }
+    failures.extend(run_twice(name, &image));
     std::fs::remove_file(&image).expect("the image is ours");
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// With translations kept from one run to the next: the same again, and nothing that the first run kept is translated.
+fn run_twice(name: &str, image: &Path) -> Vec<String> {
+    let file = image.with_extension("translations");
+    let engine = EngineConfig {
+        template_threshold: 1,
+        threshold: u32::MAX,
+        hot_threshold: u32::MAX,
+        patient: false,
+        ..EngineConfig::default()
+    };
+    let mut failures = Vec::new();
+    let mut kept = 0;
+    for run in ["kept", "from what was kept"] {
+        let (translations, refusal) = Translations::open(&file);
+        assert!(refusal.is_none(), "{refusal:?}");
+        let translations = translations.map(Arc::new);
+        let machine = Machine::launch(Config { engine, translations, ..machine(name, image) });
+        let (outcome, console) = machine.wait_end(Duration::from_secs(60));
+        match outcome {
+            Ok((outcome, report)) if ends_well(name, &outcome) => {
+                let report = report.translations.expect("they were asked for");
+                if run == "kept" {
+                    kept = report.new;
+                } else if report.loaded < kept || report.new * 20 > kept {
+                    // When interrupts come is not the same twice.
+                    failures.push(format!("{name} ({run}): {report}, {kept} were kept"));
+                }
+            }
+            Ok((outcome, _)) => failures.push(format!("{name} ({run}): {outcome}\n{console}")),
+            Err(error) => failures.push(format!("{name} ({run}): {error}\n{console}")),
+        }
+    }
+    // There is none if nothing was translated.
+    let _ = std::fs::remove_file(file);
+    failures
 }
 
 /// What a KVM that is itself an emulation is known not to do: the guest, what its failure shows, and why. On KVM in hardware every

@@ -3,7 +3,7 @@
 
 use semantics::Insn;
 
-use crate::{abi::ChainSlot, instrument::Instrumentation};
+use crate::{abi::ChainSlot, addresses::AddressField, instrument::Instrumentation};
 
 /// Host code of a guest block.
 #[derive(Clone, Default, Debug)]
@@ -18,6 +18,11 @@ pub struct CodeBlock {
     pub exits: Vec<DirectExit>,
     /// Callouts for which the monitor is called: they lie behind the slots ([`CodeBlock::callouts_at`]).
     pub callouts: Vec<Insn>,
+    /// Places in `code` that hold what the TLB adds in a page of the guest, which depends on where its memory is on the host.
+    pub addends: Vec<AddendField>,
+    /// Places in `code` that may hold addresses in the kernel's image, by which the code can be made that of the same
+    /// guest code elsewhere. `None`: they are not known, and the code may hold addresses of this process too.
+    pub addresses: Option<Vec<AddressField>>,
     /// Guest instructions that a run through the block executes (what its entry adds to `CpuState::instructions`).
     pub guest_instructions: u16,
     /// Guest bytes that the block was made from, from `rip` on.
@@ -63,6 +68,15 @@ pub struct ExitJump {
     pub unlinked: u32,
     /// Of a guarded exit: offset of the addend that the guard compares with, 64 bits.
     pub addend: Option<u32>,
+}
+
+/// A place in code, 64 bits, that holds the addend of the TLB's entry for a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AddendField {
+    /// Offset in the code.
+    pub offset: u32,
+    /// Linear address of the page.
+    pub page: u64,
 }
 
 /// A place in code to be filled in.

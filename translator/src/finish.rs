@@ -50,6 +50,8 @@ pub(crate) fn code_block(
         relocations,
         exits: lifted.exits,
         callouts: lifted.callouts,
+        addends: Vec::new(),
+        addresses: None,
         guest_instructions: lifted.guest_instructions,
         guest_bytes: lifted.guest_bytes,
         counts: false,

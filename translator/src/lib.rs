@@ -4,6 +4,7 @@
 //! copied out as a [`CodeBlock`] ([`finish`]) for the runtime to place, link and run under the contract of [`abi`].
 
 pub mod abi;
+pub mod addresses;
 mod code_block;
 mod finish;
 pub mod instrument;
@@ -29,7 +30,8 @@ use region::Region;
 use settings::HostFeatures;
 
 pub use code_block::{
-    CodeBlock, DirectExit, ExitJump, OutOfReach, Relocation, RelocationKind, RelocationTarget, Text,
+    AddendField, CodeBlock, DirectExit, ExitJump, OutOfReach, Relocation, RelocationKind, RelocationTarget,
+    Text,
 };
 pub use settings::{HostCode, Options, RegisterAllocator};
 pub use template::TemplateTranslator;

@@ -228,6 +228,9 @@ pub struct RunArguments {
     /// Memory for compiled code
     #[arg(long, value_name = "SIZE")]
     pub code_memory: Option<Size>,
+    /// Keep translated code from run to run: `auto` (in the cache directory), `off`, or a file
+    #[arg(long, value_name = "WHERE", default_value = "auto", overrides_with = "translation_cache")]
+    pub translation_cache: TranslationCacheArgument,
     /// Record a profile of the guest in this directory, which must be new or empty; open its report.html
     #[arg(long, value_name = "DIR")]
     pub profile: Option<PathBuf>,
@@ -277,6 +280,30 @@ pub enum BootArgument {
     Bzimage,
     /// PVH entry of the (unpacked) vmlinux, or an error
     Pvh,
+}
+
+/// `--translation-cache`
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum TranslationCacheArgument {
+    /// A file for each kernel, in the cache directory.
+    Auto,
+    /// None.
+    Off,
+    /// This file.
+    File(PathBuf),
+}
+
+impl std::str::FromStr for TranslationCacheArgument {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "off" => Ok(Self::Off),
+            "" => Err("give auto, off, or the path of a file".into()),
+            path => Ok(Self::File(path.into())),
+        }
+    }
 }
 
 /// `--serial`

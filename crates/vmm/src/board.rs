@@ -87,7 +87,10 @@ impl Board {
             }
             None => {
                 let engine = runtime::EngineConfig { paravirt, ..config.engine };
-                let engine = runtime::Engine::new(engine, ram.clone(), clock.clone())?;
+                let mut engine = runtime::Engine::new(engine, ram.clone(), clock.clone())?;
+                if let Some(translations) = &config.translations {
+                    engine.use_translations(translations);
+                }
                 let recorder = engine.recorder().map(|recorder| (recorder, ram.clone()));
                 let code = Arc::clone(engine.code_pages());
                 (Box::new(engine), Some(code), recorder)

@@ -11,10 +11,14 @@ use std::{
 
 use clap::Parser;
 use guest_images::{CacheDir, Guest};
+use runtime::{EngineMode, persistent::Translations};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::{
-    arguments::{Arguments, Command, FetchArguments, RunArguments, SerialArgument, rewrite_qemu_options},
+    arguments::{
+        Arguments, Command, FetchArguments, RunArguments, SerialArgument, TranslationCacheArgument,
+        rewrite_qemu_options,
+    },
     board::{MachineError, serial_output},
     compare_command,
     config::Config,
@@ -97,6 +101,7 @@ fn run(arguments: &RunArguments) -> anyhow::Result<u8> {
         // Also with --quiet: which engine it is decides what the run means.
         eprintln!("transvisor: {why}");
     }
+    config.translations = open_translations(arguments, &config);
     let interactive = config.serial == SerialArgument::Stdio;
     let mailbox = Mailbox::new();
     let signals = watch_signals(&mailbox)?;
@@ -123,6 +128,9 @@ fn run(arguments: &RunArguments) -> anyhow::Result<u8> {
         }
         Err(error) => return Err(error.into()),
     };
+    if let Some(error) = report.translations.as_ref().and_then(|translations| translations.error.as_ref()) {
+        eprintln!("transvisor: translation cache: {error}");
+    }
     if arguments.json {
         let ended = serde_json::json!({ "outcome": outcome.to_string(), "status": outcome.exit_status(), "report": report });
         eprintln!("{ended}");
@@ -144,6 +152,35 @@ fn run(arguments: &RunArguments) -> anyhow::Result<u8> {
         }
     }
     Ok(outcome.exit_status())
+}
+
+/// The translation cache, if there is to be one. What can't be used is said in a line, and the run goes on.
+fn open_translations(arguments: &RunArguments, config: &Config) -> Option<Arc<Translations>> {
+    let has_use = config.kvm.is_none()
+        && config.engine.mode == EngineMode::Translate
+        && config.engine.template_threshold != u32::MAX
+        && config.profile.is_none();
+    if !has_use {
+        return None;
+    }
+    let path = match &arguments.translation_cache {
+        TranslationCacheArgument::Off => return None,
+        TranslationCacheArgument::File(path) => path.clone(),
+        TranslationCacheArgument::Auto => {
+            let cache = arguments.cache_dir.clone().map(CacheDir::new);
+            // Without a home, there is none.
+            let cache = cache.or_else(|| CacheDir::from_environment().ok())?;
+            let directory = cache.path().join("translations");
+            Translations::bound(&directory);
+            let kernel = config.kernel.canonicalize().unwrap_or_else(|_| config.kernel.clone());
+            Translations::path_in(&directory, &kernel.to_string_lossy())
+        }
+    };
+    let (translations, refusal) = Translations::open(&path);
+    if let Some(refusal) = refusal {
+        eprintln!("transvisor: translation cache {} is not used: {refusal}", path.display());
+    }
+    translations.map(Arc::new)
 }
 
 fn announce(config: &Config, booted: &boot::Booted, interactive: bool) {

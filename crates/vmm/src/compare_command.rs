@@ -151,8 +151,19 @@ impl Field {
         let contestant = |(engine, technique, emulated)| {
             let mut command: Vec<OsString> = vec![self.this.clone().into()];
             command.extend(
-                ["run", "-q", "--boot", "bzimage", "--stats", "--json", "--engine", engine]
-                    .map(OsString::from),
+                [
+                    "run",
+                    "-q",
+                    "--boot",
+                    "bzimage",
+                    "--stats",
+                    "--json",
+                    "--translation-cache",
+                    "off",
+                    "--engine",
+                    engine,
+                ]
+                .map(OsString::from),
             );
             if engine == "kvm" {
                 command.extend(["--kvm-device".into(), arguments.kvm_device.clone().into()]);

@@ -1,8 +1,8 @@
 //! What a machine consists of and what it boots: the arguments, resolved.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
-use runtime::{EngineConfig, EngineMode};
+use runtime::{EngineConfig, EngineMode, persistent::Translations};
 
 use crate::{
     arguments::{BootArgument, EngineArgument, RunArguments, SerialArgument},
@@ -41,6 +41,8 @@ pub struct Config {
     pub no_reboot: bool,
     /// What is recorded of the run, if anything.
     pub profile: Option<ProfileConfig>,
+    /// Where translated code is kept from run to run, if it is.
+    pub translations: Option<Arc<Translations>>,
 }
 
 impl Config {
@@ -59,6 +61,7 @@ impl Config {
             serial: SerialArgument::Stdio,
             no_reboot: false,
             profile: None,
+            translations: None,
         }
     }
 
@@ -140,6 +143,7 @@ impl Config {
             serial: arguments.serial.clone(),
             no_reboot: arguments.no_reboot,
             profile: None,
+            translations: None,
         })
     }
 }

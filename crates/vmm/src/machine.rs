@@ -16,7 +16,7 @@ use crate::{
     outcome::Outcome,
     panic_watch::PanicWatch,
     profile::ProfileWriter,
-    report::{ExitCounts, Report},
+    report::{ExitCounts, Report, TranslationReport},
     wake::{Alarm, Input, Mailbox, Watcher},
 };
 
@@ -64,6 +64,7 @@ pub fn run(
             Outcome::Reboot if !config.no_reboot => continue,
             outcome => outcome,
         };
+        report.translations = config.translations.as_deref().map(TranslationReport::of);
         return Ok((outcome, report.finish()));
     }
 }

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use runtime::persistent::{Saved, Translations};
 use serde::Serialize;
 use vcpu::{Exit, Statistics};
 
@@ -70,6 +71,77 @@ pub struct Report {
     pub tlb_fills: u64,
     /// Exits to the board.
     pub exits: ExitCounts,
+    /// What came of translations that are kept, if they are.
+    pub translations: Option<TranslationReport>,
+}
+
+/// What came of the translation cache.
+#[derive(Clone, Debug, Serialize)]
+pub struct TranslationReport {
+    /// The file.
+    pub file: String,
+    /// Blocks whose code came from it.
+    pub loaded: u64,
+    /// Host code bytes of those.
+    pub loaded_bytes: u64,
+    /// Blocks that were looked for and are not in it.
+    pub missed: u64,
+    /// Blocks that would be new in it.
+    pub new: u64,
+    /// Bytes that it had.
+    pub file_bytes: u64,
+    /// Bytes that it has now, if it was written anew.
+    pub written: Option<u64>,
+    /// Why it was not.
+    pub error: Option<String>,
+}
+
+impl TranslationReport {
+    /// Saves what is new.
+    pub fn of(translations: &Translations) -> Self {
+        let usage = translations.usage();
+        let file = translations.path().display().to_string();
+        let (written, error) = match translations.save() {
+            Ok(Saved::Unchanged) => (None, None),
+            Ok(Saved::Written(bytes)) => (Some(bytes), None),
+            Err(error) => {
+                let text = format!(
+                    "writing {file}: {error}; name another file with --translation-cache, or say off"
+                );
+                (None, Some(text))
+            }
+        };
+        Self {
+            file,
+            loaded: usage.loaded,
+            loaded_bytes: usage.loaded_bytes,
+            missed: usage.missed,
+            new: usage.new,
+            file_bytes: usage.file_bytes,
+            written,
+            error,
+        }
+    }
+}
+
+impl fmt::Display for TranslationReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        write!(
+            f,
+            "translations  {} blocks loaded ({:.1} MiB), {} not found, {} new; file of {:.1} MiB",
+            self.loaded,
+            mib(self.loaded_bytes),
+            self.missed,
+            self.new,
+            mib(self.file_bytes)
+        )?;
+        match (&self.error, self.written) {
+            (Some(_), _) => write!(f, ", could not be written"),
+            (None, Some(bytes)) => write!(f, ", now of {:.1} MiB", mib(bytes)),
+            (None, None) => write!(f, ", left as it is"),
+        }
+    }
 }
 
 impl Report {
@@ -91,6 +163,7 @@ impl Report {
             evictions: 0,
             tlb_fills: 0,
             exits: ExitCounts::default(),
+            translations: None,
         }
     }
 
@@ -146,6 +219,9 @@ impl fmt::Display for Report {
             self.write_counters(f)?;
         } else {
             writeln!(f, "instructions  not counted by this engine")?;
+        }
+        if let Some(translations) = &self.translations {
+            writeln!(f, "{translations}")?;
         }
         write!(
             f,

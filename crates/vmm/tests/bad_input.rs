@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
@@ -173,6 +174,26 @@ fn hello_elf() -> Vec<u8> {
     }
     elf.extend(code);
     elf
+}
+
+#[test]
+fn a_translation_cache_that_can_not_be_used_is_said_and_the_guest_runs() {
+    let kernel = Scratch::new("cache-kernel", &hello_elf());
+    let damaged = Scratch::new("damaged.translations", &[b'x'; 100]);
+    let others = Scratch::new("writable.translations", &[0; 100]);
+    fs::set_permissions(&others.0, fs::Permissions::from_mode(0o666)).expect("it is ours");
+    for (file, word) in [("/", "no regular file"), (damaged.path(), "damaged"), (others.path(), "chmod 600")]
+    {
+        let run = ["run", "-q", "--kernel", kernel.path(), "--memory", "16M", "--translation-cache", file];
+        let output = transvisor(&run);
+        let said = String::from_utf8_lossy(&output.stderr);
+        let lines: Vec<&str> = said.lines().filter(|line| line.contains("translation cache")).collect();
+        assert_eq!(lines.len(), 1, "{said}");
+        assert!(lines[0].contains(file) && lines[0].contains(word), "{said}");
+        // The guest ran.
+        assert_eq!(output.status.code(), Some(0x21), "{said}");
+    }
+    refused(&["run", "--kernel", kernel.path(), "--translation-cache", ""], &["--translation-cache", "off"]);
 }
 
 #[test]

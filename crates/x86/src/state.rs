@@ -173,9 +173,9 @@ pub struct CpuState {
 unsafe impl Send for CpuState {}
 
 impl CpuState {
-    /// Which word of [`CpuState::last_targets`] is for the instruction at `rip`.
+    /// Which word of [`CpuState::last_targets`] is for the instruction at `rip`: the same wherever KASLR has moved it, by multiples of 2 MiB.
     pub const fn target_index(rip: u64) -> usize {
-        (rip ^ rip >> 10 ^ rip >> 20) as usize % LAST_TARGETS
+        (rip ^ rip >> 10) as usize % LAST_TARGETS
     }
 
     /// State after power-up (SDM Vol. 3A table 9-1), with CS:RIP at the reset vector.

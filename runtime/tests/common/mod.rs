@@ -1,8 +1,20 @@
 //! Small 64-bit guests for the engine's tests: identity-mapped memory, a GDT, an IDT, code as assembly text.
 #![allow(dead_code, reason = "every test file uses a part of it")]
 
+use std::{
+    cell::RefCell,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
 use memory::Ram;
-use transvisor_runtime::{Engine, EngineConfig, EngineMode};
+use transvisor_runtime::{
+    Engine, EngineConfig, EngineMode,
+    persistent::{Saved, Translations},
+};
 use vcpu::{Answer, Clock, Entry, Exit, Vcpu};
 use x86::{
     CpuState, GuestPhys, Segment,
@@ -107,6 +119,55 @@ pub fn everywhere(body: impl Fn(EngineConfig)) {
         println!("configuration: {name}");
         body(config);
     }
+    let is_kept = |name: &str| name == "templates at once" || name == "templates, then regions";
+    for (name, config) in configurations().into_iter().filter(|(name, _)| is_kept(name)) {
+        println!("configuration: {name}, kept from run to run");
+        twice(config, &body, name == "templates at once");
+    }
+}
+
+thread_local! {
+    /// Where guests of this thread keep their translations.
+    static TRANSLATIONS: RefCell<Option<Arc<Translations>>> = const { RefCell::new(None) };
+}
+
+/// Runs a test body twice: the second time with what the first has kept. If `all` was, next to nothing is translated then (when a
+/// kick comes is not the same twice).
+fn twice(config: EngineConfig, body: &impl Fn(EngineConfig), all: bool) {
+    let file = Scratch::new();
+    let run = || {
+        let (translations, refusal) = Translations::open(&file.0);
+        assert!(refusal.is_none(), "{refusal:?}");
+        let translations = Arc::new(translations.expect("not refused"));
+        TRANSLATIONS.set(Some(Arc::clone(&translations)));
+        body(config);
+        TRANSLATIONS.set(None);
+        translations
+    };
+    let first = run();
+    let (kept, all) = (first.usage().new, all && first.usage().crowded == 0);
+    assert_eq!(matches!(first.save().expect("a file"), Saved::Written(_)), kept != 0);
+    let second = run();
+    let usage = second.usage();
+    assert!(!all || usage.new * 4 <= kept && usage.loaded * 2 >= kept, "{usage:?}: of {kept} kept");
+}
+
+/// A file's name, and the file, if there is one, until this is dropped.
+pub struct Scratch(pub PathBuf);
+
+impl Scratch {
+    pub fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("transvisor-runtime-{}-{number}.translations", std::process::id());
+        Self(std::env::temp_dir().join(name))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 /// A guest in 64-bit mode at [`CODE`], interrupts disabled.
@@ -121,6 +182,11 @@ impl Guest {
         build_tables(&ram);
         ram.write(GuestPhys(CODE), code).expect("code fits");
         let mut engine = Engine::new(config, ram.clone(), Clock::manual()).expect("an engine");
+        TRANSLATIONS.with_borrow(|translations| {
+            if let Some(translations) = translations {
+                engine.use_translations(translations);
+            }
+        });
         engine.update_state(&mut |state| *state = start_state());
         Self { engine, ram }
     }

@@ -5,10 +5,13 @@
 use core::mem::offset_of;
 
 use cranelift_assembler_x64::{
-    Amode, AmodeOffset, AmodeOffsetPlusKnownOffset, GprMem, NonRspGpr, Registers, Scale, inst,
+    Amode, AmodeOffset, AmodeOffsetPlusKnownOffset, CodeSink, DeferredTarget, GprMem, KnownOffset, NonRspGpr,
+    Registers, Scale, TrapCode, inst,
 };
 use iced_x86::{Encoder, Instruction};
 use x86::CpuState;
+
+use crate::addresses::{AddressField, is_low_half};
 
 /// Number of a host register.
 pub(super) type Reg = u8;
@@ -102,20 +105,67 @@ pub(super) struct Jump(usize);
 /// Code being written.
 pub(super) struct Assembler {
     pub code: Vec<u8>,
+    /// Constants in it that may be addresses in the kernel's image: all, whoever wrote them.
+    pub addresses: Vec<AddressField>,
     encoder: Encoder,
+}
+
+/// Where Cranelift's assembler puts its bytes.
+struct Sink<'a> {
+    code: &'a mut Vec<u8>,
+    addresses: &'a mut Vec<AddressField>,
+}
+
+impl CodeSink for Sink<'_> {
+    #[inline]
+    fn put1(&mut self, value: u8) {
+        self.code.push(value);
+    }
+
+    #[inline]
+    fn put2(&mut self, value: u16) {
+        self.code.extend_from_slice(&value.to_le_bytes());
+    }
+
+    #[inline]
+    fn put4(&mut self, value: u32) {
+        if is_low_half(value) {
+            self.addresses.push(AddressField::value(self.code.len(), value));
+        }
+        self.code.extend_from_slice(&value.to_le_bytes());
+    }
+
+    #[inline]
+    fn put8(&mut self, value: u64) {
+        self.code.extend_from_slice(&value.to_le_bytes());
+    }
+
+    fn add_trap(&mut self, _: TrapCode) {}
+
+    fn use_target(&mut self, _: DeferredTarget) {}
+
+    fn known_offset(&self, _: KnownOffset) -> i32 {
+        // Operands have none: see `From<Mem>`.
+        0
+    }
 }
 
 macro_rules! instructions {
     ($($(#[$doc:meta])* $name:ident($($argument:ident: $type:ty),*) = $inst:ident($($value:expr),*);)*) => {
         $($(#[$doc])* #[inline] pub fn $name(&mut self, $($argument: $type),*) {
-            inst::$inst::<Host>::new($($value),*).encode(&mut self.code);
+            inst::$inst::<Host>::new($($value),*).encode(&mut self.sink());
         })*
     };
 }
 
 impl Assembler {
     pub fn new() -> Self {
-        Self { code: Vec::with_capacity(4096), encoder: Encoder::new(64) }
+        Self { code: Vec::with_capacity(4096), addresses: Vec::new(), encoder: Encoder::new(64) }
+    }
+
+    #[inline]
+    fn sink(&mut self) -> Sink<'_> {
+        Sink { code: &mut self.code, addresses: &mut self.addresses }
     }
 
     instructions! {
@@ -182,12 +232,25 @@ impl Assembler {
     /// Loads a constant; changes no flags.
     pub fn constant(&mut self, to: Reg, value: u64) {
         if let Ok(value) = u32::try_from(value) {
-            inst::movl_oi::<Host>::new(to, value).encode(&mut self.code);
+            inst::movl_oi::<Host>::new(to, value).encode(&mut self.sink());
         } else if let Ok(value) = i32::try_from(value as i64) {
-            inst::movq_mi_sxl::<Host>::new(to, value).encode(&mut self.code);
+            inst::movq_mi_sxl::<Host>::new(to, value).encode(&mut self.sink());
         } else {
-            inst::movabsq_oi::<Host>::new(to, value).encode(&mut self.code);
+            inst::movabsq_oi::<Host>::new(to, value).encode(&mut self.sink());
         }
+    }
+
+    /// Loads a constant of our own, which is no address whatever it looks like; changes no flags.
+    pub fn number(&mut self, to: Reg, value: u32) {
+        let known = self.addresses.len();
+        self.constant(to, value.into());
+        self.addresses.truncate(known);
+    }
+
+    /// Loads `index`, a part of the TLB array's offset that is computed from `address`; changes no flags.
+    pub fn tlb_index(&mut self, to: Reg, index: u64, address: u64) {
+        self.constant(to, index);
+        self.addresses.extend(AddressField::tlb_index(self.code.len() - 4, address));
     }
 
     /// Stores a 64-bit constant, by way of `temporary` if it is no immediate.
@@ -253,6 +316,11 @@ impl Assembler {
         self.code[at..at + 4].copy_from_slice(&value.to_le_bytes());
     }
 
+    /// Overwrites 64 bits.
+    pub fn patch64(&mut self, at: usize, value: u64) {
+        self.code[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+
     /// `lea to, [rip + …]`; gives the place of the displacement.
     pub fn lea_relative(&mut self, to: Reg) -> u32 {
         self.code.extend([0x48 | (to >> 3) << 2, 0x8d, 0x05 | (to & 7) << 3, 0, 0, 0, 0]);
@@ -261,16 +329,42 @@ impl Assembler {
 
     /// `mov to, …` of 64 bits to be filled in; gives their place.
     pub fn constant_to_come(&mut self, to: Reg) -> u32 {
-        inst::movabsq_oi::<Host>::new(to, 0).encode(&mut self.code);
+        inst::movabsq_oi::<Host>::new(to, 0).encode(&mut self.sink());
         self.code.len() as u32 - 8
     }
 
     /// A guest instruction over host registers. `false`: there is no such encoding.
     pub fn instruction(&mut self, instruction: &Instruction) -> bool {
+        let start = self.code.len();
         self.encoder.set_buffer(core::mem::take(&mut self.code));
         let encoded = self.encoder.encode(instruction, 0).is_ok();
+        let constants = self.encoder.get_constant_offsets();
         self.code = self.encoder.take_buffer();
+        if encoded {
+            for (offset, size) in [
+                (constants.displacement_offset(), constants.displacement_size()),
+                (constants.immediate_offset(), constants.immediate_size()),
+            ] {
+                if size >= 4 {
+                    self.note_address(start + offset, size);
+                }
+            }
+        }
         encoded
+    }
+}
+
+impl Assembler {
+    /// Notes a constant of 4 or 8 bytes that is in the code, if it may be an address.
+    fn note_address(&mut self, offset: usize, size: usize) {
+        let word = |at: usize| {
+            let bytes = self.code.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
+            bytes.map_or(0, u32::from_le_bytes)
+        };
+        let value = word(offset);
+        if is_low_half(value) && (size == 4 || word(offset + 4) == u32::MAX) {
+            self.addresses.push(AddressField::value(offset, value));
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use super::{
     stack::Pushed,
 };
 use crate::{
-    DirectExit, ExitJump, Relocation, RelocationKind, RelocationTarget,
+    AddendField, DirectExit, ExitJump, Relocation, RelocationKind, RelocationTarget,
     abi::{JUMP_CACHE_ENTRIES, JumpEntry, Leave},
     instrument::Event,
     region::{self, next_page},
@@ -42,7 +42,9 @@ impl Template<'_> {
         if let Some(addend) = second {
             let page = next_page(self.insns[0].rip, self.mode);
             self.fetch_entry_of(page);
-            self.asm.constant(RAX, addend);
+            let offset = self.asm.constant_to_come(RAX);
+            self.asm.patch64(offset as usize, addend);
+            self.addends.push(AddendField { offset, page });
             self.asm.compare(RAX, Mem::new(RCX, offset_of!(Entry, addend) as i32));
             self.leave_at_entry_if(condition::NOT_EQUAL, Leave::Step);
             self.compare_execute(page);
@@ -110,7 +112,7 @@ impl Template<'_> {
     /// RCX becomes the entry for fetches at `target`.
     fn fetch_entry_of(&mut self, target: u64) {
         let most = ((MAX_ENTRIES - 1) << ENTRY_SHIFT) as u64;
-        self.asm.constant(RCX, target >> INDEX_SHIFT & most);
+        self.asm.tlb_index(RCX, target >> INDEX_SHIFT & most, target);
         self.fetch_entry(RCX);
     }
 

@@ -155,7 +155,7 @@ impl Template<'_> {
         self.count_call(FIRST_RUNTIME_HELPER + helper as usize, second);
         // What is called does not come back from an access that is abandoned.
         self.count_event(Event::Undone, uncounted, second);
-        self.asm.constant(second, miss.packed().into());
+        self.asm.number(second, miss.packed());
         let call = self.asm.call_forward();
         self.tails.push(Tail { call, helper, temporaries });
         self.count_event(Event::Undone, -uncounted, second);

@@ -166,7 +166,7 @@ impl Template<'_> {
                     return Err(Declined);
                 }
                 let most = ((MAX_ENTRIES - 1) << ENTRY_SHIFT) as u64;
-                self.asm.constant(second, address >> INDEX_SHIFT & most);
+                self.asm.tlb_index(second, address >> INDEX_SHIFT & most, address);
                 self.entry(second);
                 let page = address & PAGE_MASK;
                 if let Ok(page) = i32::try_from(page as i64) {

@@ -38,7 +38,7 @@ use semantics::{
 use x86::{Mode, PAGE_MASK};
 
 use crate::{
-    CodeBlock, DirectExit, Relocation, TranslateError,
+    AddendField, CodeBlock, DirectExit, Relocation, TranslateError,
     instrument::Instrumentation,
     lift::callouts::{is_called, is_own},
 };
@@ -114,6 +114,10 @@ impl TemplateTranslator {
         template.exits.clear();
         template.callouts = core::mem::take(&mut self.block.callouts);
         template.callouts.clear();
+        template.addends = core::mem::take(&mut self.block.addends);
+        template.addends.clear();
+        template.asm.addresses = self.block.addresses.take().unwrap_or_default();
+        template.asm.addresses.clear();
         if self.instruments {
             template.instrument();
         }
@@ -122,8 +126,10 @@ impl TemplateTranslator {
         if let Ok((guest_instructions, _)) = translated {
             template.finish(guest_instructions);
         }
-        let Template { relocations, exits, callouts, instrumentation, .. } = template;
+        let Template { relocations, exits, callouts, addends, instrumentation, .. } = template;
         self.block.code = core::mem::take(&mut self.assembler.code);
+        self.block.addresses = Some(core::mem::take(&mut self.assembler.addresses));
+        self.block.addends = addends;
         (self.block.relocations, self.block.exits, self.block.callouts) = (relocations, exits, callouts);
         self.block.instrumentation = instrumentation.map(|all| Box::new(all.finished()));
         self.block.rip = block.rip;
@@ -151,6 +157,7 @@ struct Template<'a> {
     exits: Vec<DirectExit>,
     /// Those that the monitor is called for.
     callouts: Vec<Insn>,
+    addends: Vec<AddendField>,
     /// The guest's MXCSR is known to be in the host's register.
     mxcsr_loaded: bool,
     /// What the first two temporaries hold.
@@ -188,6 +195,7 @@ impl<'a> Template<'a> {
             relocations: Vec::new(),
             exits: Vec::new(),
             callouts: Vec::new(),
+            addends: Vec::new(),
             mxcsr_loaded: false,
             stack_page: None,
             instrumentation: None,
@@ -297,6 +305,7 @@ impl<'a> Template<'a> {
         self.asm.code.truncate(mark.code);
         self.cold.truncate(mark.cold);
         self.relocations.retain(|relocation| (relocation.offset as usize) < mark.code);
+        self.asm.addresses.retain(|field| (field.offset as usize) < mark.code);
         (self.mxcsr_loaded, self.stack_page) = (mark.mxcsr_loaded, mark.stack_page);
         (self.registers, self.flags) = (mark.registers, mark.flags);
     }

@@ -1,0 +1,401 @@
+//! A translation as it is in the file: a head of fixed size, tables, the guest's bytes, host code. Numbers are little-endian.
+//!
+//! Everything but the code itself is checked when a record is used ([`Record::parse`], [`Record::load`]): it lies within the
+//! record, and what it refers to is there. The code is trusted as far as the file is ([`super::file`]); the checksum tells damage from it.
+
+use semantics::decode::{self, BlockEnd, GuestBlock};
+use translator::{
+    AddendField, CodeBlock, DirectExit, ExitJump, Relocation, RelocationKind, RelocationTarget,
+    addresses::{AddressKind, IMAGE},
+};
+use x86::{Mode, PAGE_MASK};
+
+use super::slide::{self, Plan, Source, Word, WordKind};
+
+/// Bytes of the head.
+pub(super) const HEAD: usize = 48;
+
+/// Records begin at multiples of this.
+pub(super) const ALIGNMENT: usize = 8;
+
+/// A record is no longer than this.
+pub(super) const LONGEST: usize = 1 << 20;
+
+const EXIT: usize = 32;
+const RELOCATION: usize = 16;
+const ADDEND: usize = 16;
+const CALLOUT: usize = 4;
+const WORD: usize = 4;
+const ADDRESS: usize = 8;
+
+/// An instruction crosses into the next page.
+const CROSSES: u8 = 1 << 0;
+/// The code can be moved.
+const MOVES: u8 = 1 << 1;
+/// It counts its executions.
+const COUNTS: u8 = 1 << 2;
+
+const GUARDED: u32 = 1 << 0;
+const JUMPS: u32 = 1 << 1;
+const ADDEND_IN_CODE: u32 = 1 << 2;
+
+/// In the place of a word's number: it moves with the block.
+const PLACE: u8 = u8::MAX;
+
+/// What is known of a guest block besides its instructions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Guest<'a> {
+    pub bytes: &'a [u8],
+    pub end: BlockEnd,
+    pub crosses: bool,
+}
+
+/// Appends a record. False, and nothing appended: this code can't be kept.
+pub(super) fn write(to: &mut Vec<u8>, block: &GuestBlock, guest: Guest<'_>, code: &CodeBlock) -> bool {
+    let Some(addresses) = &code.addresses else { return false };
+    if code.instrumentation.is_some() || guest.bytes.len() > usize::from(u16::MAX) {
+        return false;
+    }
+    let plan = IMAGE.contains(&block.rip).then(|| Plan::of(&block.insns, guest.bytes, addresses)).flatten();
+    let moves = plan.is_some();
+    let plan = plan.unwrap_or_default();
+    let addresses = if moves { addresses.as_slice() } else { &[] };
+
+    let start = to.len();
+    to.resize(start + 8, 0);
+    put(to, block.rip.to_le_bytes());
+    put(to, block.mode.0.to_le_bytes());
+    put(to, 0u32.to_le_bytes());
+    put(to, (code.code.len() as u32).to_le_bytes());
+    put(to, (guest.bytes.len() as u16).to_le_bytes());
+    put(to, code.guest_bytes.to_le_bytes());
+    put(to, code.guest_instructions.to_le_bytes());
+    let flag = |set: bool, bit: u8| if set { bit } else { 0 };
+    let flags = flag(guest.crosses, CROSSES) | flag(moves, MOVES) | flag(code.counts, COUNTS);
+    put(to, [guest.end as u8, flags]);
+    for count in [
+        code.exits.len(),
+        code.relocations.len(),
+        code.callouts.len(),
+        code.addends.len(),
+        plan.words.len(),
+        addresses.len(),
+    ] {
+        put(to, (count as u16).to_le_bytes());
+    }
+    debug_assert_eq!(to.len(), start + HEAD);
+    for exit in &code.exits {
+        put(to, exit.target.to_le_bytes());
+        put(to, exit.page.to_le_bytes());
+        let jump = exit.jump.unwrap_or(ExitJump { displacement: 0, unlinked: 0, addend: None });
+        put(to, jump.displacement.to_le_bytes());
+        put(to, jump.unlinked.to_le_bytes());
+        put(to, jump.addend.unwrap_or(0).to_le_bytes());
+        let flag = |set: bool, bit: u32| if set { bit } else { 0 };
+        let flags = flag(exit.guarded, GUARDED)
+            | flag(exit.jump.is_some(), JUMPS)
+            | flag(jump.addend.is_some(), ADDEND_IN_CODE);
+        put(to, flags.to_le_bytes());
+    }
+    for relocation in &code.relocations {
+        let (target, number) = match relocation.target {
+            RelocationTarget::Slot(number) => (0u8, number),
+            RelocationTarget::Callout(number) => (1, number),
+            RelocationTarget::Counter => (2, 0),
+            RelocationTarget::Counters => {
+                to.truncate(start);
+                return false;
+            }
+        };
+        let kind = u8::from(relocation.kind == RelocationKind::Abs64);
+        put(to, relocation.offset.to_le_bytes());
+        put(to, [kind, target, 0, 0]);
+        put(to, number.to_le_bytes());
+        put(to, (relocation.addend as i32).to_le_bytes());
+    }
+    for addend in &code.addends {
+        put(to, addend.page.to_le_bytes());
+        put(to, u64::from(addend.offset).to_le_bytes());
+    }
+    for callout in &code.callouts {
+        put(to, (callout.rip.wrapping_sub(block.rip) as u32).to_le_bytes());
+    }
+    for word in &plan.words {
+        put(to, word.position.to_le_bytes());
+        put(to, [word.kind as u8, 0]);
+    }
+    for (field, source) in addresses.iter().zip(&plan.sources) {
+        put(to, field.offset.to_le_bytes());
+        let source = match source {
+            Source::Place => PLACE,
+            Source::Word(number) => *number,
+        };
+        put(to, [u8::from(field.kind == AddressKind::TlbIndex), source, 0, 0]);
+    }
+    to.extend_from_slice(guest.bytes);
+    to.extend_from_slice(&code.code);
+    to.resize(to.len().next_multiple_of(ALIGNMENT), 0);
+    let length = to.len() - start;
+    if length > LONGEST {
+        to.truncate(start);
+        return false;
+    }
+    to[start + 20..start + 24].copy_from_slice(&(length as u32).to_le_bytes());
+    let sum = checksum(&to[start + 8..]);
+    to[start..start + 8].copy_from_slice(&sum.to_le_bytes());
+    true
+}
+
+fn put<const N: usize>(to: &mut Vec<u8>, bytes: [u8; N]) {
+    to.extend_from_slice(&bytes);
+}
+
+/// A record in the file.
+#[derive(Clone, Copy)]
+pub(super) struct Record<'a> {
+    /// All of it.
+    bytes: &'a [u8],
+    pub rip: u64,
+    pub mode: Mode,
+    flags: u8,
+    pub end: BlockEnd,
+    guest: &'a [u8],
+    code: &'a [u8],
+    exits: &'a [u8],
+    relocations: &'a [u8],
+    addends: &'a [u8],
+    callouts: &'a [u8],
+    words: &'a [u8],
+    addresses: &'a [u8],
+}
+
+impl<'a> Record<'a> {
+    /// Rip and mode of the record that begins at a place.
+    #[inline]
+    pub fn key(file: &[u8], start: usize) -> Option<(u64, u32)> {
+        Some((u64_at(file, start.checked_add(8)?)?, u32_at(file, start.checked_add(16)?)?))
+    }
+
+    /// The whole record that begins at a place.
+    pub fn parse(file: &'a [u8], start: usize) -> Option<Self> {
+        let bytes = file.get(start..)?;
+        let length = u32_at(bytes, 20)? as usize;
+        if !(HEAD..=LONGEST).contains(&length) {
+            return None;
+        }
+        let bytes = bytes.get(..length)?;
+        let count = |n: usize| Some(usize::from(u16_at(bytes, 36 + 2 * n)?));
+        let mut rest = &bytes[HEAD..];
+        let mut take = |length: usize| {
+            let (taken, after) = rest.split_at_checked(length)?;
+            rest = after;
+            Some(taken)
+        };
+        Some(Self {
+            bytes,
+            rip: u64_at(bytes, 8)?,
+            mode: Mode(u32_at(bytes, 16)?),
+            flags: bytes[35],
+            end: block_end(bytes[34])?,
+            exits: take(count(0)? * EXIT)?,
+            relocations: take(count(1)? * RELOCATION)?,
+            addends: take(count(3)? * ADDEND)?,
+            callouts: take(count(2)? * CALLOUT)?,
+            words: take(count(4)? * WORD)?,
+            addresses: take(count(5)? * ADDRESS)?,
+            guest: take(usize::from(u16_at(bytes, 28)?))?,
+            code: take(u32_at(bytes, 24)? as usize)?,
+        })
+    }
+
+    /// Whether its block crosses into the next page.
+    pub fn crosses(&self) -> bool {
+        self.flags & CROSSES != 0
+    }
+
+    /// Bytes that its block has.
+    pub fn guest_bytes(&self) -> usize {
+        self.guest.len()
+    }
+
+    /// All that the record takes.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// Whether it is intact.
+    pub fn is_sound(&self) -> bool {
+        u64_at(self.bytes, 0) == Some(checksum(&self.bytes[8..]))
+    }
+
+    /// Whether it is that of these bytes, if they lie at `rip`; if so, how it is to be [loaded](Record::load).
+    pub fn matches(&self, rip: u64, here: &[u8]) -> Option<Moved> {
+        let by = slide::distance(self.rip, rip)?;
+        if by == 0 {
+            return (self.guest == here).then_some(Moved { by, words: 0 });
+        }
+        if self.flags & MOVES == 0 {
+            return None;
+        }
+        let words = slide::moved(self.guest, here, self.words()?, by)?;
+        Some(Moved { by, words })
+    }
+
+    fn words(&self) -> Option<impl Iterator<Item = Word> + use<'a>> {
+        let word = |bytes: &[u8]| Some(Word { position: u16_at(bytes, 0)?, kind: WordKind::of(bytes[2])? });
+        if self.words.len() / WORD > slide::MOST_WORDS
+            || !self.words.chunks_exact(WORD).all(|bytes| word(bytes).is_some())
+        {
+            return None;
+        }
+        Some(self.words.chunks_exact(WORD).filter_map(word))
+    }
+
+    /// Makes it code of the block at `rip` whose bytes are `here`; `addend` is that of the page into which the block crosses.
+    pub fn load(&self, to: &mut CodeBlock, here: &[u8], moved: Moved, addend: u64) -> Option<()> {
+        let Moved { by, words } = moved;
+        to.rip = self.rip.wrapping_add(by);
+        to.guest_bytes = u16_at(self.bytes, 30)?;
+        to.guest_instructions = u16_at(self.bytes, 32)?;
+        to.counts = self.flags & COUNTS != 0;
+        to.code.clear();
+        to.code.extend_from_slice(self.code);
+        let length = self.code.len();
+        let fits = |offset: u32, size: usize| {
+            let end = (offset as usize).checked_add(size)?;
+            (end <= length).then_some(offset)
+        };
+        let move_address = |address: u64| {
+            if by == 0 || !IMAGE.contains(&address) {
+                return Some(address);
+            }
+            Some(address.wrapping_add(by)).filter(|moved| IMAGE.contains(moved))
+        };
+
+        to.exits.clear();
+        for bytes in self.exits.chunks_exact(EXIT) {
+            let flags = u32_at(bytes, 28)?;
+            let jump = ExitJump {
+                displacement: fits(u32_at(bytes, 16)?, 4)?,
+                unlinked: fits(u32_at(bytes, 20)?, 1)?,
+                addend: match flags & ADDEND_IN_CODE {
+                    0 => None,
+                    _ => Some(fits(u32_at(bytes, 24)?, 8)?),
+                },
+            };
+            let exit = DirectExit {
+                target: move_address(u64_at(bytes, 0)?)?,
+                page: move_address(u64_at(bytes, 8)?)?,
+                guarded: flags & GUARDED != 0,
+                jump: (flags & JUMPS != 0).then_some(jump),
+            };
+            // Without a guard, only in the page that is left.
+            if exit.page != to.rip & PAGE_MASK || !exit.guarded && exit.target & PAGE_MASK != exit.page {
+                return None;
+            }
+            to.exits.push(exit);
+        }
+
+        to.callouts.clear();
+        for bytes in self.callouts.chunks_exact(CALLOUT) {
+            let offset = u32_at(bytes, 0)?;
+            let insn = here.get(offset as usize..)?;
+            to.callouts.push(decode::decode_one(insn, to.rip.wrapping_add(offset.into()), self.mode).ok()?);
+        }
+
+        to.relocations.clear();
+        for bytes in self.relocations.chunks_exact(RELOCATION) {
+            let number = u32_at(bytes, 8)?;
+            let target = match bytes[5] {
+                0 if (number as usize) < to.exits.len() => RelocationTarget::Slot(number),
+                1 if (number as usize) < to.callouts.len() => RelocationTarget::Callout(number),
+                2 if to.counts => RelocationTarget::Counter,
+                _ => return None,
+            };
+            let (kind, size) = match bytes[4] {
+                0 => (RelocationKind::Pc32, 4),
+                _ => (RelocationKind::Abs64, 8),
+            };
+            let offset = fits(u32_at(bytes, 0)?, size)?;
+            let addend = i64::from(u32_at(bytes, 12)? as i32);
+            if !(-8..=8).contains(&addend) {
+                return None;
+            }
+            to.relocations.push(Relocation { offset, kind, target, addend });
+        }
+
+        to.addends.clear();
+        for bytes in self.addends.chunks_exact(ADDEND) {
+            if !self.crosses() {
+                return None;
+            }
+            let field =
+                AddendField { page: move_address(u64_at(bytes, 0)?)?, offset: fits(u32_at(bytes, 8)?, 8)? };
+            let offset = field.offset as usize;
+            to.code[offset..offset + 8].copy_from_slice(&addend.to_le_bytes());
+            to.addends.push(field);
+        }
+
+        if by != 0 {
+            for bytes in self.addresses.chunks_exact(ADDRESS) {
+                let moves = match bytes[5] {
+                    PLACE => true,
+                    number => words.checked_shr(number.into()).unwrap_or(0) & 1 != 0,
+                };
+                if !moves {
+                    continue;
+                }
+                let offset = fits(u32_at(bytes, 0)?, 4)? as usize;
+                let kind = if bytes[4] == 0 { AddressKind::Value } else { AddressKind::TlbIndex };
+                let value = kind.moved(u32_at(&to.code, offset)?, by);
+                if kind == AddressKind::Value && !translator::addresses::is_low_half(value) {
+                    return None;
+                }
+                to.code[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
+            }
+        }
+        Some(())
+    }
+}
+
+/// How a record's block lies elsewhere than when it was recorded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Moved {
+    by: u64,
+    /// Bit n: the n-th word of the guest's bytes has moved too.
+    words: u32,
+}
+
+fn block_end(number: u8) -> Option<BlockEnd> {
+    [BlockEnd::Terminal, BlockEnd::Length, BlockEnd::PageEnd, BlockEnd::Invalid]
+        .into_iter()
+        .find(|end| *end as u8 == number)
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_le_bytes(bytes.get(at..)?.first_chunk().copied()?))
+}
+
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(bytes.get(at..)?.first_chunk().copied()?))
+}
+
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(bytes.get(at..)?.first_chunk().copied()?))
+}
+
+/// Tells damage, not malice: four words at a time.
+pub(super) fn checksum(bytes: &[u8]) -> u64 {
+    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut lanes = [1, 2, 3, bytes.len() as u64];
+    let (blocks, rest) = bytes.as_chunks::<32>();
+    for block in blocks {
+        for (lane, word) in lanes.iter_mut().zip(block.as_chunks::<8>().0) {
+            *lane = (*lane ^ u64::from_le_bytes(*word)).wrapping_mul(FACTOR).rotate_left(29);
+        }
+    }
+    for byte in rest {
+        lanes[0] = (lanes[0] ^ u64::from(*byte)).wrapping_mul(FACTOR).rotate_left(29);
+    }
+    lanes.into_iter().fold(0, |sum: u64, lane| (sum ^ lane).wrapping_mul(FACTOR).rotate_left(31))
+}

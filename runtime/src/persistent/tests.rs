@@ -1,0 +1,491 @@
+//! Records are what they were made of, also elsewhere; and nothing that is in a file can do harm by its structure.
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use semantics::decode::{self, GuestBlock};
+use translator::{CodeBlock, TemplateTranslator, addresses::SLIDE};
+use x86::{CpuState, Mode, PAGE_SIZE, control, segment::attribute};
+
+use super::{
+    Guest, Refusal, Saved, Translations,
+    file::HEADER,
+    record::{self, Record, checksum},
+};
+
+/// Where guest code lies: in the kernel's image.
+const PLACE: u64 = 0xffff_ffff_8123_4560;
+
+/// An address of the image, as 32 bits.
+const SYMBOL: u32 = 0x8256_7891;
+
+fn mode64() -> Mode {
+    let mut state = CpuState::new();
+    state.cr0 |= control::cr0::PE | control::cr0::PG;
+    state.efer |= control::efer::LMA | control::efer::LME;
+    state.segments[1].attributes |= attribute::LONG;
+    state.update_mode();
+    state.mode
+}
+
+/// A part of an instruction.
+#[derive(Clone, Copy)]
+enum Part<'a> {
+    Bytes(&'a [u8]),
+    /// An address in the image.
+    Symbol(u32),
+    /// The distance from the end of this word, plus so much, to something that does not move.
+    Fixed(u64, u8),
+}
+
+use Part::{Bytes, Fixed, Symbol};
+
+/// Instructions of a kernel; what moves in them is said.
+fn instructions() -> Vec<Vec<Part<'static>>> {
+    vec![
+        vec![Bytes(&[0x48, 0xc7, 0xc7]), Symbol(SYMBOL)], // mov rdi, symbol
+        vec![Bytes(&[0x48, 0x81, 0xff]), Symbol(SYMBOL)], // cmp rdi, symbol
+        vec![Bytes(&[0x68]), Symbol(SYMBOL)],             // push symbol
+        vec![Bytes(&[0x48, 0xb8]), Symbol(SYMBOL), Bytes(&[0xff; 4])], // movabs rax, symbol
+        vec![Bytes(&[0x48, 0x8b, 0x04, 0x25]), Symbol(SYMBOL)], // mov rax, [symbol]
+        vec![Bytes(&[0x48, 0x8b, 0x04, 0xc5]), Symbol(SYMBOL)], // mov rax, [rax*8 + symbol]
+        vec![Bytes(&[0x8b, 0x87]), Symbol(SYMBOL)],       // mov eax, [rdi + symbol]
+        vec![Bytes(&[0x48, 0x8d, 0x04, 0xc5]), Symbol(SYMBOL)], // lea rax, [rax*8 + symbol]
+        vec![Bytes(&[0xc7, 0x04, 0x25]), Symbol(SYMBOL), Bytes(&[5, 0, 0, 0])], // mov [symbol], 5
+        vec![Bytes(&[0x48, 0x8b, 0x05, 0x78, 0x56, 0x34, 0x00])], // mov rax, [rip + …]: moves along
+        vec![Bytes(&[0x48, 0x8d, 0x3d, 0x78, 0x56, 0x34, 0x00])], // lea rdi, [rip + …]
+        vec![Bytes(&[0x83, 0x3d, 0x78, 0x56, 0x34, 0x00, 0x07])], // cmp dword [rip + …], 7
+        vec![Bytes(&[0x65, 0x48, 0x8b, 0x05]), Fixed(0x1_fb80, 0)], // mov rax, gs:[per-CPU]
+        vec![Bytes(&[0x65, 0x83, 0x2d]), Fixed(0x1_fb80, 1), Bytes(&[1])], // sub dword gs:[per-CPU], 1
+        vec![Bytes(&[0x69, 0xc7, 0xb9, 0x79, 0x37, 0x9e])], // imul eax, edi, 0x9e3779b9: a constant
+        vec![Bytes(&[0x48, 0x0f, 0xba, 0xe0, 0x05])],     // bt rax, 5
+        vec![Bytes(&[0x55])],                             // push rbp
+        vec![Bytes(&[0x48, 0x8b, 0x44, 0x24, 0x10])],     // mov rax, [rsp + 0x10]
+        vec![Bytes(&[0xf3, 0x48, 0xab])],                 // rep stosq
+        vec![Bytes(&[0xf0, 0x48, 0x0f, 0xb1, 0x0f])],     // lock cmpxchg [rdi], rcx
+        vec![Bytes(&[0x0f, 0x10, 0x07])],                 // movups xmm0, [rdi]
+    ]
+}
+
+/// Ends of blocks.
+fn ends() -> Vec<Vec<Part<'static>>> {
+    vec![
+        vec![Bytes(&[0xe8, 0x00, 0x10, 0x02, 0x00])], // call, in the image
+        vec![Bytes(&[0xe8]), Fixed(0xffff_ffff_c012_3450, 0)], // call a module
+        vec![Bytes(&[0x74, 0x10])],                   // jz
+        vec![Bytes(&[0x0f, 0x84, 0x00, 0x10, 0x00, 0x00])], // jz, far away
+        vec![Bytes(&[0xeb, 0x80])],                   // jmp
+        vec![Bytes(&[0xff, 0xd0])],                   // call rax
+        vec![Bytes(&[0xff, 0x15, 0x00, 0x10, 0x00, 0x00])], // call [rip + …]
+        vec![Bytes(&[0xff, 0x24, 0xc5]), Symbol(SYMBOL)], // jmp [rax*8 + symbol]
+        vec![Bytes(&[0xc3])],                         // ret
+        vec![Bytes(&[0xfb])],                         // sti
+        vec![Bytes(&[0x0f, 0x32])],                   // rdmsr
+        vec![Bytes(&[0xf4])],                         // hlt
+        vec![Bytes(&[0x9d])],                         // popfq
+        vec![Bytes(&[0x0f, 0x01, 0xf8])],             // swapgs
+        vec![Bytes(&[0x0f, 0x05])],                   // syscall
+        vec![],                                       // the page's end
+    ]
+}
+
+/// Bytes of instructions at `rip`, which the image has been moved to by `by`.
+fn encode(parts: &[Part<'_>], rip: u64, by: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for &part in parts {
+        match part {
+            Bytes(more) => bytes.extend_from_slice(more),
+            Symbol(address) => bytes.extend_from_slice(&address.wrapping_add(by as u32).to_le_bytes()),
+            Fixed(target, beyond) => {
+                let next = rip.wrapping_add(bytes.len() as u64 + 4 + u64::from(beyond));
+                bytes.extend_from_slice(&(target.wrapping_sub(next) as u32).to_le_bytes());
+            }
+        }
+    }
+    bytes
+}
+
+fn decode(bytes: &[u8], rip: u64) -> GuestBlock {
+    let block = decode::decode_block(bytes, rip, mode64());
+    assert_eq!(block.length(), bytes.len() as u64, "{bytes:02x?} is one block");
+    block
+}
+
+/// All that installing code looks at.
+fn facts(code: &CodeBlock) -> String {
+    format!(
+        "{:02x?}\n{:?}\n{:?}\n{:?}\n{:?}\n{} {} {} {}",
+        code.code,
+        code.exits,
+        code.relocations,
+        code.callouts,
+        code.addends,
+        code.rip,
+        code.guest_instructions,
+        code.guest_bytes,
+        code.counts
+    )
+}
+
+fn record_of(block: &GuestBlock, bytes: &[u8], second: Option<u64>) -> Option<(Vec<u8>, String)> {
+    let mut templates = TemplateTranslator::counting();
+    let code = templates.translate(block, second).ok()?;
+    let mut record = Vec::new();
+    let guest = Guest { bytes, end: block.end, crosses: second.is_some() };
+    assert!(record::write(&mut record, block, guest, code));
+    Some((record, facts(code)))
+}
+
+/// The facts of what a record gives for `bytes` at `rip`.
+fn load(record: &[u8], rip: u64, bytes: &[u8], addend: u64) -> Option<String> {
+    let record = Record::parse(record, 0)?;
+    let moved = record.matches(rip, bytes)?;
+    let mut code = CodeBlock::default();
+    (record.is_sound() && record.load(&mut code, bytes, moved, addend).is_some()).then(|| facts(&code))
+}
+
+fn blocks() -> Vec<Vec<Part<'static>>> {
+    let mut blocks = Vec::new();
+    for first in instructions() {
+        for end in ends() {
+            blocks.push([first.as_slice(), &end].concat());
+        }
+    }
+    blocks.extend(ends().into_iter().filter(|end| !end.is_empty()));
+    let all: Vec<Part<'static>> = instructions().into_iter().flatten().collect();
+    blocks.push([all.as_slice(), &ends()[0]].concat());
+    blocks
+}
+
+#[test]
+fn a_record_gives_what_was_translated_wherever_the_image_lies() {
+    let mut moved = 0;
+    for parts in blocks() {
+        let bytes = encode(&parts, PLACE, 0);
+        let block = decode(&bytes, PLACE);
+        let Some((record, facts)) = record_of(&block, &bytes, None) else { continue };
+        assert_eq!(load(&record, PLACE, &bytes, 0), Some(facts), "{bytes:02x?}");
+        for slides in [1_u64, 33, (-7_i64) as u64, 0x60] {
+            let by = slides.wrapping_mul(SLIDE);
+            let rip = PLACE.wrapping_add(by);
+            let there = encode(&parts, rip, by);
+            let (_, expected) = record_of(&decode(&there, rip), &there, None).expect("as before");
+            match load(&record, rip, &there, 0) {
+                Some(facts) => {
+                    assert_eq!(facts, expected, "{bytes:02x?} moved by {by:#x}");
+                    moved += 1;
+                }
+                // There are limits to how much may move.
+                None => assert!(bytes.len() > 40, "{bytes:02x?} is not found at {rip:#x}"),
+            }
+        }
+    }
+    assert!(moved > 1000, "{moved}");
+}
+
+#[test]
+fn other_bytes_are_other_code() {
+    let mut as_if = 0;
+    for parts in blocks().into_iter().step_by(7) {
+        let bytes = encode(&parts, PLACE, 0);
+        let Some((record, _)) = record_of(&decode(&bytes, PLACE), &bytes, None) else { continue };
+        let rip = PLACE + SLIDE;
+        let there = encode(&parts, rip, SLIDE);
+        for (rip, bytes) in [(PLACE, bytes), (rip, there)] {
+            for bit in 0..8 * bytes.len() {
+                let mut other = bytes.clone();
+                other[bit / 8] ^= 1 << (bit % 8);
+                // Unless a word is then as if it had moved, or had not: then it is the code of that.
+                if let Some(found) = load(&record, rip, &other, 0) {
+                    let (_, expected) = record_of(&decode(&other, rip), &other, None).unwrap();
+                    assert_eq!(found, expected, "{bytes:02x?}, bit {bit}");
+                    as_if += 1;
+                }
+            }
+            assert_eq!(load(&record, rip, &bytes[1..], 0), None);
+            assert_eq!(load(&record, rip + 0x1000, &bytes, 0), None, "moved by a page");
+        }
+    }
+    assert!(as_if < 20, "{as_if}");
+}
+
+#[test]
+fn an_address_that_has_not_moved_is_a_constant() {
+    let bytes = encode(&[Bytes(&[0x48, 0xc7, 0xc7]), Symbol(SYMBOL), Bytes(&[0xc3])], PLACE, 0);
+    let (record, _) = record_of(&decode(&bytes, PLACE), &bytes, None).unwrap();
+    let rip = PLACE + 5 * SLIDE;
+    let (_, expected) = record_of(&decode(&bytes, rip), &bytes, None).unwrap();
+    assert_eq!(load(&record, rip, &bytes, 0), Some(expected));
+}
+
+#[test]
+fn user_code_stays_where_it_is() {
+    let place = 0x40_1230;
+    let bytes = encode(&[Bytes(&[0x48, 0x8b, 0x05, 0x78, 0x56, 0x34, 0x00, 0xc3])], place, 0);
+    let (record, facts) = record_of(&decode(&bytes, place), &bytes, None).unwrap();
+    assert_eq!(load(&record, place, &bytes, 0), Some(facts));
+    assert_eq!(load(&record, place + SLIDE, &bytes, 0), None);
+    assert_eq!(load(&record, PLACE, &bytes, 0), None);
+}
+
+#[test]
+fn the_addend_of_the_second_page_is_that_of_the_run() {
+    let rip = (PLACE | (PAGE_SIZE - 1)) - 1;
+    let bytes = [0x48, 0x89, 0xf8];
+    let block = GuestBlock {
+        rip,
+        mode: mode64(),
+        insns: vec![decode::decode_one(&bytes, rip, mode64()).unwrap()],
+        end: decode::BlockEnd::Length,
+    };
+    let (record, _) = record_of(&block, &bytes, Some(0x1111_2222_3333_4444)).unwrap();
+    let (_, expected) = record_of(&block, &bytes, Some(0x5555_6666_7777_8888)).unwrap();
+    assert_eq!(load(&record, rip, &bytes, 0x5555_6666_7777_8888), Some(expected));
+}
+
+#[test]
+fn damage_is_noticed_and_nonsense_does_no_harm() {
+    let parts = [instructions()[0].as_slice(), &instructions()[12], &ends()[10]].concat();
+    let bytes = encode(&parts, PLACE, 0);
+    let (record, _) = record_of(&decode(&bytes, PLACE), &bytes, None).unwrap();
+    let rip = PLACE + SLIDE;
+    let there = encode(&parts, rip, SLIDE);
+    for at in 0..record.len() {
+        for value in [0, 1, 0x7f, 0xff, record[at] ^ 0x10] {
+            let mut damaged = record.clone();
+            damaged[at] = value;
+            if value != record[at] {
+                assert_eq!(load(&damaged, PLACE, &bytes, 0), None, "byte {at}");
+            }
+            // The same with a checksum that is right: whatever comes out of it lies within it.
+            let sum = checksum(&damaged[8..]);
+            damaged[..8].copy_from_slice(&sum.to_le_bytes());
+            for (rip, bytes) in [(PLACE, &bytes), (rip, &there)] {
+                let Some(record) = Record::parse(&damaged, 0) else { continue };
+                let Some(moved) = record.matches(rip, bytes) else { continue };
+                let mut code = CodeBlock::default();
+                if record.load(&mut code, bytes, moved, 0).is_some() {
+                    let mut linked = code.code.clone();
+                    code.link(&mut linked, 0x10_0000, 0x20_0000, 0x30_0000).unwrap();
+                    for jump in code.exits.iter().filter_map(|exit| exit.jump) {
+                        assert!(jump.displacement as usize + 4 <= linked.len());
+                        assert!((jump.unlinked as usize) < linked.len());
+                    }
+                }
+            }
+        }
+        assert_eq!(load(&record[..at], PLACE, &bytes, 0), None, "cut off at {at}");
+    }
+}
+
+/// A file in a directory of its own.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("transvisor-translations-{}-{number}", std::process::id());
+        let directory = std::env::temp_dir().join(name);
+        fs::create_dir_all(&directory).unwrap();
+        Self(directory)
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.join("some.translations")
+    }
+
+    /// With some translations in it.
+    fn filled(&self) -> Vec<u8> {
+        let (translations, refusal) = Translations::open(&self.file());
+        assert!(refusal.is_none());
+        let translations = translations.unwrap();
+        note_all(&translations);
+        assert!(matches!(translations.save().unwrap(), Saved::Written(_)));
+        fs::read(self.file()).unwrap()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn note_all(translations: &Translations) {
+    let mut templates = TemplateTranslator::counting();
+    for (n, parts) in blocks().iter().enumerate() {
+        let rip = PLACE + 0x100 * n as u64;
+        let bytes = encode(parts, rip, 0);
+        let block = decode(&bytes, rip);
+        if let Ok(code) = templates.translate(&block, None) {
+            translations.note(&block, Guest { bytes: &bytes, end: block.end, crosses: false }, code);
+        }
+    }
+}
+
+/// How many of the blocks are found, if the image was moved by `by`.
+fn found(translations: &Translations, by: u64) -> usize {
+    let mut code = CodeBlock::default();
+    let found = |(n, parts): (usize, &Vec<Part<'_>>)| {
+        let rip = (PLACE + 0x100 * n as u64).wrapping_add(by);
+        let bytes = encode(parts, rip, by);
+        let found = translations.find(rip, mode64(), &mut code, |buffer, _| {
+            let fits = buffer.len() == bytes.len();
+            fits.then(|| buffer.copy_from_slice(&bytes))?;
+            Some((0, ()))
+        });
+        usize::from(found.is_some())
+    };
+    blocks().iter().enumerate().map(found).sum()
+}
+
+fn refusal(path: &std::path::Path) -> Refusal {
+    let (translations, refusal) = Translations::open(path);
+    let refusal = refusal.expect("it is refused");
+    assert_eq!(translations.is_some(), refusal.is_replaced());
+    if let Some(translations) = translations {
+        assert_eq!(found(&translations, 0), 0);
+    }
+    refusal
+}
+
+#[test]
+fn what_was_kept_is_found() {
+    let scratch = Scratch::new();
+    let (translations, _) = Translations::open(&scratch.file());
+    assert_eq!(found(&translations.unwrap(), 0), 0);
+    scratch.filled();
+    let (translations, _) = Translations::open(&scratch.file());
+    let translations = translations.unwrap();
+    let all = found(&translations, 0);
+    assert!(all > 300, "{all}");
+    assert!(found(&translations, 9 * SLIDE) >= all - 1);
+    assert!(translations.usage().loaded as usize >= 2 * all - 1);
+    assert_eq!(translations.save().unwrap(), Saved::Unchanged);
+}
+
+#[test]
+fn files_of_others_are_not_used() {
+    let scratch = Scratch::new();
+    scratch.filled();
+    // Root may give files away, everybody else finds some of root's.
+    let path = match std::os::unix::fs::chown(scratch.file(), Some(12345), None) {
+        Ok(()) => scratch.file(),
+        Err(_) => "/etc/passwd".into(),
+    };
+    assert!(matches!(refusal(&path), Refusal::Owner(_)));
+}
+
+#[test]
+fn files_that_others_may_write_are_not_used() {
+    let scratch = Scratch::new();
+    scratch.filled();
+    let mode = fs::metadata(scratch.file()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    for mode in [0o602, 0o620, 0o666] {
+        fs::set_permissions(scratch.file(), fs::Permissions::from_mode(mode)).unwrap();
+        assert!(matches!(refusal(&scratch.file()), Refusal::Mode(_)));
+    }
+}
+
+#[test]
+fn what_is_no_file_is_not_used() {
+    let scratch = Scratch::new();
+    assert!(matches!(refusal(&scratch.0), Refusal::Kind));
+    scratch.filled();
+    let link = scratch.0.join("link");
+    symlink(scratch.file(), &link).unwrap();
+    assert!(matches!(refusal(&link), Refusal::Kind));
+    assert!(matches!(refusal("/dev/null".as_ref()), Refusal::Kind));
+}
+
+#[test]
+fn damaged_files_are_made_anew() {
+    let scratch = Scratch::new();
+    let whole = scratch.filled();
+    for length in [0, 1, HEADER - 1, HEADER, whole.len() / 2, whole.len() - 1] {
+        fs::write(scratch.file(), &whole[..length]).unwrap();
+        assert!(matches!(refusal(&scratch.file()), Refusal::Damaged(_)), "cut off at {length}");
+    }
+    for byte in 0..HEADER {
+        let mut damaged = whole.clone();
+        damaged[byte] ^= 0x40;
+        fs::write(scratch.file(), &damaged).unwrap();
+        assert!(refusal(&scratch.file()).is_replaced(), "byte {byte}");
+    }
+    let (translations, _) = Translations::open(&scratch.file());
+    let translations = translations.unwrap();
+    note_all(&translations);
+    translations.save().unwrap();
+    assert_eq!(fs::read(scratch.file()).unwrap(), whole);
+}
+
+#[test]
+fn those_of_another_build_or_processor_are_made_anew() {
+    let scratch = Scratch::new();
+    let whole = scratch.filled();
+    // Format, build, processor; with a checksum that is right.
+    for word in 1..4 {
+        let mut other = whole.clone();
+        other[8 * word] ^= 1;
+        let sum = checksum(&other[..HEADER - 8]);
+        other[HEADER - 8..HEADER].copy_from_slice(&sum.to_le_bytes());
+        fs::write(scratch.file(), &other).unwrap();
+        assert!(matches!(refusal(&scratch.file()), Refusal::Stale));
+    }
+}
+
+#[test]
+fn damaged_records_are_not_found_and_the_others_are() {
+    let scratch = Scratch::new();
+    let whole = scratch.filled();
+    let (translations, _) = Translations::open(&scratch.file());
+    let all = found(&translations.unwrap(), 0);
+    for seed in 0..40_usize {
+        let mut damaged = whole.clone();
+        for n in 0..20 {
+            let at = HEADER + (seed * 7919 + n * 104_729) % (whole.len() - HEADER);
+            damaged[at] ^= 1 << (seed % 8);
+        }
+        fs::write(scratch.file(), &damaged).unwrap();
+        let (translations, _) = Translations::open(&scratch.file());
+        let left = found(&translations.unwrap(), 0);
+        assert!(left < all && left + 60 > all, "{left} of {all}");
+    }
+}
+
+#[test]
+fn what_cannot_be_written_is_said() {
+    let (translations, _) = Translations::open("/proc/self/nowhere/some.translations".as_ref());
+    let translations = translations.expect("there is no such file, so none is refused");
+    note_all(&translations);
+    assert!(translations.save().is_err());
+}
+
+#[test]
+fn a_directory_stays_bounded() {
+    let scratch = Scratch::new();
+    scratch.filled();
+    // A file with a hole is as long, and takes no room.
+    for n in 0..3 {
+        let old = fs::File::create(scratch.0.join(format!("{n}.translations"))).unwrap();
+        old.set_len(300 << 20).unwrap();
+        let long_ago = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1000 + n);
+        old.set_modified(long_ago).unwrap();
+        let unfinished = fs::File::create(scratch.0.join(format!("{n}.unfinished"))).unwrap();
+        unfinished.set_modified(long_ago).unwrap();
+    }
+    fs::write(scratch.0.join("7.unfinished"), "another process").unwrap();
+    Translations::bound(&scratch.0);
+    let mut left: Vec<String> = fs::read_dir(&scratch.0)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["2.translations", "7.unfinished", "some.translations"]);
+}
