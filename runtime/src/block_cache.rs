@@ -288,6 +288,24 @@ impl CodeCache {
         }
     }
 
+    /// Chains the exits of blocks of one page, all of one mode, to each other, as far as they stay in it.
+    pub fn link_within_page(&self, blocks: &[Arc<Block>]) {
+        let inner = &mut *self.lock();
+        let mut exits = Vec::new();
+        for block in blocks.iter().filter(|block| !block.is_dead()) {
+            exits.clear();
+            exits.extend(inner.links.exits_within_page(block));
+            for &(slot, rip) in &exits {
+                let first = GuestPhys(block.key.first.page().0 | rip & !x86::PAGE_MASK);
+                let key = BlockKey { first, rip, ..block.key };
+                if let Some(target) = inner.blocks.find(&key) {
+                    inner.links.link(slot, target, 0);
+                    inner.counters.links += 1;
+                }
+            }
+        }
+    }
+
     /// Whether code was written since this was asked last: then the processor must be made to see it before it runs.
     #[inline]
     pub fn take_written(&self) -> bool {

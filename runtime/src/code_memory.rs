@@ -20,7 +20,10 @@ use std::{
 
 use rustix::{
     fs::{MemfdFlags, ftruncate, memfd_create},
-    mm::{MapFlags, MprotectFlags, MremapFlags, ProtFlags, mmap, mmap_anonymous, mprotect, mremap, munmap},
+    mm::{
+        Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect,
+        mremap, munmap,
+    },
 };
 
 /// Alignment of every piece of code: a host cache line.
@@ -50,7 +53,12 @@ pub struct CodeMemory {
     code: usize,
     /// Offset of the lowest byte used at the top, by slots.
     slots: usize,
+    /// Bytes at the bottom, and at the top, that the host was asked for.
+    populated: [usize; 2],
 }
+
+/// So much is asked of the host at a time: a page at a time, by faults at either view, cost the more.
+const POPULATED: usize = 256 << 10;
 
 impl CodeMemory {
     /// The smallest size, in bytes: large blocks have room.
@@ -68,7 +76,7 @@ impl CodeMemory {
         // Not every host doubles an anonymous mapping: valgrind does not.
         let views = View::anonymous_pair(size).or_else(|_| View::pair_of_a_file(size));
         let (writable, executable) = views.map_err(|error| host(error.into()))?;
-        Ok(Self { writable, executable, code: 0, slots: size })
+        Ok(Self { writable, executable, code: 0, slots: size, populated: [0; 2] })
     }
 
     /// Takes `code` bytes for code and `slots` bytes for chain slots; their addresses in the executable view, or
@@ -82,8 +90,29 @@ impl CodeMemory {
         }
         self.code = end;
         self.slots = slot;
+        self.populate();
         let base = self.executable.address();
         Some((base + start as u64, base + slot as u64))
+    }
+
+    /// Has the host provide what is used, and some more, in both views.
+    fn populate(&mut self) {
+        let size = self.executable.length;
+        if self.code > self.populated[0] {
+            let start = self.populated[0];
+            let end = self.code.next_multiple_of(POPULATED).min(size);
+            self.writable.populate(start..end, Advice::LinuxPopulateWrite);
+            self.executable.populate(start..end, Advice::LinuxPopulateRead);
+            self.populated[0] = end;
+        }
+        let used = size - self.slots;
+        if used > self.populated[1] {
+            let end = used.next_multiple_of(POPULATED).min(size);
+            let range = size - end..size - self.populated[1];
+            self.writable.populate(range.clone(), Advice::LinuxPopulateWrite);
+            self.executable.populate(range, Advice::LinuxPopulateRead);
+            self.populated[1] = end;
+        }
     }
 
     /// The bytes at an address from [`CodeMemory::allocate`], for code that is not running.
@@ -210,6 +239,14 @@ impl View {
         Ok(Self { start, length })
     }
 
+    /// Makes pages present. A host that does not know how (Linux before 5.14) provides them when they are touched.
+    fn populate(&self, range: Range<usize>, advice: Advice) {
+        debug_assert!(range.end <= self.length);
+        let start = self.start.as_ptr().wrapping_byte_add(range.start);
+        // SAFETY: within the mapping, of which it changes nothing.
+        let _ = unsafe { madvise(start, range.len(), advice) };
+    }
+
     fn address(&self) -> u64 {
         self.start.as_ptr() as u64
     }
@@ -249,7 +286,7 @@ mod tests {
     #[test]
     fn a_file_does_as_well() {
         let (writable, executable) = View::pair_of_a_file(64 << 10).unwrap();
-        let mut memory = CodeMemory { writable, executable, code: 0, slots: 64 << 10 };
+        let mut memory = CodeMemory { writable, executable, code: 0, slots: 64 << 10, populated: [0; 2] };
         run_what_is_written(&mut memory);
     }
 

@@ -196,7 +196,7 @@ impl Compiler {
                     let bytes = &mut bytes[..block.bytes.into()];
                     finder::read_block(block, mmu, bytes);
                     let (end, crosses) = (block.end, block.second.is_some());
-                    translations.note(&guest, Guest { bytes, end, crosses }, code);
+                    translations.note(&guest, Guest { bytes, end, crosses }, code, block.changes != 0);
                 }
                 put(&self.cache, self.profile.as_ref(), core::slice::from_ref(block), code, countdown, taken);
             }

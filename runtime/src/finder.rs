@@ -13,14 +13,15 @@ use semantics::{
     decode::{self, BlockEnd, DecodeError, GuestBlock, MAX_BLOCK, MAX_LENGTH},
 };
 use translator::CodeBlock;
-use x86::{CpuState, Exception, GuestPhys, GuestVirt, Mode, PAGE_SIZE};
+use x86::{CpuState, Exception, GuestPhys, GuestVirt, Mode, PAGE_MASK, PAGE_SIZE};
 
 use crate::{
     block::{Block, BlockId, BlockKey, Extent},
     block_cache::{CodeCache, MAX_BLOCKS},
     dispatch::Interruption,
+    hash::Set,
     lookup::{Lookup, Place, Tag},
-    persistent::Translations,
+    persistent::{Found, Translations},
     region,
     tier::Policy,
 };
@@ -41,6 +42,8 @@ struct Saved {
     policy: Policy,
     /// What was found last; what it allocated serves the next one.
     code: CodeBlock,
+    /// Pages, at their linear places and in their modes, all of whose blocks were looked for.
+    pages: Set<(GuestPhys, u64, Mode)>,
 }
 
 /// Instructions of blocks, which do not keep theirs: those of the last one that was made, and of those that the
@@ -113,7 +116,7 @@ impl Finder {
 
     /// Has it look there before it decodes. Blocks have the length that they have by default.
     pub fn use_translations(&mut self, translations: Arc<Translations>, policy: Policy) {
-        self.saved = Some(Saved { translations, policy, code: CodeBlock::default() });
+        self.saved = Some(Saved { translations, policy, code: CodeBlock::default(), pages: Set::default() });
     }
 
     /// The block at the state's CS:RIP, decoded if need be. The exception is the fetch's or the decoder's.
@@ -256,7 +259,36 @@ impl Saved {
         let block = cache.insert(key, found.bytes, second, found.end);
         // If code memory is full, it is translated as if it had not been found, which makes room.
         cache.install(core::slice::from_ref(&block), &self.code, self.policy.countdown(found.bytes));
+        if self.pages.insert((key.first.page(), key.rip & PAGE_MASK, key.mode)) {
+            self.restore_page(cache, mmu, key, found, Arc::clone(&block));
+        }
         Some(block)
+    }
+
+    /// The other blocks of its page, too, and linked to each other: they will be wanted.
+    fn restore_page(&mut self, cache: &CodeCache, mmu: &Mmu, key: BlockKey, found: Found, block: Arc<Block>) {
+        let key_of = |rip: u64| {
+            let first = GuestPhys(key.first.page().0 | rip & !PAGE_MASK);
+            BlockKey { first, rip, ..key }
+        };
+        let mut blocks = vec![block];
+        self.translations.find_page(
+            found,
+            key.mode,
+            &mut self.code,
+            |rip| cache.find(&key_of(rip)).is_none(),
+            |rip, bytes| {
+                let in_page = bytes.len() as u64 <= PAGE_SIZE - (rip & !PAGE_MASK);
+                in_page.then(|| mmu.ram().read(key_of(rip).first, bytes).ok())?
+            },
+            |found, code| {
+                let block = cache.insert(key_of(found.rip), found.bytes, None, found.end);
+                let countdown = self.policy.countdown(found.bytes);
+                cache.install(core::slice::from_ref(&block), code, countdown);
+                blocks.push(block);
+            },
+        );
+        cache.link_within_page(&blocks);
     }
 }
 

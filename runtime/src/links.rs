@@ -279,6 +279,16 @@ impl Links {
         self.lead(number, code);
     }
 
+    /// Slots of a block's exits that stay in its page, and the rips that they lead to.
+    pub fn exits_within_page(&self, block: &Block) -> impl Iterator<Item = (u64, u64)> {
+        let slots = self.of(block).map_or(0..0, |installed| installed.slots.clone());
+        slots.filter_map(|number| {
+            let record = self.slots.get(number as usize).filter(|record| !record.guarded)?;
+            let address = record.address.address(&self.memory);
+            Some((address, self.memory.load(address + offset_of!(ChainSlot, target) as u64)))
+        })
+    }
+
     /// Makes an exit lead to code.
     fn lead(&mut self, number: u32, code: u64) {
         let record = &self.slots[number as usize];

@@ -3,7 +3,8 @@
 //! ```text
 //! header    64 bytes: magic, format, build, host, where the index is, checksum of all this
 //! records   see `record`; each with a checksum of its own, which is looked at when it is used
-//! index     a power of two of 32-bit words: where a record begins (in 8 bytes; 0: none), by the hash of rip and mode
+//! index     a power of two of 32-bit words: where a record begins (in 8 bytes; 0: none), by the hash of rip and mode; and the last
+//!           record of each page, by that of the page and the mode
 //! ```
 //!
 //! The index needs no checksum: wherever it leads, what is there must be a sound record of the very bytes that are asked for.
@@ -19,9 +20,10 @@ use std::{
     ffi::c_void,
     fs::{self, File},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     ptr::{NonNull, null_mut},
+    sync::atomic::{AtomicU32, Ordering},
     time::SystemTime,
 };
 
@@ -32,7 +34,7 @@ use super::record::{checksum, u32_at, u64_at};
 const MAGIC: u64 = u64::from_le_bytes(*b"TVtransl");
 
 /// Of the format that this program writes.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 
 /// Bytes before the records.
 pub(super) const HEADER: usize = 64;
@@ -208,29 +210,58 @@ fn check_header(file: &[u8], origin: Origin) -> Result<(usize, usize), Refusal> 
     Ok((records_end as usize, index as usize - 1))
 }
 
-/// What a new file consists of.
-pub(super) struct Contents<'a> {
-    pub origin: Origin,
-    /// Records, in pieces.
-    pub records: &'a [&'a [u8]],
-    pub index: Index,
+/// A file in the making, with rights for its owner alone: removed, unless it is put into place.
+pub(super) struct Unfinished {
+    file: File,
+    path: PathBuf,
+    /// Bytes of its records.
+    length: usize,
+    is_put: bool,
 }
 
-/// Writes a file, with rights for its owner alone, and puts it in the place of whatever there is.
-pub(super) fn write(path: &Path, contents: &Contents<'_>) -> io::Result<()> {
-    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
-    let directory = directory.unwrap_or(Path::new("."));
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    let unfinished = Unfinished::new(path)?;
-    let records_end = HEADER + contents.records.iter().map(|piece| piece.len()).sum::<usize>();
-    let index = &contents.index.words;
-    let mut file = &unfinished.file;
-    file.write_all(&header(contents.origin, records_end, index.len() / 4))?;
-    for piece in contents.records {
-        file.write_all(piece)?;
+impl Unfinished {
+    /// For the place of `target`, without records.
+    pub fn new(target: &Path) -> io::Result<Self> {
+        let directory = target.parent().filter(|directory| !directory.as_os_str().is_empty());
+        let directory = directory.unwrap_or(Path::new("."));
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let mut path = target.as_os_str().to_owned();
+        path.push(format!(".{}-{number}.{UNFINISHED}", std::process::id()));
+        let path = PathBuf::from(path);
+        // Of a process of the same number that was killed.
+        let _ = fs::remove_file(&path);
+        let file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
+        let new = Self { file, path, length: 0, is_put: false };
+        // Until there is a header, it is damaged.
+        (&new.file).write_all(&[0; HEADER])?;
+        Ok(new)
     }
-    file.write_all(index)?;
-    unfinished.put(path)
+
+    /// Appends records.
+    pub fn append(&mut self, records: &[u8]) -> io::Result<()> {
+        self.length += records.len();
+        self.file.write_all(records)
+    }
+
+    /// Completes it and puts it in the place of whatever there is.
+    pub fn put(mut self, target: &Path, origin: Origin, index: &Index) -> io::Result<()> {
+        self.file.write_all(&index.words)?;
+        let header = header(origin, HEADER + self.length, index.words.len() / 4);
+        self.file.write_all_at(&header, 0)?;
+        fs::rename(&self.path, target)?;
+        self.is_put = true;
+        Ok(())
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if !self.is_put {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
 }
 
 /// The index in the making.
@@ -254,39 +285,6 @@ impl Index {
             self.words[at..at + 4].copy_from_slice(&((place / 8) as u32).to_le_bytes());
         }
         free.is_some()
-    }
-}
-
-/// A file that is being written: removed, unless it is put into place.
-struct Unfinished {
-    file: File,
-    path: PathBuf,
-    is_put: bool,
-}
-
-impl Unfinished {
-    fn new(target: &Path) -> io::Result<Self> {
-        let mut path = target.as_os_str().to_owned();
-        path.push(format!(".{}.{UNFINISHED}", std::process::id()));
-        let path = PathBuf::from(path);
-        // Of a process of the same number that was killed.
-        let _ = fs::remove_file(&path);
-        let file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
-        Ok(Self { file, path, is_put: false })
-    }
-
-    fn put(mut self, target: &Path) -> io::Result<()> {
-        fs::rename(&self.path, target)?;
-        self.is_put = true;
-        Ok(())
-    }
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        if !self.is_put {
-            let _ = fs::remove_file(&self.path);
-        }
     }
 }
 

@@ -26,10 +26,10 @@ use std::{
 
 use semantics::decode::GuestBlock;
 use translator::{CodeBlock, addresses};
-use x86::Mode;
+use x86::{Mode, PAGE_MASK};
 
 use crate::hash::{Map, Set};
-use file::{Contents, Index, Mapped, Origin};
+use file::{Index, Mapped, Origin, Unfinished};
 use record::{ALIGNMENT, Record};
 
 pub use file::Refusal;
@@ -41,8 +41,8 @@ const WORTH_IT: usize = 64 << 10;
 /// Of code at the same place that keeps changing, so many versions are noted in a run.
 const MOST_VERSIONS: u8 = 16;
 
-/// New records are kept in pieces of this size.
-const PIECE: usize = 1 << 20;
+/// New records are written in pieces of about this size.
+const PIECE: usize = 256 << 10;
 
 /// A file of translations.
 pub struct Translations {
@@ -71,10 +71,19 @@ struct Kept {
 /// What was translated since.
 #[derive(Default)]
 struct New {
-    pieces: Vec<Vec<u8>>,
-    /// Hash of each record, and where it begins in the pieces put one after the other.
+    /// Records that are not yet in the file that is being made.
+    piece: Vec<u8>,
+    /// That file, once there is something in it.
+    unfinished: Option<Unfinished>,
+    /// It is complete.
+    is_saved: bool,
+    /// Why there can be none.
+    failed: Option<std::io::Error>,
+    /// Hash of each record, and where it begins.
     places: Vec<(u64, usize)>,
     bytes: usize,
+    /// The last record of each page, by [`page_of`].
+    pages: Map<(u64, u32), usize>,
     seen: Set<u64>,
     /// How many there are of each hash.
     versions: Map<u64, u8>,
@@ -184,64 +193,119 @@ impl Translations {
             let Some((addend, context)) = read(here, record.crosses()) else { continue };
             let Some(moved) = record.matches(rip, here) else { continue };
             if record.is_sound() && record.load(code, here, moved, addend).is_some() {
-                let bit = start / ALIGNMENT;
-                kept.used[bit / 64].fetch_or(1 << (bit % 64), Ordering::Relaxed);
-                self.loaded.fetch_add(1, Ordering::Relaxed);
-                self.loaded_bytes.fetch_add(code.code.len() as u64, Ordering::Relaxed);
-                return Some((Found { bytes: here.len() as u16, end: record.end }, context));
+                self.count(kept, start, code);
+                let found = Found { rip, bytes: here.len() as u16, end: record.end, by: moved.by };
+                return Some((found, context));
             }
         }
         self.missed.fetch_add(1, Ordering::Relaxed);
         None
     }
 
-    /// Notes a translation of a block.
-    pub(crate) fn note(&self, block: &GuestBlock, guest: Guest<'_>, code: &CodeBlock) {
-        let new = &mut *self.lock();
-        if new.bytes >= file::LARGEST {
-            return;
-        }
-        let hash = hash(block.rip, block.mode);
-        let words = guest
-            .bytes
-            .chunks(8)
-            .map(|bytes| bytes.iter().fold(0, |word, &byte| word << 8 | u64::from(byte)));
-        if !new.seen.insert(words.fold(mix(hash, block.rip), mix)) {
-            return;
-        }
-        let versions = new.versions.entry(hash).or_default();
-        if *versions == MOST_VERSIONS {
-            new.crowded += 1;
-            return;
-        }
-        *versions += 1;
-        if new.pieces.last().is_none_or(|piece| piece.capacity() - piece.len() < PIECE / 16) {
-            new.pieces.push(Vec::with_capacity(PIECE));
-        }
-        let Some(piece) = new.pieces.last_mut() else { return };
-        let before = piece.len();
-        if record::write(piece, block, guest, code) {
-            new.places.push((hash, new.bytes));
-            new.bytes += piece.len() - before;
+    /// Looks for code of all blocks of the page of one that was found, but for those that cross into the next one. `wanted` says of a rip
+    /// whether there is none yet, `read` gives the bytes there, and `install` gets the block and its code.
+    pub(crate) fn find_page(
+        &self,
+        found: Found,
+        mode: Mode,
+        code: &mut CodeBlock,
+        wanted: impl Fn(u64) -> bool,
+        read: impl Fn(u64, &mut [u8]) -> Option<()>,
+        mut install: impl FnMut(Found, &CodeBlock),
+    ) {
+        let Some(kept) = &self.kept else { return };
+        let records = kept.file.records();
+        let page = page_of(found.rip.wrapping_sub(found.by), mode);
+        let is_of_page = |&start: &usize| {
+            Record::key(records, start).is_some_and(|(rip, mode)| page_of(rip, Mode(mode)) == page)
+        };
+        let mut start = kept.file.find(page_hash(page.0, mode)).find(is_of_page).unwrap_or(0);
+        for _ in 0..MOST_OF_PAGE {
+            let Some(record) = Some(start).filter(is_of_page).and_then(|start| Record::parse(records, start))
+            else {
+                return;
+            };
+            let rip = record.rip.wrapping_add(found.by);
+            let mut buffer = [0; LONGEST_BLOCK];
+            if !record.crosses()
+                && wanted(rip)
+                && let Some(here) = buffer.get_mut(..record.guest_bytes())
+                && read(rip, here).is_some()
+                && let Some(moved) = record.matches(rip, here)
+                && record.is_sound()
+                && record.load(code, here, moved, 0).is_some()
+            {
+                self.count(kept, start, code);
+                install(Found { rip, bytes: here.len() as u16, end: record.end, by: found.by }, code);
+            }
+            start = record.previous();
         }
     }
 
-    /// Writes the file anew, if there is enough that it does not have. Where all of it would be too much, what was not used since
-    /// it was opened is left out.
+    fn count(&self, kept: &Kept, start: usize, code: &CodeBlock) {
+        let bit = start / ALIGNMENT;
+        kept.used[bit / 64].fetch_or(1 << (bit % 64), Ordering::Relaxed);
+        self.loaded.fetch_add(1, Ordering::Relaxed);
+        self.loaded_bytes.fetch_add(code.code.len() as u64, Ordering::Relaxed);
+    }
+
+    /// Notes a translation of a block; `changes` says whether code near it has changed before.
+    pub(crate) fn note(&self, block: &GuestBlock, guest: Guest<'_>, code: &CodeBlock, changes: bool) {
+        let new = &mut *self.lock();
+        if new.bytes >= file::LARGEST || new.failed.is_some() || new.is_saved {
+            return;
+        }
+        let hash = hash(block.rip, block.mode);
+        let words = guest.bytes.as_chunks::<8>();
+        let content =
+            words.0.iter().fold(mix(hash, block.rip), |sum, word| mix(sum, u64::from_le_bytes(*word)));
+        let content = words.1.iter().fold(content, |sum, &byte| mix(sum, u64::from(byte)));
+        if !new.seen.insert(content) {
+            return;
+        }
+        if changes {
+            let versions = new.versions.entry(hash).or_default();
+            if *versions == MOST_VERSIONS {
+                new.crowded += 1;
+                return;
+            }
+            *versions += 1;
+        }
+        let before = new.piece.len();
+        let place = file::HEADER + new.bytes;
+        let last = new.pages.entry(page_of(block.rip, block.mode)).or_insert(0);
+        if record::write(&mut new.piece, block, guest, code, *last) {
+            *last = place;
+            new.places.push((hash, place));
+            new.bytes += new.piece.len() - before;
+        }
+        if new.piece.len() >= PIECE {
+            new.failed = new.flush(&self.path).err();
+        }
+    }
+
+    /// Completes the new file, if there is enough that the old one does not have. Where all of it would be too much, what was not used
+    /// since it was opened is left out. Afterwards nothing is noted any more.
     pub fn save(&self) -> std::io::Result<Saved> {
-        let new = self.lock();
+        let new = &mut *self.lock();
+        // What follows makes it of no more use.
+        new.is_saved = true;
+        if let Some(error) = new.failed.take() {
+            return Err(error);
+        }
         let old_bytes = self.kept.as_ref().map_or(0, |kept| kept.file.records().len() - file::HEADER);
         if new.bytes == 0 || old_bytes != 0 && new.bytes < WORTH_IT.max(old_bytes / 64) {
             return Ok(Saved::Unchanged);
         }
-        let mut records: Vec<&[u8]> = new.pieces.iter().map(Vec::as_slice).collect();
+        new.flush(&self.path)?;
+        let Some(mut unfinished) = new.unfinished.take() else { return Ok(Saved::Unchanged) };
         let kept = self.kept.iter().flat_map(Kept::records);
-        let mut index = Index::for_records(new.places.len() + kept.clone().count());
-        let mut end = file::HEADER;
+        // Pages are fewer than records.
+        let mut index = Index::for_records(2 * (new.places.len() + kept.clone().count()));
         for &(hash, place) in &new.places {
-            index.add(hash, end + place);
+            index.add(hash, place);
         }
-        end += new.bytes;
+        let mut end = file::HEADER + new.bytes;
         let all_fit = new.bytes + old_bytes <= file::LARGEST;
         for (start, record) in kept {
             let is_used = self.kept.as_ref().is_some_and(|kept| kept.is_used(start));
@@ -249,11 +313,20 @@ impl Translations {
                 && end + record.bytes().len() <= file::LARGEST
                 && index.add(hash(record.rip, record.mode), end)
             {
-                records.push(record.bytes());
+                let last = new.pages.entry(page_of(record.rip, record.mode)).or_insert(0);
+                record::copy(&mut new.piece, record, std::mem::replace(last, end));
                 end += record.bytes().len();
+                if new.piece.len() >= PIECE {
+                    unfinished.append(&new.piece)?;
+                    new.piece.clear();
+                }
             }
         }
-        file::write(&self.path, &Contents { origin: self.origin, records: &records, index })?;
+        for (&(page, mode), &last) in &new.pages {
+            index.add(page_hash(page, Mode(mode)), last);
+        }
+        unfinished.append(&new.piece)?;
+        unfinished.put(&self.path, self.origin, &index)?;
         Ok(Saved::Written(end as u64))
     }
 
@@ -265,6 +338,18 @@ impl Translations {
     fn lock(&self) -> MutexGuard<'_, New> {
         // Records are appended whole, so what is there is right.
         self.new.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl New {
+    fn flush(&mut self, target: &Path) -> std::io::Result<()> {
+        let unfinished = match &mut self.unfinished {
+            Some(unfinished) => unfinished,
+            none => none.insert(Unfinished::new(target)?),
+        };
+        unfinished.append(&self.piece)?;
+        self.piece.clear();
+        Ok(())
     }
 }
 
@@ -288,11 +373,27 @@ impl Kept {
 /// What is known of a block that was found.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Found {
+    pub rip: u64,
     pub bytes: u16,
     pub end: semantics::decode::BlockEnd,
+    /// How far it has been moved since it was kept.
+    by: u64,
 }
 
 const LONGEST_BLOCK: usize = semantics::decode::MAX_BLOCK * semantics::decode::MAX_LENGTH;
+
+/// Records of a page that are looked at.
+const MOST_OF_PAGE: usize = 1024;
+
+/// The page of a record, as it was when it was kept.
+fn page_of(rip: u64, mode: Mode) -> (u64, u32) {
+    (rip & PAGE_MASK, mode.0)
+}
+
+/// What the last record of a page is found by.
+fn page_hash(page: u64, mode: Mode) -> u64 {
+    !hash(page, mode)
+}
 
 /// What a record is found by: the same wherever KASLR has moved the image.
 fn hash(rip: u64, mode: Mode) -> u64 {

@@ -13,7 +13,10 @@ use x86::{Mode, PAGE_MASK};
 use super::slide::{self, Plan, Source, Word, WordKind};
 
 /// Bytes of the head.
-pub(super) const HEAD: usize = 48;
+pub(super) const HEAD: usize = 56;
+
+/// Where the head says which other record is of the same page.
+const PREVIOUS: usize = 48;
 
 /// Records begin at multiples of this.
 pub(super) const ALIGNMENT: usize = 8;
@@ -50,8 +53,14 @@ pub(crate) struct Guest<'a> {
     pub crosses: bool,
 }
 
-/// Appends a record. False, and nothing appended: this code can't be kept.
-pub(super) fn write(to: &mut Vec<u8>, block: &GuestBlock, guest: Guest<'_>, code: &CodeBlock) -> bool {
+/// Appends a record; `previous` is where one of the same page begins, or 0. False, and nothing appended: this code can't be kept.
+pub(super) fn write(
+    to: &mut Vec<u8>,
+    block: &GuestBlock,
+    guest: Guest<'_>,
+    code: &CodeBlock,
+    previous: usize,
+) -> bool {
     let Some(addresses) = &code.addresses else { return false };
     if code.instrumentation.is_some() || guest.bytes.len() > usize::from(u16::MAX) {
         return false;
@@ -83,6 +92,7 @@ pub(super) fn write(to: &mut Vec<u8>, block: &GuestBlock, guest: Guest<'_>, code
     ] {
         put(to, (count as u16).to_le_bytes());
     }
+    put(to, (previous as u64).to_le_bytes());
     debug_assert_eq!(to.len(), start + HEAD);
     for exit in &code.exits {
         put(to, exit.target.to_le_bytes());
@@ -141,9 +151,21 @@ pub(super) fn write(to: &mut Vec<u8>, block: &GuestBlock, guest: Guest<'_>, code
         return false;
     }
     to[start + 20..start + 24].copy_from_slice(&(length as u32).to_le_bytes());
-    let sum = checksum(&to[start + 8..]);
-    to[start..start + 8].copy_from_slice(&sum.to_le_bytes());
+    seal(&mut to[start..]);
     true
+}
+
+/// Appends a record of another file.
+pub(super) fn copy(to: &mut Vec<u8>, record: Record<'_>, previous: usize) {
+    let start = to.len();
+    to.extend_from_slice(record.bytes);
+    to[start + PREVIOUS..start + HEAD].copy_from_slice(&(previous as u64).to_le_bytes());
+    seal(&mut to[start..]);
+}
+
+fn seal(record: &mut [u8]) {
+    let sum = checksum(&record[8..]);
+    record[..8].copy_from_slice(&sum.to_le_bytes());
 }
 
 fn put<const N: usize>(to: &mut Vec<u8>, bytes: [u8; N]) {
@@ -216,6 +238,11 @@ impl<'a> Record<'a> {
     /// Bytes that its block has.
     pub fn guest_bytes(&self) -> usize {
         self.guest.len()
+    }
+
+    /// Where another record of the same page begins, or 0.
+    pub fn previous(&self) -> usize {
+        u64_at(self.bytes, PREVIOUS).unwrap_or(0) as usize
     }
 
     /// All that the record takes.
@@ -361,7 +388,7 @@ impl<'a> Record<'a> {
 /// How a record's block lies elsewhere than when it was recorded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Moved {
-    by: u64,
+    pub by: u64,
     /// Bit n: the n-th word of the guest's bytes has moved too.
     words: u32,
 }

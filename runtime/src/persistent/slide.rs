@@ -67,8 +67,15 @@ impl Plan {
             plan.add_distances(insn, bytes.get(start..end)?, start);
             start = end;
         }
+        let in_bytes: Vec<(usize, u32)> = words(bytes).filter(|&(_, word)| is_low_half(word)).collect();
+        let mut known: Option<(u32, Source)> = None;
         for field in addresses {
-            let source = plan.source(insns, bytes, field.address)?;
+            // Most blocks have their own address many times.
+            let source = match known {
+                Some((address, source)) if address == field.address => source,
+                _ => plan.source(insns, &in_bytes, field.address)?,
+            };
+            known = Some((field.address, source));
             plan.sources.push(source);
         }
         (plan.words.len() <= MOST_WORDS).then_some(plan)
@@ -86,13 +93,14 @@ impl Plan {
             }
             let distance = target.wrapping_sub(insn.next_rip()) as u32;
             // An address that is not relative is not found, or is a constant that has to be as it was.
-            for position in positions(bytes, |word| word == distance) {
+            for (position, _) in words(bytes).filter(|&(_, word)| word == distance) {
                 self.words.push(Word { position: (start + position) as u16, kind: WordKind::Distance });
             }
         }
     }
 
-    fn source(&mut self, insns: &[Insn], bytes: &[u8], address: u32) -> Option<Source> {
+    /// What has an address: the block's place, or one of the words of its bytes that look like one.
+    fn source(&mut self, insns: &[Insn], in_bytes: &[(usize, u32)], address: u32) -> Option<Source> {
         let page = PAGE_MASK as u32;
         let is = |known: u32| address.wrapping_sub(known) < REACH || address == known & page;
         let of_place = insns.iter().any(|insn| {
@@ -104,12 +112,12 @@ impl Plan {
             let near = insn.operand(0) == Operand::Near && is(insn.immediate as u32);
             relative || near || is(insn.rip as u32) || is(insn.next_rip() as u32)
         });
-        let found = || positions(bytes, |word| is_low_half(word) && is(word));
+        let found = || in_bytes.iter().filter(|&&(_, word)| is(word));
         let count = found().count();
         // Where one word decides for itself, it may be a constant. Otherwise all have to move.
         let kind = if count == 1 && !of_place { WordKind::Perhaps } else { WordKind::Address };
         let mut source = of_place.then_some(Source::Place);
-        for position in found() {
+        for &(position, _) in found() {
             let word = Word { position: position as u16, kind };
             let known = self.words.iter().position(|known| *known == word);
             let number = known.unwrap_or(self.words.len());
@@ -125,10 +133,10 @@ impl Plan {
     }
 }
 
-/// Where 32-bit words of a kind begin.
-fn positions(bytes: &[u8], is: impl Fn(u32) -> bool) -> impl Iterator<Item = usize> {
+/// All 32-bit words, wherever they begin, and where.
+fn words(bytes: &[u8]) -> impl Iterator<Item = (usize, u32)> {
     let words = bytes.windows(4).map(|bytes| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
-    words.enumerate().filter(move |(_, word)| is(*word)).map(|(position, _)| position)
+    words.enumerate()
 }
 
 /// How far code at `there` was moved to be at `here`, if the kernel's image can have been moved so.

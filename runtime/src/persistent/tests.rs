@@ -136,7 +136,7 @@ fn record_of(block: &GuestBlock, bytes: &[u8], second: Option<u64>) -> Option<(V
     let code = templates.translate(block, second).ok()?;
     let mut record = Vec::new();
     let guest = Guest { bytes, end: block.end, crosses: second.is_some() };
-    assert!(record::write(&mut record, block, guest, code));
+    assert!(record::write(&mut record, block, guest, code, 0));
     Some((record, facts(code)))
 }
 
@@ -323,7 +323,7 @@ fn note_all(translations: &Translations) {
         let bytes = encode(parts, rip, 0);
         let block = decode(&bytes, rip);
         if let Ok(code) = templates.translate(&block, None) {
-            translations.note(&block, Guest { bytes: &bytes, end: block.end, crosses: false }, code);
+            translations.note(&block, Guest { bytes: &bytes, end: block.end, crosses: false }, code, false);
         }
     }
 }
