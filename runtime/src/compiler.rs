@@ -14,7 +14,7 @@ use crate::{
     kick::KickTarget,
     persistent::{Guest, Translations},
     profile::{Phase, Recorder},
-    region,
+    region::{self, Formed},
     tier::{NEVER, Policy},
     worker::{Done, Worker},
 };
@@ -175,6 +175,15 @@ impl Compiler {
     pub fn hot(&mut self, block: &Arc<Block>, state: &CpuState, mmu: &Mmu) {
         // Until there is better code, what there is runs on.
         self.cache.recount(block, NEVER);
+        if self.restore_region(block, state, mmu) {
+            return;
+        }
+        let (executions, hot_at) = (self.cache.executions(block), self.hot_at(block));
+        if self.translations.is_some() && executions < hot_at {
+            // It was thought to have one.
+            self.cache.recount(block, hot_at - executions);
+            return;
+        }
         self.phase(Phase::Translating);
         self.compile_region(block, block.executions(), state, mmu);
         self.phase(Phase::Dispatch);
@@ -196,7 +205,8 @@ impl Compiler {
                     let bytes = &mut bytes[..block.bytes.into()];
                     finder::read_block(block, mmu, bytes);
                     let (end, crosses) = (block.end, block.second.is_some());
-                    translations.note(&guest, Guest { bytes, end, crosses }, code, block.changes != 0);
+                    let guest = Guest { block: &guest, bytes, end, crosses };
+                    translations.note(&[guest], code, block.changes != 0);
                 }
                 put(&self.cache, self.profile.as_ref(), core::slice::from_ref(block), code, countdown, taken);
             }
@@ -204,6 +214,17 @@ impl Compiler {
             Err(_) => fresh.keep(block, guest),
         }
         block.code()
+    }
+
+    /// Installs a region that an earlier run has kept, if there is one that is entered at the block.
+    fn restore_region(&mut self, block: &Arc<Block>, state: &CpuState, mmu: &Mmu) -> bool {
+        let Some(translations) = &self.translations else { return false };
+        let mut code = CodeBlock::default();
+        let Some(members) = region::kept(block, translations, &mut code, &self.cache, state, mmu) else {
+            return false;
+        };
+        put(&self.cache, None, &members, &code, NEVER, 0);
+        true
     }
 
     fn compile_region(
@@ -246,6 +267,9 @@ impl Compiler {
             return;
         };
         let members = &done.formed.members;
+        if let Some(translations) = &self.translations {
+            note_region(translations, &done.formed, &code);
+        }
         put(&self.cache, self.profile.as_ref(), members, &code, NEVER, done.nanoseconds);
         if let Some(head) = members.first()
             && members.iter().any(|member| member.is_dead())
@@ -254,6 +278,23 @@ impl Compiler {
             self.cache.recount(head, self.hot_at(head));
         }
     }
+}
+
+/// Has a region kept, if its code can be.
+fn note_region(translations: &Translations, formed: &Formed, code: &CodeBlock) {
+    if code.addresses.is_none() {
+        return;
+    }
+    let parts = formed.members.iter().zip(&formed.region.blocks).zip(&formed.bytes);
+    let guests: Vec<Guest<'_>> = parts
+        .map(|((member, block), bytes)| Guest {
+            block: &block.guest,
+            bytes,
+            end: member.end,
+            crosses: member.second.is_some(),
+        })
+        .collect();
+    translations.note(&guests, code, formed.members.iter().any(|member| member.changes != 0));
 }
 
 fn put(

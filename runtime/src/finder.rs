@@ -271,10 +271,9 @@ impl Saved {
             let first = GuestPhys(key.first.page().0 | rip & !PAGE_MASK);
             BlockKey { first, rip, ..key }
         };
-        let mut blocks = vec![block];
+        let (mut blocks, mut regions) = (vec![block], Vec::new());
         self.translations.find_page(
             found,
-            key.mode,
             &mut self.code,
             |rip| cache.find(&key_of(rip)).is_none(),
             |rip, bytes| {
@@ -287,7 +286,13 @@ impl Saved {
                 cache.install(core::slice::from_ref(&block), code, countdown);
                 blocks.push(block);
             },
+            |rip| regions.push(rip),
         );
+        for rip in regions {
+            if let Some(head) = cache.find(&key_of(rip)) {
+                cache.recount(&head, self.policy.kept_region_at());
+            }
+        }
         cache.link_within_page(&blocks);
     }
 }

@@ -9,7 +9,10 @@ use std::{collections::VecDeque, sync::Arc};
 use iced_x86::FlowControl;
 use memory::Mmu;
 use semantics::{Insn, Operand};
-use translator::region::{Region, RegionBlock, is_foreseeable};
+use translator::{
+    CodeBlock,
+    region::{Region, RegionBlock, is_foreseeable},
+};
 use x86::{CpuState, GuestPhys};
 
 use crate::{
@@ -17,6 +20,7 @@ use crate::{
     block_cache::CodeCache,
     finder,
     hash::Set,
+    persistent::{Member, Translations},
 };
 
 /// Blocks of a region, at most.
@@ -30,6 +34,8 @@ pub(crate) struct Formed {
     /// In the region's order.
     pub members: Vec<Arc<Block>>,
     pub region: Region,
+    /// Of each, in the same order.
+    pub bytes: Vec<Vec<u8>>,
 }
 
 /// Forms a region that is entered at `head`, which is about to run, of blocks that have run `warm` times. `None` if
@@ -41,14 +47,14 @@ pub(crate) fn form(
     state: &CpuState,
     mmu: &Mmu,
 ) -> Option<Formed> {
-    let mut formed = Formed { members: Vec::new(), region: Region { blocks: Vec::new() } };
+    let mut formed = Formed { members: Vec::new(), region: Region { blocks: Vec::new() }, bytes: Vec::new() };
     let mut seen = Set::default();
     seen.insert(head.key.rip);
     let mut waiting = VecDeque::from([Arc::clone(head)]);
     let mut instructions = 0;
     while let Some(block) = waiting.pop_front() {
         let is_head = formed.members.is_empty();
-        let Some(decoded) = region_block(&block, state, mmu) else {
+        let Some((decoded, bytes)) = region_block(&block, state, mmu) else {
             if is_head {
                 return None;
             }
@@ -69,17 +75,49 @@ pub(crate) fn form(
         }
         formed.region.blocks.push(decoded);
         formed.members.push(block);
+        formed.bytes.push(bytes);
     }
     Some(formed)
 }
 
 /// `None` if the block has died.
-fn region_block(block: &Block, state: &CpuState, mmu: &Mmu) -> Option<RegionBlock> {
+fn region_block(block: &Block, state: &CpuState, mmu: &Mmu) -> Option<(RegionBlock, Vec<u8>)> {
     let (guest, bytes) = finder::decode_again(block, mmu)?;
     let addend = addend(mmu, block.key.first, block.key.rip & x86::PAGE_MASK)?;
     let last = guest.insns.last().filter(|last| is_foreseeable(last));
     let foreseen = last.map(|last| state.last_targets[CpuState::target_index(last.rip)]);
-    Some(RegionBlock::new(guest, &bytes, addend, second_addend(block, mmu)?, foreseen))
+    Some((RegionBlock::new(guest, &bytes, addend, second_addend(block, mmu)?, foreseen), bytes))
+}
+
+/// The blocks of a region that is entered at `head`, if an earlier run has kept it and all are there; then `code` is the region's.
+pub(crate) fn kept(
+    head: &Arc<Block>,
+    translations: &Translations,
+    code: &mut CodeBlock,
+    cache: &CodeCache,
+    state: &CpuState,
+    mmu: &Mmu,
+) -> Option<Vec<Arc<Block>>> {
+    let blocks = |members: &[Member]| {
+        let mut all = (Vec::new(), Vec::new());
+        for member in members {
+            let block = match member.rip == head.key.rip {
+                true => Arc::clone(head),
+                false => find(head, member.rip, cache, state, mmu)?,
+            };
+            if block.is_dead() || (block.bytes, block.end) != (member.bytes, member.end) {
+                return None;
+            }
+            all.0.extend(finder::bytes_of(&block, mmu));
+            all.1.push(block);
+        }
+        Some(all)
+    };
+    let addend_of = |page: u64, blocks: &Vec<Arc<Block>>| {
+        let block = blocks.iter().find(|block| block.key.rip & x86::PAGE_MASK == page)?;
+        addend(mmu, block.key.first, page)
+    };
+    translations.find_region(head.key.rip, head.key.mode, code, blocks, addend_of)
 }
 
 /// Where control can go directly after a block.

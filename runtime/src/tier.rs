@@ -61,6 +61,9 @@ const REGION_SHARE: u32 = 8;
 /// Instructions of the blocks that [`Policy::hot_threshold`] is meant for.
 const TYPICAL_LENGTH: u32 = 8;
 
+/// See [`Policy::kept_region_at`].
+const KEPT_REGION: u32 = 64;
+
 /// A counter that does not run out.
 pub(crate) const NEVER: u32 = i32::MAX as u32;
 
@@ -104,6 +107,11 @@ impl Policy {
         }
         let at = u64::from(self.hot_threshold) * u64::from(TYPICAL_LENGTH) / u64::from(instructions.max(1));
         u32::try_from(at).unwrap_or(u32::MAX)
+    }
+
+    /// After how many executions of its head a region that an earlier run has kept is looked for: by then its blocks have run, too.
+    pub fn kept_region_at(&self) -> u32 {
+        KEPT_REGION.min(self.hot_threshold)
     }
 
     /// What the counter of a block of that many bytes that was translated by templates begins with.

@@ -29,7 +29,7 @@ use std::{
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-use super::record::{checksum, u32_at, u64_at};
+use super::bytes::{checksum, u32_at, u64_at};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"TVtransl");
 

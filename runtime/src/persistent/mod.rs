@@ -10,6 +10,7 @@
 //! guest memory. Where these lie physically does not matter, and KASLR may have moved the kernel's image ([`slide`]). What was kept by another build
 //! of this program or on another processor is not used ([`file`], which says who is trusted with what, too).
 
+mod bytes;
 mod file;
 mod record;
 mod slide;
@@ -24,7 +25,6 @@ use std::{
     },
 };
 
-use semantics::decode::GuestBlock;
 use translator::{CodeBlock, addresses};
 use x86::{Mode, PAGE_MASK};
 
@@ -33,7 +33,7 @@ use file::{Index, Mapped, Origin, Unfinished};
 use record::{ALIGNMENT, Record};
 
 pub use file::Refusal;
-pub(crate) use record::Guest;
+pub(crate) use record::{Guest, Member};
 
 /// New records are worth a new file if they have so many bytes, or the file has none.
 const WORTH_IT: usize = 64 << 10;
@@ -190,11 +190,15 @@ impl Translations {
             let Some(record) = Record::parse(records, start) else { continue };
             let mut buffer = [0; LONGEST_BLOCK];
             let Some(here) = buffer.get_mut(..record.guest_bytes()) else { continue };
+            if record.is_region() {
+                continue;
+            }
             let Some((addend, context)) = read(here, record.crosses()) else { continue };
             let Some(moved) = record.matches(rip, here) else { continue };
-            if record.is_sound() && record.load(code, here, moved, addend).is_some() {
+            let addend_of = |_| record.crosses().then_some(addend);
+            if record.is_sound() && record.load(code, here, moved, addend_of).is_some() {
                 self.count(kept, start, code);
-                let found = Found { rip, bytes: here.len() as u16, end: record.end, by: moved.by };
+                let found = Found { rip, mode, bytes: here.len() as u16, end: record.end, by: moved.by };
                 return Some((found, context));
             }
         }
@@ -203,18 +207,19 @@ impl Translations {
     }
 
     /// Looks for code of all blocks of the page of one that was found, but for those that cross into the next one. `wanted` says of a rip
-    /// whether there is none yet, `read` gives the bytes there, and `install` gets the block and its code.
+    /// whether there is none yet, `read` gives the bytes there, and `install` gets the block and its code. `has_region`: that of a region that begins there.
     pub(crate) fn find_page(
         &self,
         found: Found,
-        mode: Mode,
         code: &mut CodeBlock,
         wanted: impl Fn(u64) -> bool,
         read: impl Fn(u64, &mut [u8]) -> Option<()>,
         mut install: impl FnMut(Found, &CodeBlock),
+        mut has_region: impl FnMut(u64),
     ) {
         let Some(kept) = &self.kept else { return };
         let records = kept.file.records();
+        let mode = found.mode;
         let page = page_of(found.rip.wrapping_sub(found.by), mode);
         let is_of_page = |&start: &usize| {
             Record::key(records, start).is_some_and(|(rip, mode)| page_of(rip, Mode(mode)) == page)
@@ -227,19 +232,52 @@ impl Translations {
             };
             let rip = record.rip.wrapping_add(found.by);
             let mut buffer = [0; LONGEST_BLOCK];
-            if !record.crosses()
+            if record.is_region() {
+                has_region(rip);
+            } else if !record.crosses()
                 && wanted(rip)
                 && let Some(here) = buffer.get_mut(..record.guest_bytes())
                 && read(rip, here).is_some()
                 && let Some(moved) = record.matches(rip, here)
                 && record.is_sound()
-                && record.load(code, here, moved, 0).is_some()
+                && record.load(code, here, moved, |_| None).is_some()
             {
                 self.count(kept, start, code);
-                install(Found { rip, bytes: here.len() as u16, end: record.end, by: found.by }, code);
+                install(Found { rip, bytes: here.len() as u16, end: record.end, ..found }, code);
             }
             start = record.previous();
         }
+    }
+
+    /// Looks for code of a region that begins at `rip`. `read` gives the bytes of its blocks, one after the other, if they are all there;
+    /// `addend_of` as the TLB has it for a page.
+    pub(crate) fn find_region<C>(
+        &self,
+        rip: u64,
+        mode: Mode,
+        code: &mut CodeBlock,
+        mut read: impl FnMut(&[Member]) -> Option<(Vec<u8>, C)>,
+        addend_of: impl Fn(u64, &C) -> Option<u64>,
+    ) -> Option<C> {
+        let kept = self.kept.as_ref()?;
+        let records = kept.file.records();
+        for start in kept.file.find(hash(rip, mode)) {
+            let Some(record) = Record::parse(records, start) else { continue };
+            if record.mode != mode || !record.is_region() {
+                continue;
+            }
+            let Some(by) = slide::distance(record.rip, rip) else { continue };
+            let Some((here, context)) = record.members(by).and_then(|members| read(&members)) else {
+                continue;
+            };
+            let Some(moved) = record.matches(rip, &here) else { continue };
+            let addend_of = |page| addend_of(page, &context);
+            if record.is_sound() && record.load(code, &here, moved, addend_of).is_some() {
+                self.count(kept, start, code);
+                return Some(context);
+            }
+        }
+        None
     }
 
     fn count(&self, kept: &Kept, start: usize, code: &CodeBlock) {
@@ -249,17 +287,20 @@ impl Translations {
         self.loaded_bytes.fetch_add(code.code.len() as u64, Ordering::Relaxed);
     }
 
-    /// Notes a translation of a block; `changes` says whether code near it has changed before.
-    pub(crate) fn note(&self, block: &GuestBlock, guest: Guest<'_>, code: &CodeBlock, changes: bool) {
+    /// Notes a translation of blocks, which is entered at the first; `changes` says whether code near it has changed before.
+    pub(crate) fn note(&self, guests: &[Guest<'_>], code: &CodeBlock, changes: bool) {
+        let Some(Guest { block, .. }) = guests.first() else { return };
         let new = &mut *self.lock();
         if new.bytes >= file::LARGEST || new.failed.is_some() || new.is_saved {
             return;
         }
         let hash = hash(block.rip, block.mode);
-        let words = guest.bytes.as_chunks::<8>();
-        let content =
-            words.0.iter().fold(mix(hash, block.rip), |sum, word| mix(sum, u64::from_le_bytes(*word)));
-        let content = words.1.iter().fold(content, |sum, &byte| mix(sum, u64::from(byte)));
+        let content = guests.iter().fold(mix(hash, guests.len() as u64), |sum, guest| {
+            let (words, rest) = guest.bytes.as_chunks::<8>();
+            let sum = mix(sum, guest.block.rip);
+            let sum = words.iter().fold(sum, |sum, word| mix(sum, u64::from_le_bytes(*word)));
+            rest.iter().fold(sum, |sum, &byte| mix(sum, u64::from(byte)))
+        });
         if !new.seen.insert(content) {
             return;
         }
@@ -274,7 +315,7 @@ impl Translations {
         let before = new.piece.len();
         let place = file::HEADER + new.bytes;
         let last = new.pages.entry(page_of(block.rip, block.mode)).or_insert(0);
-        if record::write(&mut new.piece, block, guest, code, *last) {
+        if record::write(&mut new.piece, guests, code, *last) {
             *last = place;
             new.places.push((hash, place));
             new.bytes += new.piece.len() - before;
@@ -374,6 +415,7 @@ impl Kept {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Found {
     pub rip: u64,
+    mode: Mode,
     pub bytes: u16,
     pub end: semantics::decode::BlockEnd,
     /// How far it has been moved since it was kept.

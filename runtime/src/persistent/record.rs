@@ -10,13 +10,23 @@ use translator::{
 };
 use x86::{Mode, PAGE_MASK};
 
-use super::slide::{self, Plan, Source, Word, WordKind};
+use super::{
+    LONGEST_BLOCK,
+    bytes::{checksum, u16_at, u32_at, u64_at},
+    slide::{self, Plan, Source, Word, WordKind},
+};
 
 /// Bytes of the head.
 pub(super) const HEAD: usize = 56;
 
 /// Where the head says which other record is of the same page.
 const PREVIOUS: usize = 48;
+
+/// Where it says how many blocks there are besides the first.
+const MEMBERS: usize = 52;
+
+/// So many, at most.
+const MOST_MEMBERS: usize = 255;
 
 /// Records begin at multiples of this.
 pub(super) const ALIGNMENT: usize = 8;
@@ -30,6 +40,7 @@ const ADDEND: usize = 16;
 const CALLOUT: usize = 4;
 const WORD: usize = 4;
 const ADDRESS: usize = 8;
+const MEMBER: usize = 16;
 
 /// An instruction crosses into the next page.
 const CROSSES: u8 = 1 << 0;
@@ -45,27 +56,38 @@ const ADDEND_IN_CODE: u32 = 1 << 2;
 /// In the place of a word's number: it moves with the block.
 const PLACE: u8 = u8::MAX;
 
-/// What is known of a guest block besides its instructions.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// A guest block: of code that is made from several, each.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Guest<'a> {
+    pub block: &'a GuestBlock,
     pub bytes: &'a [u8],
     pub end: BlockEnd,
     pub crosses: bool,
 }
 
-/// Appends a record; `previous` is where one of the same page begins, or 0. False, and nothing appended: this code can't be kept.
-pub(super) fn write(
-    to: &mut Vec<u8>,
-    block: &GuestBlock,
-    guest: Guest<'_>,
-    code: &CodeBlock,
-    previous: usize,
-) -> bool {
-    let Some(addresses) = &code.addresses else { return false };
-    if code.instrumentation.is_some() || guest.bytes.len() > usize::from(u16::MAX) {
+/// Appends a record of code that is made from blocks and entered at the first; `previous` is where a record of the same page begins, or
+/// 0. False, and nothing appended: this code can't be kept.
+pub(super) fn write(to: &mut Vec<u8>, guests: &[Guest<'_>], code: &CodeBlock, previous: usize) -> bool {
+    let (Some(addresses), Some((head, members))) = (&code.addresses, guests.split_first()) else {
+        return false;
+    };
+    let is_too_much = |guest: &Guest<'_>| guest.bytes.len() > LONGEST_BLOCK;
+    if code.instrumentation.is_some()
+        || guests.iter().any(is_too_much)
+        || members.len() > MOST_MEMBERS
+        || members.iter().any(|member| member.crosses)
+    {
         return false;
     }
-    let plan = IMAGE.contains(&block.rip).then(|| Plan::of(&block.insns, guest.bytes, addresses)).flatten();
+    let Guest { block, crosses, .. } = *head;
+    let joined;
+    let bytes = if members.is_empty() {
+        head.bytes
+    } else {
+        joined = guests.iter().flat_map(|guest| guest.bytes).copied().collect::<Vec<u8>>();
+        &joined
+    };
+    let plan = IMAGE.contains(&block.rip).then(|| Plan::of(guests, bytes, addresses)).flatten();
     let moves = plan.is_some();
     let plan = plan.unwrap_or_default();
     let addresses = if moves { addresses.as_slice() } else { &[] };
@@ -76,12 +98,12 @@ pub(super) fn write(
     put(to, block.mode.0.to_le_bytes());
     put(to, 0u32.to_le_bytes());
     put(to, (code.code.len() as u32).to_le_bytes());
-    put(to, (guest.bytes.len() as u16).to_le_bytes());
+    put(to, (head.bytes.len() as u16).to_le_bytes());
     put(to, code.guest_bytes.to_le_bytes());
     put(to, code.guest_instructions.to_le_bytes());
     let flag = |set: bool, bit: u8| if set { bit } else { 0 };
-    let flags = flag(guest.crosses, CROSSES) | flag(moves, MOVES) | flag(code.counts, COUNTS);
-    put(to, [guest.end as u8, flags]);
+    let flags = flag(crosses, CROSSES) | flag(moves, MOVES) | flag(code.counts, COUNTS);
+    put(to, [head.end as u8, flags]);
     for count in [
         code.exits.len(),
         code.relocations.len(),
@@ -92,7 +114,8 @@ pub(super) fn write(
     ] {
         put(to, (count as u16).to_le_bytes());
     }
-    put(to, (previous as u64).to_le_bytes());
+    put(to, (previous as u32).to_le_bytes());
+    put(to, (members.len() as u32).to_le_bytes());
     debug_assert_eq!(to.len(), start + HEAD);
     for exit in &code.exits {
         put(to, exit.target.to_le_bytes());
@@ -128,7 +151,16 @@ pub(super) fn write(
         put(to, u64::from(addend.offset).to_le_bytes());
     }
     for callout in &code.callouts {
-        put(to, (callout.rip.wrapping_sub(block.rip) as u32).to_le_bytes());
+        let Some(offset) = offset_of(guests, callout.rip) else {
+            to.truncate(start);
+            return false;
+        };
+        put(to, (offset as u32).to_le_bytes());
+    }
+    for member in members {
+        put(to, member.block.rip.to_le_bytes());
+        put(to, (member.bytes.len() as u16).to_le_bytes());
+        put(to, [member.end as u8, 0, 0, 0, 0, 0]);
     }
     for word in &plan.words {
         put(to, word.position.to_le_bytes());
@@ -142,7 +174,7 @@ pub(super) fn write(
         };
         put(to, [u8::from(field.kind == AddressKind::TlbIndex), source, 0, 0]);
     }
-    to.extend_from_slice(guest.bytes);
+    to.extend_from_slice(bytes);
     to.extend_from_slice(&code.code);
     to.resize(to.len().next_multiple_of(ALIGNMENT), 0);
     let length = to.len() - start;
@@ -159,13 +191,26 @@ pub(super) fn write(
 pub(super) fn copy(to: &mut Vec<u8>, record: Record<'_>, previous: usize) {
     let start = to.len();
     to.extend_from_slice(record.bytes);
-    to[start + PREVIOUS..start + HEAD].copy_from_slice(&(previous as u64).to_le_bytes());
+    to[start + PREVIOUS..start + PREVIOUS + 4].copy_from_slice(&(previous as u32).to_le_bytes());
     seal(&mut to[start..]);
 }
 
 fn seal(record: &mut [u8]) {
     let sum = checksum(&record[8..]);
     record[..8].copy_from_slice(&sum.to_le_bytes());
+}
+
+/// Where the instruction at `rip` begins in the bytes of all blocks.
+fn offset_of(guests: &[Guest<'_>], rip: u64) -> Option<usize> {
+    let mut before = 0;
+    for guest in guests {
+        let offset = rip.wrapping_sub(guest.block.rip);
+        if offset < guest.bytes.len() as u64 {
+            return Some(before + offset as usize);
+        }
+        before += guest.bytes.len();
+    }
+    None
 }
 
 fn put<const N: usize>(to: &mut Vec<u8>, bytes: [u8; N]) {
@@ -189,6 +234,15 @@ pub(super) struct Record<'a> {
     callouts: &'a [u8],
     words: &'a [u8],
     addresses: &'a [u8],
+    members: &'a [u8],
+}
+
+/// A block that code is made from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Member {
+    pub rip: u64,
+    pub bytes: u16,
+    pub end: BlockEnd,
 }
 
 impl<'a> Record<'a> {
@@ -213,19 +267,29 @@ impl<'a> Record<'a> {
             rest = after;
             Some(taken)
         };
+        let member_count = u32_at(bytes, MEMBERS)? as usize;
+        let head_bytes = usize::from(u16_at(bytes, 28)?);
+        let exits = take(count(0)? * EXIT)?;
+        let relocations = take(count(1)? * RELOCATION)?;
+        let addends = take(count(3)? * ADDEND)?;
+        let callouts = take(count(2)? * CALLOUT)?;
+        let members = take(member_count.checked_mul(MEMBER)?)?;
+        let of_members = members.chunks_exact(MEMBER).filter_map(|bytes| u16_at(bytes, 8)).map(usize::from);
+        let guest_bytes = head_bytes + of_members.sum::<usize>();
         Some(Self {
             bytes,
+            members,
+            exits,
+            relocations,
+            addends,
+            callouts,
             rip: u64_at(bytes, 8)?,
             mode: Mode(u32_at(bytes, 16)?),
             flags: bytes[35],
             end: block_end(bytes[34])?,
-            exits: take(count(0)? * EXIT)?,
-            relocations: take(count(1)? * RELOCATION)?,
-            addends: take(count(3)? * ADDEND)?,
-            callouts: take(count(2)? * CALLOUT)?,
             words: take(count(4)? * WORD)?,
             addresses: take(count(5)? * ADDRESS)?,
-            guest: take(usize::from(u16_at(bytes, 28)?))?,
+            guest: take(guest_bytes)?,
             code: take(u32_at(bytes, 24)? as usize)?,
         })
     }
@@ -235,14 +299,32 @@ impl<'a> Record<'a> {
         self.flags & CROSSES != 0
     }
 
-    /// Bytes that its block has.
+    /// Whether it is made from more than one block.
+    pub fn is_region(&self) -> bool {
+        !self.members.is_empty()
+    }
+
+    /// The blocks that it is made from, moved by `by`.
+    pub fn members(&self, by: u64) -> Option<Vec<Member>> {
+        let head = Member { rip: self.rip.wrapping_add(by), bytes: u16_at(self.bytes, 28)?, end: self.end };
+        let mut all = vec![head];
+        for bytes in self.members.chunks_exact(MEMBER) {
+            let rip = u64_at(bytes, 0)?;
+            let is_moved = by == 0 || IMAGE.contains(&rip) && IMAGE.contains(&rip.wrapping_add(by));
+            let rip = is_moved.then(|| rip.wrapping_add(by))?;
+            all.push(Member { rip, bytes: u16_at(bytes, 8)?, end: block_end(bytes[10])? });
+        }
+        Some(all)
+    }
+
+    /// Bytes that its blocks have.
     pub fn guest_bytes(&self) -> usize {
         self.guest.len()
     }
 
     /// Where another record of the same page begins, or 0.
     pub fn previous(&self) -> usize {
-        u64_at(self.bytes, PREVIOUS).unwrap_or(0) as usize
+        u32_at(self.bytes, PREVIOUS).unwrap_or(0) as usize
     }
 
     /// All that the record takes.
@@ -278,9 +360,16 @@ impl<'a> Record<'a> {
         Some(self.words.chunks_exact(WORD).filter_map(word))
     }
 
-    /// Makes it code of the block at `rip` whose bytes are `here`; `addend` is that of the page into which the block crosses.
-    pub fn load(&self, to: &mut CodeBlock, here: &[u8], moved: Moved, addend: u64) -> Option<()> {
+    /// Makes it code of the blocks whose bytes are `here`; `addend_of` gives the TLB's addend for a page.
+    pub fn load(
+        &self,
+        to: &mut CodeBlock,
+        here: &[u8],
+        moved: Moved,
+        addend_of: impl Fn(u64) -> Option<u64>,
+    ) -> Option<()> {
         let Moved { by, words } = moved;
+        let members = self.members(by)?;
         to.rip = self.rip.wrapping_add(by);
         to.guest_bytes = u16_at(self.bytes, 30)?;
         to.guest_instructions = u16_at(self.bytes, 32)?;
@@ -316,8 +405,9 @@ impl<'a> Record<'a> {
                 guarded: flags & GUARDED != 0,
                 jump: (flags & JUMPS != 0).then_some(jump),
             };
-            // Without a guard, only in the page that is left.
-            if exit.page != to.rip & PAGE_MASK || !exit.guarded && exit.target & PAGE_MASK != exit.page {
+            // It is of one of the blocks; without a guard, it stays in that one's page.
+            let is_of_one = members.iter().any(|member| member.rip & PAGE_MASK == exit.page);
+            if !is_of_one || !exit.guarded && exit.target & PAGE_MASK != exit.page {
                 return None;
             }
             to.exits.push(exit);
@@ -325,9 +415,16 @@ impl<'a> Record<'a> {
 
         to.callouts.clear();
         for bytes in self.callouts.chunks_exact(CALLOUT) {
-            let offset = u32_at(bytes, 0)?;
-            let insn = here.get(offset as usize..)?;
-            to.callouts.push(decode::decode_one(insn, to.rip.wrapping_add(offset.into()), self.mode).ok()?);
+            let offset = u32_at(bytes, 0)? as usize;
+            let mut before = 0;
+            let member = members.iter().find(|member| {
+                before += usize::from(member.bytes);
+                offset < before
+            })?;
+            let insn = here.get(offset..before)?;
+            let end = member.rip.wrapping_add(member.bytes.into());
+            let rip = end.wrapping_sub((before - offset) as u64);
+            to.callouts.push(decode::decode_one(insn, rip, self.mode).ok()?);
         }
 
         to.relocations.clear();
@@ -353,13 +450,10 @@ impl<'a> Record<'a> {
 
         to.addends.clear();
         for bytes in self.addends.chunks_exact(ADDEND) {
-            if !self.crosses() {
-                return None;
-            }
             let field =
                 AddendField { page: move_address(u64_at(bytes, 0)?)?, offset: fits(u32_at(bytes, 8)?, 8)? };
             let offset = field.offset as usize;
-            to.code[offset..offset + 8].copy_from_slice(&addend.to_le_bytes());
+            to.code[offset..offset + 8].copy_from_slice(&addend_of(field.page)?.to_le_bytes());
             to.addends.push(field);
         }
 
@@ -397,32 +491,4 @@ fn block_end(number: u8) -> Option<BlockEnd> {
     [BlockEnd::Terminal, BlockEnd::Length, BlockEnd::PageEnd, BlockEnd::Invalid]
         .into_iter()
         .find(|end| *end as u8 == number)
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_le_bytes(bytes.get(at..)?.first_chunk().copied()?))
-}
-
-pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(bytes.get(at..)?.first_chunk().copied()?))
-}
-
-pub(super) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(bytes.get(at..)?.first_chunk().copied()?))
-}
-
-/// Tells damage, not malice: four words at a time.
-pub(super) fn checksum(bytes: &[u8]) -> u64 {
-    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
-    let mut lanes = [1, 2, 3, bytes.len() as u64];
-    let (blocks, rest) = bytes.as_chunks::<32>();
-    for block in blocks {
-        for (lane, word) in lanes.iter_mut().zip(block.as_chunks::<8>().0) {
-            *lane = (*lane ^ u64::from_le_bytes(*word)).wrapping_mul(FACTOR).rotate_left(29);
-        }
-    }
-    for byte in rest {
-        lanes[0] = (lanes[0] ^ u64::from(*byte)).wrapping_mul(FACTOR).rotate_left(29);
-    }
-    lanes.into_iter().fold(0, |sum: u64, lane| (sum ^ lane).wrapping_mul(FACTOR).rotate_left(31))
 }

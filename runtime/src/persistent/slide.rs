@@ -9,6 +9,8 @@ use semantics::{Insn, MemoryOperand, Operand};
 use translator::addresses::{AddressField, IMAGE, SLIDE, is_low_half};
 use x86::PAGE_MASK;
 
+use super::Guest;
+
 /// Words of a block that may differ, at most.
 pub(super) const MOST_WORDS: usize = 32;
 
@@ -58,11 +60,12 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Of a block in the image. `None`: something in the translation has no explanation, so it stays where it is.
-    pub fn of(insns: &[Insn], bytes: &[u8], addresses: &[AddressField]) -> Option<Self> {
+    /// Of blocks in the image, whose bytes are `bytes`, one after the other. `None`: something in the translation has no explanation,
+    /// so it stays where it is.
+    pub fn of(guests: &[Guest<'_>], bytes: &[u8], addresses: &[AddressField]) -> Option<Self> {
         let mut plan = Self::default();
         let mut start = 0;
-        for insn in insns {
+        for insn in guests.iter().flat_map(|guest| &guest.block.insns) {
             let end = start + usize::from(insn.length);
             plan.add_distances(insn, bytes.get(start..end)?, start);
             start = end;
@@ -73,7 +76,7 @@ impl Plan {
             // Most blocks have their own address many times.
             let source = match known {
                 Some((address, source)) if address == field.address => source,
-                _ => plan.source(insns, &in_bytes, field.address)?,
+                _ => plan.source(guests, &in_bytes, field.address)?,
             };
             known = Some((field.address, source));
             plan.sources.push(source);
@@ -100,10 +103,10 @@ impl Plan {
     }
 
     /// What has an address: the block's place, or one of the words of its bytes that look like one.
-    fn source(&mut self, insns: &[Insn], in_bytes: &[(usize, u32)], address: u32) -> Option<Source> {
+    fn source(&mut self, guests: &[Guest<'_>], in_bytes: &[(usize, u32)], address: u32) -> Option<Source> {
         let page = PAGE_MASK as u32;
         let is = |known: u32| address.wrapping_sub(known) < REACH || address == known & page;
-        let of_place = insns.iter().any(|insn| {
+        let of_place = guests.iter().flat_map(|guest| &guest.block.insns).any(|insn| {
             let displacement = insn.memory.displacement as u32;
             let relative = insn.memory.base == MemoryOperand::NONE
                 && insn.memory.index == MemoryOperand::NONE
