@@ -34,7 +34,7 @@ use super::bytes::{checksum, u32_at, u64_at};
 const MAGIC: u64 = u64::from_le_bytes(*b"TVtransl");
 
 /// Of the format that this program writes.
-const FORMAT: u64 = 2;
+const FORMAT: u64 = 3;
 
 /// Bytes before the records.
 pub(super) const HEADER: usize = 64;

@@ -41,6 +41,9 @@ const WORTH_IT: usize = 64 << 10;
 /// Of code at the same place that keeps changing, so many versions are noted in a run.
 const MOST_VERSIONS: u8 = 16;
 
+/// So many records are expected.
+const TYPICAL: usize = 1 << 16;
+
 /// New records are written in pieces of about this size.
 const PIECE: usize = 256 << 10;
 
@@ -293,6 +296,11 @@ impl Translations {
         let new = &mut *self.lock();
         if new.bytes >= file::LARGEST || new.failed.is_some() || new.is_saved {
             return;
+        }
+        if new.places.capacity() == 0 {
+            // Of a kernel's boot.
+            new.places.reserve(TYPICAL);
+            new.seen.reserve(TYPICAL);
         }
         let hash = hash(block.rip, block.mode);
         let content = guests.iter().fold(mix(hash, guests.len() as u64), |sum, guest| {

@@ -32,14 +32,20 @@ const MOST_MEMBERS: usize = 255;
 pub(super) const ALIGNMENT: usize = 8;
 
 /// A record is no longer than this.
-pub(super) const LONGEST: usize = 1 << 20;
+pub(super) const LONGEST: usize = 1 << OFFSET_BITS;
+
+/// Bits of an offset in the code, where it shares a word with something else.
+const OFFSET_BITS: u32 = 20;
+
+/// Where the something else begins.
+const REST: u32 = OFFSET_BITS;
 
 const EXIT: usize = 32;
-const RELOCATION: usize = 16;
+const RELOCATION: usize = 8;
 const ADDEND: usize = 16;
 const CALLOUT: usize = 4;
 const WORD: usize = 4;
-const ADDRESS: usize = 8;
+const ADDRESS: usize = 4;
 const MEMBER: usize = 16;
 
 /// An instruction crosses into the next page.
@@ -73,6 +79,7 @@ pub(super) fn write(to: &mut Vec<u8>, guests: &[Guest<'_>], code: &CodeBlock, pr
     };
     let is_too_much = |guest: &Guest<'_>| guest.bytes.len() > LONGEST_BLOCK;
     if code.instrumentation.is_some()
+        || code.code.len() >= LONGEST
         || guests.iter().any(is_too_much)
         || members.len() > MOST_MEMBERS
         || members.iter().any(|member| member.crosses)
@@ -132,7 +139,7 @@ pub(super) fn write(to: &mut Vec<u8>, guests: &[Guest<'_>], code: &CodeBlock, pr
     }
     for relocation in &code.relocations {
         let (target, number) = match relocation.target {
-            RelocationTarget::Slot(number) => (0u8, number),
+            RelocationTarget::Slot(number) => (0, number),
             RelocationTarget::Callout(number) => (1, number),
             RelocationTarget::Counter => (2, 0),
             RelocationTarget::Counters => {
@@ -140,11 +147,14 @@ pub(super) fn write(to: &mut Vec<u8>, guests: &[Guest<'_>], code: &CodeBlock, pr
                 return false;
             }
         };
-        let kind = u8::from(relocation.kind == RelocationKind::Abs64);
-        put(to, relocation.offset.to_le_bytes());
-        put(to, [kind, target, 0, 0]);
+        let (Ok(number), Ok(addend)) = (u16::try_from(number), i8::try_from(relocation.addend)) else {
+            to.truncate(start);
+            return false;
+        };
+        let kind = u32::from(relocation.kind == RelocationKind::Abs64);
+        put(to, (relocation.offset | (kind | target << 1) << REST).to_le_bytes());
         put(to, number.to_le_bytes());
-        put(to, (relocation.addend as i32).to_le_bytes());
+        put(to, [addend as u8, 0]);
     }
     for addend in &code.addends {
         put(to, addend.page.to_le_bytes());
@@ -167,12 +177,12 @@ pub(super) fn write(to: &mut Vec<u8>, guests: &[Guest<'_>], code: &CodeBlock, pr
         put(to, [word.kind as u8, 0]);
     }
     for (field, source) in addresses.iter().zip(&plan.sources) {
-        put(to, field.offset.to_le_bytes());
         let source = match source {
             Source::Place => PLACE,
             Source::Word(number) => *number,
         };
-        put(to, [u8::from(field.kind == AddressKind::TlbIndex), source, 0, 0]);
+        let kind = u32::from(field.kind == AddressKind::TlbIndex);
+        put(to, (field.offset | (kind | u32::from(source) << 1) << REST).to_le_bytes());
     }
     to.extend_from_slice(bytes);
     to.extend_from_slice(&code.code);
@@ -429,19 +439,20 @@ impl<'a> Record<'a> {
 
         to.relocations.clear();
         for bytes in self.relocations.chunks_exact(RELOCATION) {
-            let number = u32_at(bytes, 8)?;
-            let target = match bytes[5] {
+            let (offset, rest) = split(u32_at(bytes, 0)?);
+            let number = u32::from(u16_at(bytes, 4)?);
+            let target = match rest >> 1 {
                 0 if (number as usize) < to.exits.len() => RelocationTarget::Slot(number),
                 1 if (number as usize) < to.callouts.len() => RelocationTarget::Callout(number),
                 2 if to.counts => RelocationTarget::Counter,
                 _ => return None,
             };
-            let (kind, size) = match bytes[4] {
+            let (kind, size) = match rest & 1 {
                 0 => (RelocationKind::Pc32, 4),
                 _ => (RelocationKind::Abs64, 8),
             };
-            let offset = fits(u32_at(bytes, 0)?, size)?;
-            let addend = i64::from(u32_at(bytes, 12)? as i32);
+            let offset = fits(offset, size)?;
+            let addend = i64::from(bytes[6] as i8);
             if !(-8..=8).contains(&addend) {
                 return None;
             }
@@ -459,15 +470,16 @@ impl<'a> Record<'a> {
 
         if by != 0 {
             for bytes in self.addresses.chunks_exact(ADDRESS) {
-                let moves = match bytes[5] {
+                let (offset, rest) = split(u32_at(bytes, 0)?);
+                let moves = match (rest >> 1) as u8 {
                     PLACE => true,
                     number => words.checked_shr(number.into()).unwrap_or(0) & 1 != 0,
                 };
                 if !moves {
                     continue;
                 }
-                let offset = fits(u32_at(bytes, 0)?, 4)? as usize;
-                let kind = if bytes[4] == 0 { AddressKind::Value } else { AddressKind::TlbIndex };
+                let offset = fits(offset, 4)? as usize;
+                let kind = if rest & 1 == 0 { AddressKind::Value } else { AddressKind::TlbIndex };
                 let value = kind.moved(u32_at(&to.code, offset)?, by);
                 if kind == AddressKind::Value && !translator::addresses::is_low_half(value) {
                     return None;
@@ -477,6 +489,11 @@ impl<'a> Record<'a> {
         }
         Some(())
     }
+}
+
+/// An offset, and what shares its word.
+fn split(word: u32) -> (u32, u32) {
+    (word & ((1 << OFFSET_BITS) - 1), word >> REST)
 }
 
 /// How a record's block lies elsewhere than when it was recorded.
