@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use memory::Mmu;
+use profiler::model::Tier;
 use semantics::decode::{MAX_BLOCK, MAX_LENGTH};
 use translator::{CodeBlock, TemplateTranslator, Translator};
 use x86::CpuState;
@@ -170,7 +171,7 @@ impl Compiler {
         self.compile_region(block, executions, state, mmu)
     }
 
-    /// The counter of a block's executions has run out.
+    /// The counter of a block's executions has run out: a region is made by templates.
     #[cold]
     pub fn hot(&mut self, block: &Arc<Block>, state: &CpuState, mmu: &Mmu) {
         // Until there is better code, what there is runs on.
@@ -185,8 +186,31 @@ impl Compiler {
             return;
         }
         self.phase(Phase::Translating);
-        self.compile_region(block, block.executions(), state, mmu);
+        if let Some(formed) = self.form(block, block.executions(), state, mmu) {
+            let start = Instant::now();
+            // If it is declined, which nothing is whose first block had a template, blocks run on alone.
+            if let Ok(code) = self.templates.translate_region(&formed.region) {
+                let taken = start.elapsed().as_nanos() as u64;
+                self.nanoseconds += taken;
+                if let Some(translations) = &self.translations {
+                    note_region(translations, &formed, code);
+                }
+                put(&self.cache, self.profile.as_ref(), &formed.members, (code, Tier::Region), NEVER, taken);
+            }
+        }
         self.phase(Phase::Dispatch);
+    }
+
+    fn form(&self, block: &Arc<Block>, executions: u32, state: &CpuState, mmu: &Mmu) -> Option<Formed> {
+        // Until it is done there is nothing to ask; afterwards it has code, or is given up.
+        block.give_up();
+        let formed = region::form(block, self.policy.warm_in_region(executions), &self.cache, state, mmu)?;
+        for member in &formed.members[1..] {
+            // Mostly they will be run as parts of this region; who comes to them otherwise has to come often.
+            member.ask_at(self.policy.warm_again(member.executions()));
+            self.cache.recount(member, self.hot_at(member));
+        }
+        Some(formed)
     }
 
     /// Translates a block by templates.
@@ -208,7 +232,8 @@ impl Compiler {
                     let guest = Guest { block: &guest, bytes, end, crosses };
                     translations.note(&[guest], code, block.changes != 0);
                 }
-                put(&self.cache, self.profile.as_ref(), core::slice::from_ref(block), code, countdown, taken);
+                let members = core::slice::from_ref(block);
+                put(&self.cache, self.profile.as_ref(), members, (code, Tier::Templates), countdown, taken);
             }
             // What has no template waits for the compiler.
             Err(_) => fresh.keep(block, guest),
@@ -223,7 +248,7 @@ impl Compiler {
         let Some(members) = region::kept(block, translations, &mut code, &self.cache, state, mmu) else {
             return false;
         };
-        put(&self.cache, None, &members, &code, NEVER, 0);
+        put(&self.cache, None, &members, (&code, Tier::Region), NEVER, 0);
         true
     }
 
@@ -234,14 +259,7 @@ impl Compiler {
         state: &CpuState,
         mmu: &Mmu,
     ) -> Option<u64> {
-        // Until it is done there is nothing to ask; afterwards it has code, or is given up.
-        block.give_up();
-        let formed = region::form(block, self.policy.warm_in_region(executions), &self.cache, state, mmu)?;
-        for member in &formed.members[1..] {
-            // Mostly they will be run as parts of this region; who comes to them otherwise has to come often.
-            member.ask_at(self.policy.warm_again(member.executions()));
-            self.cache.recount(member, self.hot_at(member));
-        }
+        let formed = self.form(block, executions, state, mmu)?;
         match &mut self.site {
             Site::Here(translator) => {
                 let done = Done::compile(translator, formed);
@@ -270,7 +288,7 @@ impl Compiler {
         if let Some(translations) = &self.translations {
             note_region(translations, &done.formed, &code);
         }
-        put(&self.cache, self.profile.as_ref(), members, &code, NEVER, done.nanoseconds);
+        put(&self.cache, self.profile.as_ref(), members, (&code, Tier::Compiled), NEVER, done.nanoseconds);
         if let Some(head) = members.first()
             && members.iter().any(|member| member.is_dead())
         {
@@ -301,7 +319,7 @@ fn put(
     cache: &CodeCache,
     profile: Option<&Arc<Recorder>>,
     members: &[Arc<Block>],
-    code: &CodeBlock,
+    (code, tier): (&CodeBlock, Tier),
     countdown: u32,
     nanoseconds: u64,
 ) {
@@ -318,6 +336,6 @@ fn put(
         && let (_, Some(address)) = after
         && after != before
     {
-        profile.installed(members, code, address, nanoseconds);
+        profile.installed(members, (code, tier), address, nanoseconds);
     }
 }

@@ -37,7 +37,7 @@ pub struct EngineConfig {
     pub template_threshold: u32,
     /// Executions of a block by the interpreter before it is compiled; 1 compiles at the first.
     pub threshold: u32,
-    /// Executions of a block that was translated by templates before it is compiled.
+    /// Executions of a block that was translated by templates before a region is made around it.
     pub hot_threshold: u32,
     /// Bytes of host memory reserved for compiled code.
     pub code_memory: usize,

@@ -24,6 +24,7 @@ use iced_x86::Mnemonic;
 use memory::Mmu;
 use profiler::{
     guest::{Observer, Sight},
+    model::Tier,
     orc::RawStack,
 };
 use semantics::Insn;
@@ -220,7 +221,13 @@ impl Recorder {
     }
 
     /// Code was installed at `address`.
-    pub(crate) fn installed(&self, members: &[Arc<Block>], code: &CodeBlock, address: u64, nanoseconds: u64) {
+    pub(crate) fn installed(
+        &self,
+        members: &[Arc<Block>],
+        code: (&CodeBlock, Tier),
+        address: u64,
+        nanoseconds: u64,
+    ) {
         let now = self.shared.monotonic();
         self.book().install(members, code, (address, now), nanoseconds, self.cache.generation());
     }

@@ -1,20 +1,20 @@
 //! The tier policy: which blocks are interpreted and which are compiled. Nothing else knows it.
 //!
 //! Tier 0 interprets and counts. Tier 1 translates a block by templates once it has run [`Policy::template_threshold`]
-//! times: that costs some 2 us, installation included. Tier 2 compiles a region around a block that has run
-//! [`Policy::hot_threshold`] times by templates, or [`Policy::threshold`] times by the interpreter if there is no template
-//! for it: that costs a millisecond or more, on another processor if there is one.
+//! times: that costs some 2 us, installation included. Tier 2 makes a region by templates around a block that has run
+//! [`Policy::hot_threshold`] times so: that costs tens of microseconds. What has no template (32-bit code, x87, alignment checks) is compiled by
+//! Cranelift, in a region too, once it has been interpreted [`Policy::threshold`] times: that costs a millisecond or more, on another processor if
+//! there is one.
 //!
 //! Between 2 and 8 executions before templates the boot of Debian's cloud kernel does not change beyond noise; memory does, 48 MiB
 //! beyond the guest at 8, 59 at 3 and 62 at 2. Programs that run much new code want few: gcc took 3.9 CPU seconds at 8, 3.7 at 3, 3.5 at 2
 //! and 3.1 at 1. So code of processes is translated when it is first run, and the kernel's later, of which much runs only
 //! while it starts.
 //!
-//! A compilation costs milliseconds, which a block that is merely warm does not bring in. So it waits for 800,000 executions of a
-//! block of 8 instructions, fewer of a longer one, at each of which a region should save more. CPU seconds at 50,000, 200,000
-//! and 800,000 whatever the length: xz 0.94, 0.87, 0.66; python3 0.60, 0.49, 0.43; sqlite3 1.54, 1.38, 1.16; page faults 0.23, 0.20, 0.19; pipe 0.38, 0.34, 0.34; the
-//! twelve loops else within noise, memcpy 0.11, 0.11, 0.12; 3,200,000 gains nothing more. With the length in it, the boot's multiplications
-//! are compiled as early as they were: CPU 1.05 -> 0.97 s, wall time equal, which was 1.15 s to 0.95 without (`side-by-side boot --transvisor OLD`).
+//! A region by templates is made after 40,000 executions of a block of 8 instructions, fewer of a longer one, at each of which it should
+//! save more. CPU seconds at 5,000, 20,000 and 80,000: gcc 3.39, 3.04, 2.80; sqlite3 0.96, 0.97, 1.04; python3 0.44, 0.41, 0.41; xz 0.57, 0.58,
+//! 0.56; the other programs and the boot are within noise (least of 2, interleaved; 3,000 was 1.3 times as slow for gcc).
+//! Regions by Cranelift, which took 10 ms, paid after 800,000, and are not better code (ARCHITECTURE.md): 64-bit code gets none.
 //!
 //! Blocks in pages whose code was overwritten wait longer, doubling with every time, so that a guest that patches or
 //! generates code in a loop is interpreted, not translated over and over.
@@ -40,7 +40,7 @@ pub struct Policy {
     pub template_threshold: u32,
     /// Executions by the interpreter before a block is compiled; 1 compiles at the first.
     pub threshold: u32,
-    /// Executions of a block of [`TYPICAL_LENGTH`] that was translated by templates before it is compiled.
+    /// Executions of a block of [`TYPICAL_LENGTH`] that was translated by templates before a region is made around it.
     pub hot_threshold: u32,
     /// Wait longer with code in pages that keep changing.
     pub patient: bool,
@@ -50,7 +50,7 @@ pub struct Policy {
 pub const DEFAULT_THRESHOLD: u32 = 1500;
 
 /// See the module's description.
-pub const DEFAULT_HOT_THRESHOLD: u32 = 800_000;
+pub const DEFAULT_HOT_THRESHOLD: u32 = 40_000;
 
 /// See the module's description.
 pub const DEFAULT_TEMPLATE_THRESHOLD: u32 = 3;
@@ -100,7 +100,7 @@ impl Policy {
         executions / REGION_SHARE
     }
 
-    /// After how many executions by templates a block of so many instructions is compiled: what a region saves at each grows with them.
+    /// After how many executions by templates a region is made around a block of so many instructions: what a region saves at each grows with them.
     pub fn hot_at(&self, instructions: u16) -> u32 {
         if self.hot_threshold < TYPICAL_LENGTH {
             return self.hot_threshold;

@@ -175,8 +175,8 @@ pub enum RuntimeHelper {
     MakeRecent,
     /// [`crate::misses::fill`], likewise.
     FillMiss,
-    /// [`crate::misses::stack`], likewise.
-    StackMiss,
+    /// [`crate::misses::recent`], likewise.
+    RecentMiss,
 }
 
 /// What is known of a callout when it is translated: bits of an argument of [`RuntimeHelper::Callout`].
@@ -222,7 +222,7 @@ impl RuntimeHelper {
         Self::Callout,
         Self::MakeRecent,
         Self::FillMiss,
-        Self::StackMiss,
+        Self::RecentMiss,
     ];
 }
 

@@ -155,13 +155,22 @@ impl Instrumentation {
 
     /// Where an event of the current block is counted.
     pub(crate) fn event(&self, event: Event) -> u32 {
-        self.blocks.last().map_or(0, |block| block.counters) + event as u32
+        self.event_of(self.blocks.len().saturating_sub(1), event)
+    }
+
+    /// The same of the block that was begun as that number.
+    pub(crate) fn event_of(&self, block: usize, event: Event) -> u32 {
+        self.blocks.get(block).map_or(0, |block| block.counters) + event as u32
     }
 
     /// Where calls of the current block through an entry of the function table are counted.
     pub(crate) fn call(&mut self, index: usize) -> Option<u32> {
+        self.call_of(self.blocks.len().checked_sub(1)?, index)
+    }
+
+    /// The same of the block that was begun as that number.
+    pub(crate) fn call_of(&mut self, block: usize, index: usize) -> Option<u32> {
         let callee = Callee::at(index)?;
-        let block = self.blocks.len().checked_sub(1)?;
         let known = self.calls.iter().find(|call| call.block == block && call.callee == callee);
         Some(known.map(|call| call.counter).unwrap_or_else(|| {
             let counter = self.bytes;

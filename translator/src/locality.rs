@@ -29,6 +29,19 @@ pub(crate) fn recent_page(insn: &Insn, strange: Set, small: Set) -> Option<usize
     matches!(insn.mnemonic, Push | Pop | Call | Ret | Pushfq | Popfq).then_some(page_of(RSP))
 }
 
+/// Whether an instruction moves its first operand by a constant, or sets it to one: what that points to is near, or always the same.
+pub(crate) fn is_step(insn: &Insn) -> bool {
+    use Mnemonic::*;
+    let Operand::Gpr(to) = insn.operand(0) else { return false };
+    let MemoryOperand { base, index, .. } = insn.memory;
+    match insn.mnemonic {
+        Inc | Dec => true,
+        Add | Sub | Mov => insn.operand(1) == Operand::Immediate,
+        Lea => !has(index) && (!has(base) || base == to.index),
+        _ => false,
+    }
+}
+
 /// Which registers are strange after `insn`, if before it `strange` are.
 pub(crate) fn after(insn: &Insn, strange: Set) -> Set {
     use Mnemonic::*;
@@ -115,6 +128,16 @@ mod tests {
         assert_eq!(after(&insn(&[0x48, 0x39, 0xc8]), RCX), RCX, "cmp rax, rcx");
         assert_eq!(recent_page(&load, RDI, 0), None);
         assert_eq!(recent_page(&load, RAX, 0), Some(page_of(7)));
+    }
+
+    #[test]
+    fn steps() {
+        assert!(is_step(&insn(&[0x48, 0x83, 0xc7, 8])), "add rdi, 8");
+        assert!(is_step(&insn(&[0x48, 0x8d, 0x7f, 8])), "lea rdi, [rdi+8]");
+        assert!(is_step(&insn(&[0x48, 0x8d, 0x3d, 0, 0, 0, 0])), "lea rdi, [rip]");
+        assert!(!is_step(&insn(&[0x48, 0x8d, 0x3c, 0x0f])), "lea rdi, [rdi+rcx]");
+        assert!(!is_step(&insn(&[0x48, 0x89, 0xc7])), "mov rdi, rax");
+        assert!(!is_step(&insn(&[0x48, 0x01, 0xcf])), "add rdi, rcx");
     }
 
     #[test]

@@ -6,13 +6,10 @@
 use core::arch::naked_asm;
 use core::mem::offset_of;
 
-use memory::tlb::{ENTRY_SHIFT, Entry, RECENT_MADE, Recent, recent_offset};
-use x86::{CpuState, PAGE_MASK, PAGE_SHIFT, state};
+use memory::tlb::{ENTRY_SHIFT, Entry, RECENT_MADE, Recent};
+use x86::{CpuState, PAGE_MASK, PAGE_SHIFT};
 
-use crate::{
-    abi::{FIRST_THUNK, SlowPath},
-    locality::page_of,
-};
+use crate::abi::{FIRST_THUNK, SlowPath};
 
 const RESULT: usize = offset_of!(CpuState, scratch);
 /// Where the packed [`Miss`] is, and then the number of instructions that are not done.
@@ -28,8 +25,8 @@ pub(crate) struct Miss {
     pub write: bool,
     /// Must be a multiple of `bytes`.
     pub aligned: bool,
-    /// The block's instructions that are not done if it is abandoned, its own included.
-    pub uncounted: u8,
+    /// Instructions that are counted but not done if it is abandoned; below zero: done but not counted.
+    pub uncounted: i8,
     /// From the block's start to the instruction.
     pub distance: u16,
 }
@@ -47,7 +44,7 @@ impl Miss {
         let flag = |set: bool, bit: u32| if set { bit } else { 0 };
         u32::from(self.bytes)
             | flag(self.aligned, ALIGNED)
-            | u32::from(self.uncounted) << UNCOUNTED_SHIFT
+            | u32::from(self.uncounted.cast_unsigned()) << UNCOUNTED_SHIFT
             | u32::from(self.distance) << DISTANCE_SHIFT
             | flag(self.write, WRITE)
     }
@@ -68,7 +65,8 @@ pub unsafe extern "C" fn fill() {
         "shr ecx, {distance_shift}",
         "and ecx, {distance_bits}",
         "add [r15 + {rip}], rcx",
-        "movzx ecx, ah",
+        "movsx ecx, ah",
+        "movsxd rcx, ecx",
         "mov [r15 + {packed}], rcx",
         "mov ecx, eax",
         "and ecx, {aligned} - 1",
@@ -102,19 +100,19 @@ pub unsafe extern "C" fn fill() {
     )
 }
 
-/// An access by RSP of a template's block missed its recent page: makes that, if the TLB array has the page for the access, or
-/// goes on as [`fill`] does. Gives the page's addend in `scratch[0]`.
+/// An access of a template's block missed its recent page, which lies `scratch[3]` bytes from the start of the TLB array: makes
+/// that, if the array has the page for the access, or goes on as [`fill`] does. Gives the page's addend in `scratch[0]`.
 ///
 /// # Safety
 /// As for [`fill`].
 #[unsafe(naked)]
-pub unsafe extern "C" fn stack() {
+pub unsafe extern "C" fn recent() {
     naked_asm!(
         "push rax",
         "push rcx",
-        "mov qword ptr [r15 + {place}], {stack_page}",
         "call {make}",
         "mov rcx, [r15 + {tlb}]",
+        "add rcx, [r15 + {place}]",
         "mov rax, [r15 + {address}]",
         "sub rax, [rcx + {page}]",
         "cmp dword ptr [r15 + {packed}], 0",
@@ -133,17 +131,16 @@ pub unsafe extern "C" fn stack() {
         "pop rax",
         "jmp {fill}",
         place = const SlowPath::argument(1),
-        stack_page = const recent_offset(page_of(state::RSP as u8)),
         make = sym make,
         fill = sym fill,
         tlb = const offset_of!(CpuState, tlb),
         address = const ADDRESS,
         packed = const UNCOUNTED,
         result = const RESULT,
-        page = const recent_offset(page_of(state::RSP as u8)) + offset_of!(Recent, page) as i32,
-        read = const recent_offset(page_of(state::RSP as u8)) + offset_of!(Recent, read) as i32,
-        write = const recent_offset(page_of(state::RSP as u8)) + offset_of!(Recent, write) as i32,
-        addend = const recent_offset(page_of(state::RSP as u8)) + offset_of!(Recent, addend) as i32,
+        page = const offset_of!(Recent, page),
+        read = const offset_of!(Recent, read),
+        write = const offset_of!(Recent, write),
+        addend = const offset_of!(Recent, addend),
     )
 }
 
@@ -211,7 +208,7 @@ mod tests {
 
     #[test]
     fn the_parts_of_a_packed_miss_keep_apart() {
-        let all = Miss { bytes: 0x7f, write: true, aligned: true, uncounted: 0xff, distance: 0x7fff };
+        let all = Miss { bytes: 0x7f, write: true, aligned: true, uncounted: -1, distance: 0x7fff };
         assert_eq!(all.packed(), u32::MAX);
         let one = Miss { bytes: 8, write: false, aligned: false, uncounted: 3, distance: 0x21 };
         assert_eq!(one.packed(), 0x0021_0308);

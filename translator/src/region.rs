@@ -245,6 +245,10 @@ pub(crate) struct Plan {
     pub returns: Vec<u64>,
     /// Registers that are read somewhere and written nowhere.
     pub invariant: Registers,
+    /// Registers that may be read, from the beginning of each block on, before they are overwritten.
+    pub live: Vec<Registers>,
+    /// Registers that may have been written when each block begins.
+    pub written: Vec<Registers>,
     /// Registers that point anywhere where each block begins, whichever way one comes there inside the region.
     pub strange: Vec<locality::Set>,
 }
@@ -291,6 +295,8 @@ impl Plan {
             carried,
             returns,
             strange: strange(region, &successors),
+            written: written_before(&effects, &successors),
+            live,
             invariant: exposed.without(written),
         }
     }
@@ -320,6 +326,24 @@ fn dirty(effects: &[&Effects], successors: &[Vec<usize>]) -> Vec<Carried> {
         }
     }
     carried
+}
+
+/// What the region may have written when each block begins.
+fn written_before(effects: &[&Effects], successors: &[Vec<usize>]) -> Vec<Registers> {
+    let mut before = vec![Registers::default(); effects.len()];
+    let mut changed = true;
+    while changed {
+        changed = false;
+        for (number, effects) in effects.iter().enumerate() {
+            let after = before[number].or(effects.written);
+            for &successor in &successors[number] {
+                let joined = before[successor].or(after);
+                changed |= joined != before[successor];
+                before[successor] = joined;
+            }
+        }
+    }
+    before
 }
 
 /// What the region reads, from the beginning of each block on, before it overwrites it.

@@ -19,7 +19,7 @@ use common::{
 use iced_x86::{Decoder, Mnemonic, OpKind, Register, RflagsBits};
 use memory::{AtomicOp, CodePages, Mmu, Ram};
 use semantics::{
-    Bulk, Insn, Repeat, Repetition,
+    Bulk, Insn, Operand, Repeat, Repetition,
     decode::{GuestBlock, decode_block, options},
 };
 use transvisor_translator::{
@@ -28,6 +28,7 @@ use transvisor_translator::{
         FIRST_RUNTIME_HELPER, JUMP_CACHE_ENTRIES, JumpEntry, Leave, RuntimeFunctions, RuntimeHelper,
         SlowPath, SlowPathFn,
     },
+    region::{Region, RegionBlock},
 };
 use x86::{CpuState, GuestPhys, GuestVirt, LazyFlags, Mode, Width, flags, lazy_flags::Form};
 
@@ -229,10 +230,13 @@ struct Seen {
     declined: u64,
 }
 
-type Translate = Box<dyn FnMut(&GuestBlock) -> Result<CodeBlock, TranslateError>>;
+/// Translates a block, or several with their bytes.
+type Translate = Box<dyn FnMut(&[(GuestBlock, &[u8])]) -> Result<CodeBlock, TranslateError>>;
 
 struct Harness {
     translate: Translate,
+    /// There are branches in the code, each of whose ways leads to the next instruction.
+    branches: bool,
     /// Undefined flags are the host's, not those of the definitions.
     host_flags: bool,
     state: fn() -> Box<CpuState>,
@@ -255,7 +259,10 @@ impl Harness {
             side.state.update_mode();
         }
         let mode = self.compiled.state.mode;
-        for _ in 0..1 + random.below(8) {
+        for _ in 0..1 + random.below(if self.branches { 16 } else { 8 }) {
+            if self.branches && !insns.is_empty() && random.once_in(3) {
+                bytes.extend([0x70 | random.below(16) as u8, 0]);
+            }
             let (insn, encoded) = instruction(random, CODE + bytes.len() as u64, mode);
             bytes.extend(encoded);
             insns.push(insn);
@@ -263,8 +270,27 @@ impl Harness {
                 break;
             }
         }
-        let block = decode_block(&bytes, CODE, mode);
-        let code = match (self.translate)(&block) {
+        let mut blocks = Vec::new();
+        let mut at = 0;
+        while at < bytes.len() {
+            let block = decode_block(&bytes[at..], CODE + at as u64, mode);
+            let length = block.length() as usize;
+            assert!(length > 0, "seed {seed:#x}: no block at {at} of {bytes:02x?}");
+            blocks.push((block, &bytes[at..at + length]));
+            at += length;
+        }
+        let end = CODE + bytes.len() as u64;
+        let leads_back = |insn: &Insn| {
+            insn.operand(0) == Operand::Near
+                && (CODE..end).contains(&insn.immediate)
+                && insn.immediate != insn.next_rip()
+        };
+        if self.branches && insns.iter().any(leads_back) {
+            return;
+        }
+        let insns = blocks.iter().flat_map(|(block, _)| &block.insns).copied().collect();
+        let block = GuestBlock { insns, ..blocks[0].0.clone() };
+        let code = match (self.translate)(&blocks) {
             Ok(code) => code,
             Err(TranslateError::FirstDeclined(_)) => {
                 self.seen.declined += 1;
@@ -432,12 +458,19 @@ fn undefined_flags(bytes: &[u8], mode: Mode, count: usize) -> Option<u64> {
 
 fn run(options: Options, state: fn() -> Box<CpuState>, cases: u64, seed: u64) {
     let mut translator = Translator::new(options).unwrap();
-    run_with(Box::new(move |block| translator.translate(block)), false, state, cases, seed);
+    run_with(Box::new(move |blocks| translator.translate(&blocks[0].0)), (false, false), state, cases, seed);
 }
 
-fn run_with(translate: Translate, host_flags: bool, state: fn() -> Box<CpuState>, cases: u64, seed: u64) {
+fn run_with(
+    translate: Translate,
+    (branches, host_flags): (bool, bool),
+    state: fn() -> Box<CpuState>,
+    cases: u64,
+    seed: u64,
+) {
     let (compiled, interpreted) = (Side::new(state), Side::new(state));
-    let mut harness = Harness { translate, host_flags, state, compiled, interpreted, seen: Seen::default() };
+    let seen = Seen::default();
+    let mut harness = Harness { translate, branches, host_flags, state, compiled, interpreted, seen };
     let cases = setting("DIFFERENTIAL_CASES").unwrap_or(cases);
     let seed = setting("DIFFERENTIAL_SEED").unwrap_or(seed);
     for n in 0..cases {
@@ -456,11 +489,40 @@ fn run_with(translate: Translate, host_flags: bool, state: fn() -> Box<CpuState>
 fn templates_do_what_the_interpreter_does() {
     let mut translator = TemplateTranslator::new();
     run_with(
-        Box::new(move |block| translator.translate(block, None).cloned()),
-        true,
+        Box::new(move |blocks| translator.translate(&blocks[0].0, None).cloned()),
+        (false, true),
         long_mode_state,
         20000,
         0x4000_0000,
+    );
+}
+
+fn region(blocks: &[(GuestBlock, &[u8])]) -> Region {
+    let blocks = blocks.iter().map(|(block, bytes)| RegionBlock::new(block.clone(), bytes, 0, None, None));
+    Region { blocks: blocks.collect() }
+}
+
+#[test]
+fn regions_by_templates_do_what_the_interpreter_does() {
+    let mut translator = TemplateTranslator::new();
+    run_with(
+        Box::new(move |blocks| translator.translate_region(&region(blocks)).cloned()),
+        (true, true),
+        long_mode_state,
+        20000,
+        0x5000_0000,
+    );
+}
+
+#[test]
+fn compiled_regions_do_what_the_interpreter_does() {
+    let mut translator = Translator::new(Options { verify: true, ..Options::default() }).unwrap();
+    run_with(
+        Box::new(move |blocks| translator.translate_region(&region(blocks))),
+        (true, false),
+        long_mode_state,
+        1000,
+        0x6000_0000,
     );
 }
 

@@ -133,7 +133,9 @@ fn lifts_are_as_written_down() {
         let (head, golden) = text.split_once(SEPARATOR).unwrap_or((&text, ""));
         let case = parse(&name, head);
         let mut templates = TemplateTranslator::new();
-        let translated = if case.template {
+        let translated = if case.template && case.region {
+            templates.translate_region(&region(&case)).cloned()
+        } else if case.template {
             templates.translate(&decode_block(&case.bytes, case.rip, case.mode), None).cloned()
         } else if case.region {
             translator.translate_region(&region(&case))

@@ -81,7 +81,11 @@ pub fn perf_map(profile: &Profile) -> String {
     for code in profile.code.iter().filter(|code| code.end == crate::model::End::Live) {
         let head = code.members.first().and_then(|member| profile.blocks.get(member.block?));
         let name = head.map_or_else(|| "?".into(), text::name).replace(' ', "_");
-        let tier = if code.tier == Tier::Region { "region" } else { "template" };
+        let tier = match code.tier {
+            Tier::Templates => "template",
+            Tier::Region => "region",
+            Tier::Compiled => "compiled",
+        };
         // Writing to a String can't fail. The counting is part of what lies there.
         let _ = writeln!(map, "{:x} {:x} guest_{tier}:{name}", code.host_address, code.installed_bytes);
     }

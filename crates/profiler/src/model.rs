@@ -229,8 +229,10 @@ pub enum Tier {
     /// The template translator, from one block.
     #[default]
     Templates,
-    /// Cranelift, from one or more blocks.
+    /// The template translator, from blocks that run into each other.
     Region,
+    /// Cranelift, from one or more blocks.
+    Compiled,
 }
 
 /// What became of a piece of code.

@@ -53,6 +53,7 @@ pub fn tier(profile: &Profile, block: &Block) -> &'static str {
         None => "interpreted",
         Some(Tier::Templates) => "templates",
         Some(Tier::Region) => "region",
+        Some(Tier::Compiled) => "compiled",
     }
 }
 

@@ -222,7 +222,7 @@ pub struct RunArguments {
     /// Executions of a block before it is translated by templates, the quick way (a third for code of processes); 1 translates everything at once
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub template_threshold: Option<u32>,
-    /// Executions of a block of 8 instructions before it is compiled, the thorough way; 1 compiles everything at once
+    /// Executions of a block of 8 instructions before it is joined with others in a region, or compiled if it has no template; 1 compiles everything at once
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub compile_threshold: Option<u32>,
     /// Memory for compiled code

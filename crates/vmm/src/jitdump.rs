@@ -102,7 +102,11 @@ fn now() -> u64 {
 fn name(profile: &Profile, code: usize) -> String {
     let code = &profile.code[code];
     let head = code.members.first().and_then(|member| profile.blocks.get(member.block?));
-    let tier = if code.tier == Tier::Region { "region" } else { "template" };
+    let tier = match code.tier {
+        Tier::Templates => "template",
+        Tier::Region => "region",
+        Tier::Compiled => "compiled",
+    };
     format!("guest_{tier}:{}", head.map_or_else(|| "?".into(), text::name))
 }
 

@@ -27,7 +27,7 @@ use std::{
     time::SystemTime,
 };
 
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 use super::bytes::{checksum, u32_at, u64_at};
 
@@ -150,6 +150,12 @@ impl Mapped {
     fn bytes(&self) -> &[u8] {
         // SAFETY: mapped and readable as long as `self`, and not written.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr().cast(), self.length) }
+    }
+
+    /// Gives the memory of pages that were read back. They are read again when they are looked at again.
+    pub fn release(&self) {
+        // SAFETY: a private mapping of a file that nothing was written to: what is read later is the same. It can't fail.
+        let _ = unsafe { madvise(self.start.as_ptr(), self.length, Advice::LinuxDontNeed) };
     }
 
     /// Header and records.

@@ -120,6 +120,9 @@ pub enum Saved {
     Written(u64),
 }
 
+/// Bytes of code after which the file's pages are given back: what was loaded is not looked at again, mostly.
+const RESIDENT: u64 = 2 << 20;
+
 impl Translations {
     /// Those of a file, if it is there and may be used; else none, and it is made by [`Translations::save`]. The refusal says why it
     /// is not used, and by [`Refusal::is_replaced`] whether it will be replaced; if not, there are no `Translations` at all.
@@ -287,7 +290,11 @@ impl Translations {
         let bit = start / ALIGNMENT;
         kept.used[bit / 64].fetch_or(1 << (bit % 64), Ordering::Relaxed);
         self.loaded.fetch_add(1, Ordering::Relaxed);
-        self.loaded_bytes.fetch_add(code.code.len() as u64, Ordering::Relaxed);
+        let bytes = code.code.len() as u64;
+        let before = self.loaded_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if before / RESIDENT != (before + bytes) / RESIDENT {
+            kept.file.release();
+        }
     }
 
     /// Notes a translation of blocks, which is entered at the first; `changes` says whether code near it has changed before.

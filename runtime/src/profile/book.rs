@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use memory::Mmu;
 use profiler::{
     guest::Place,
-    model::{Frame, Tally},
+    model::{Frame, Tally, Tier},
     orc::RawStack,
 };
 use translator::{CodeBlock, RelocationTarget, instrument::Instrumentation};
@@ -56,7 +56,7 @@ pub(super) struct Version {
     pub host: Vec<u8>,
     /// Offsets of the fields that refer to counters.
     pub counting: Vec<u32>,
-    pub templates: bool,
+    pub tier: Tier,
     pub nanoseconds: u64,
     pub guest_instructions: u32,
     pub guest_bytes: u32,
@@ -241,7 +241,7 @@ impl Book {
     pub fn install(
         &mut self,
         members: &[Arc<Block>],
-        code: &CodeBlock,
+        (code, tier): (&CodeBlock, Tier),
         (address, at_ns): (u64, u64),
         nanoseconds: u64,
         generation: u64,
@@ -265,7 +265,7 @@ impl Book {
             generation,
             host: code.code.clone(),
             counting: counting.map(|relocation| relocation.offset).collect(),
-            templates: code.counts,
+            tier,
             nanoseconds,
             guest_instructions: code.guest_instructions.into(),
             guest_bytes: code.guest_bytes.into(),

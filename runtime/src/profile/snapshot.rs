@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::BTreeMap, sync::atomic::Ordering};
 use profiler::{
     listing::{self, GuestPart},
     model::{
-        Block, Code, Counts, End, FORMAT, Listing, Member, Profile, Stack, Tier, Timeline, VERSION, VersionOf,
+        Block, Code, Counts, End, FORMAT, Listing, Member, Profile, Stack, Timeline, VERSION, VersionOf,
     },
 };
 use translator::{
@@ -146,7 +146,7 @@ fn hexadecimal(bytes: &[u8]) -> String {
 
 fn piece(version: &Version, sizes: &Sizes) -> Code {
     Code {
-        tier: if version.templates { Tier::Templates } else { Tier::Region },
+        tier: version.tier,
         host_address: version.address,
         compile_ns: version.nanoseconds,
         installed_bytes: version.host.len() as u32,

@@ -158,11 +158,13 @@ macro_rules! instructions {
     };
 }
 
-impl Assembler {
-    pub fn new() -> Self {
+impl Default for Assembler {
+    fn default() -> Self {
         Self { code: Vec::with_capacity(4096), addresses: Vec::new(), encoder: Encoder::new(64) }
     }
+}
 
+impl Assembler {
     #[inline]
     fn sink(&mut self) -> Sink<'_> {
         Sink { code: &mut self.code, addresses: &mut self.addresses }
@@ -210,13 +212,14 @@ impl Assembler {
         compare_registers32(a: Reg, b: Reg) = cmpl_rm(a, b);
         compare_immediate(a: Mem, b: i32) = cmpq_mi(Operand::from(a), b);
         compare_immediate_register(a: Reg, b: i8) = cmpq_mi_sxb(a, b);
+        compare_constant(a: Reg, b: i32) = cmpq_mi(a, b);
         compare_immediate_register32(a: Reg, b: i32) = cmpl_mi(a, b as u32);
         compare_immediate32(a: Mem, b: i8) = cmpl_mi_sxb(Operand::from(a), b);
         shift_right(to: Reg, by: u8) = shrq_mi(to, by);
         shift_left(to: Reg, by: u8) = shlq_mi(to, by);
         shift_right_signed(to: Reg, by: u8) = sarq_mi(to, by);
         add_immediate(to: Mem, value: i32) = addq_mi_sxl(Operand::from(to), value);
-        add_immediate8(to: Reg, value: i8) = addb_mi(to, value as u8);
+        compare_immediate8(to: Reg, value: i8) = cmpb_mi(to, value as u8);
         subtract_immediate(to: Mem, value: i32) = subq_mi_sxl(Operand::from(to), value);
         subtract_immediate32(to: Mem, value: i8) = subl_mi_sxb(Operand::from(to), value);
         set_overflow(to: Reg) = seto_m(to);

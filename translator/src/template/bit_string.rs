@@ -29,8 +29,8 @@ impl Template<'_> {
         let width = offset.width;
         let offset = self.read(offset.index);
         let address = self.address(insn);
-        let [first, second, third] = self.registers.temporaries;
-        self.settle();
+        let [first, second, _] = self.registers.temporaries;
+        let third = self.last_temporary();
         self.lose_host_flags();
         self.linear(address, first);
         match width {
@@ -64,7 +64,7 @@ impl Template<'_> {
 
     /// The host's instruction at an offset cut to the operand.
     fn locked_bit(&mut self, insn: &Insn, place: Mem, offset: Reg, width: Width) -> Result<(), Declined> {
-        let third = self.registers.temporaries[2];
+        let third = self.last_temporary();
         self.asm.mov(third, offset);
         self.asm.and_immediate(third, width.bits() as i32 - 1);
         if !self.flags_are_dead() {

@@ -9,7 +9,7 @@ use x86::{CpuState, GuestVirt, PAGE_MASK, PAGE_SHIFT, Width, state};
 use super::{
     Declined, Flow, Template,
     assembler::{Mem, RAX, RCX, RDI, Reg, condition, gpr_offset},
-    cold::{Cold, ColdKind},
+    cold::ColdKind,
     stack::Pushed,
 };
 use crate::{
@@ -21,15 +21,13 @@ use crate::{
 
 const RSP: u8 = state::RSP as u8;
 const REQUEST: usize = offset_of!(CpuState, exit_request);
-const INSTRUCTIONS: usize = offset_of!(CpuState, instructions);
 const RIP: usize = offset_of!(CpuState, rip);
 const JUMP_CACHE: usize = offset_of!(CpuState, jump_cache);
 const INDEX_SHIFT: u8 = (PAGE_SHIFT - ENTRY_SHIFT) as u8;
 
 impl Template<'_> {
-    /// The poll, the count of executions if that is wanted, the guard of the `second` page if there is one, and the count
-    /// of instructions.
-    pub(super) fn enter(&mut self, counts: bool, second: Option<u64>) {
+    /// The poll, the count of executions if that is wanted, and the guard of the `second` page if there is one.
+    pub(super) fn enter(&mut self, rip: u64, counts: bool, second: Option<u64>) {
         self.asm.compare_immediate32(Mem::state(REQUEST), 0);
         self.leave_at_entry_if(condition::NOT_EQUAL, Leave::Poll);
         if counts {
@@ -40,29 +38,37 @@ impl Template<'_> {
             self.leave_at_entry_if(condition::SIGN, Leave::Hot);
         }
         if let Some(addend) = second {
-            let page = next_page(self.insns[0].rip, self.mode);
-            self.fetch_entry_of(page);
-            let offset = self.asm.constant_to_come(RAX);
-            self.asm.patch64(offset as usize, addend);
-            self.addends.push(AddendField { offset, page });
-            self.asm.compare(RAX, Mem::new(RCX, offset_of!(Entry, addend) as i32));
-            self.leave_at_entry_if(condition::NOT_EQUAL, Leave::Step);
-            self.compare_execute(page);
-            self.leave_at_entry_if(condition::NOT_EQUAL, Leave::Step);
+            self.guard(next_page(rip, self.mode), addend, ColdKind::AtEntry(Leave::Step));
         }
-        self.asm.add_immediate(Mem::state(INSTRUCTIONS), 0);
-        self.counted_at = self.asm.code.len() - 4;
-        self.count_execution();
+    }
+
+    /// Takes a cold path unless the page of `target` can be executed, and is where it is with that addend. Uses the
+    /// first two temporaries; host flags are lost.
+    pub(super) fn guard(&mut self, target: u64, addend: u64, otherwise: ColdKind) {
+        let [entry, other, _] = self.registers.temporaries;
+        self.lose_host_flags();
+        self.stack_page = None;
+        self.fetch_entry_of(target, entry);
+        let offset = self.asm.constant_to_come(other);
+        self.asm.patch64(offset as usize, addend);
+        self.addends.push(AddendField { offset, page: target & PAGE_MASK });
+        self.asm.compare(other, Mem::new(entry, offset_of!(Entry, addend) as i32));
+        let from = self.asm.jump_if(condition::NOT_EQUAL);
+        self.note(from, 0, otherwise);
+        self.compare_execute(target & PAGE_MASK, entry, other);
+        let from = self.asm.jump_if(condition::NOT_EQUAL);
+        self.note(from, 0, otherwise);
     }
 
     fn leave_at_entry_if(&mut self, condition: u8, leave: Leave) {
         let from = self.asm.jump_if(condition);
-        self.cold.push(Cold { from, resume: 0, index: 0, kind: ColdKind::AtEntry(leave) });
+        self.note(from, 0, ColdKind::AtEntry(leave));
     }
 
     /// Has the interpreter do the instruction at `rip`, which is not counted.
     pub(super) fn leave_step(&mut self, rip: u64) {
         self.settle();
+        self.count_pending();
         self.store_rip(rip);
         self.leave(Leave::Step);
     }
@@ -70,14 +76,23 @@ impl Template<'_> {
     /// Ends the block; the next one is looked up under whatever the mode is by then.
     pub(super) fn leave_anew(&mut self, rip: u64) {
         self.settle();
+        self.count_pending();
         self.count_event(Event::Anew, 1, RAX);
         self.store_rip(rip);
         self.leave(Leave::Indirect);
     }
 
-    /// Goes on at a constant target, through a chain slot.
+    /// Goes on at a constant target: inside the region, or through a chain slot.
     pub(super) fn direct_exit(&mut self, target: u64) {
+        if !self.go_inside(target) {
+            self.exit(target);
+        }
+    }
+
+    /// Goes on at a constant target, through a chain slot.
+    pub(super) fn exit(&mut self, target: u64) {
         self.settle();
+        self.count_pending();
         self.chain(target);
     }
 
@@ -87,16 +102,16 @@ impl Template<'_> {
         let slot = self.exits.len() as u32;
         let mut addend = None;
         if guarded {
-            self.fetch_entry_of(target);
+            self.fetch_entry_of(target, RCX);
             addend = Some(self.asm.constant_to_come(RAX));
             self.asm.compare(RAX, Mem::new(RCX, offset_of!(Entry, addend) as i32));
             self.guard_fails_if(condition::NOT_EQUAL, slot);
-            self.compare_execute(target & PAGE_MASK);
+            self.compare_execute(target & PAGE_MASK, RCX, RAX);
             self.guard_fails_if(condition::NOT_EQUAL, slot);
         }
         let from = self.asm.jump();
         let displacement = self.asm.code.len() as u32 - 4;
-        self.cold.push(Cold { from, resume: 0, index: self.index, kind: ColdKind::Unlinked(slot) });
+        self.note(from, 0, ColdKind::Unlinked(slot));
         // Where the jump leads is known when cold paths are written.
         let jump = Some(ExitJump { displacement, unlinked: 0, addend });
         self.exits.push(DirectExit { target, page: self.page, guarded, jump });
@@ -109,32 +124,34 @@ impl Template<'_> {
         self.relocations.push(Relocation { offset, kind, target, addend: -4 });
     }
 
-    /// RCX becomes the entry for fetches at `target`.
-    fn fetch_entry_of(&mut self, target: u64) {
+    /// A register becomes the entry for fetches at `target`.
+    fn fetch_entry_of(&mut self, target: u64, entry: Reg) {
         let most = ((MAX_ENTRIES - 1) << ENTRY_SHIFT) as u64;
-        self.asm.tlb_index(RCX, target >> INDEX_SHIFT & most, target);
-        self.fetch_entry(RCX);
+        self.asm.tlb_index(entry, target >> INDEX_SHIFT & most, target);
+        self.fetch_entry(entry);
     }
 
-    /// Compares the page of the entry in RCX with `page`.
-    fn compare_execute(&mut self, page: u64) {
-        let execute = Mem::new(RCX, offset_of!(Entry, execute) as i32);
+    /// Compares the page of the entry in a register with `page`, perhaps by way of another one.
+    fn compare_execute(&mut self, page: u64, entry: Reg, other: Reg) {
+        let execute = Mem::new(entry, offset_of!(Entry, execute) as i32);
         if let Ok(page) = i32::try_from(page as i64) {
             self.asm.compare_immediate(execute, page);
         } else {
-            self.asm.constant(RAX, page);
-            self.asm.compare(RAX, execute);
+            self.asm.constant(other, page);
+            self.asm.compare(other, execute);
         }
     }
 
     fn guard_fails_if(&mut self, condition: u8, slot: u32) {
         let from = self.asm.jump_if(condition);
-        self.cold.push(Cold { from, resume: 0, index: self.index, kind: ColdKind::Guard(slot) });
+        self.note(from, 0, ColdKind::Guard(slot));
     }
 
-    /// Goes on at a computed target, through the jump cache. The state is settled, but for RSP if that changes: `top`
-    /// is the register it is in.
-    fn indirect_exit(&mut self, target: Reg, top: Option<Reg>) {
+    /// Goes on at a computed target, through the jump cache. Flags are saved. `top` is where RSP is if the current instruction
+    /// changes it; then the state is settled.
+    pub(super) fn indirect_exit(&mut self, target: Reg, top: Option<Reg>) {
+        self.settle();
+        self.count_current();
         self.indirect_exit_in(target, top, false);
     }
 
@@ -206,11 +223,16 @@ impl Template<'_> {
     pub(super) fn branch(&mut self, insn: &Insn, condition: u8) -> Result<Flow, Declined> {
         let target = near_target(insn)?;
         self.need_flags();
-        self.settle();
-        let taken = self.asm.jump_if(condition);
-        self.chain(insn.next_rip());
-        self.asm.bind(taken);
-        self.chain(target);
+        self.complete();
+        if self.course.is_some() {
+            self.branch_inside(condition, target, insn.next_rip());
+        } else {
+            self.settle();
+            let taken = self.asm.jump_if(condition);
+            self.chain(insn.next_rip());
+            self.asm.bind(taken);
+            self.chain(target);
+        }
         Ok(Flow::Ended)
     }
 
@@ -218,13 +240,16 @@ impl Template<'_> {
     pub(super) fn jump(&mut self, insn: &Insn) -> Result<Flow, Declined> {
         if insn.operand(0) == Operand::Near {
             let target = near_target(insn)?;
+            self.complete();
             self.direct_exit(target);
         } else {
             let target = self.indirect_target(insn)?;
             self.note_target(insn, target);
-            self.settle();
+            self.save_flags();
             self.lose_host_flags();
-            self.indirect_exit(target, None);
+            if !self.foreseen_inside(target) {
+                self.indirect_exit(target, None);
+            }
         }
         Ok(Flow::Ended)
     }
@@ -237,23 +262,25 @@ impl Template<'_> {
         if insn.operand(0) == Operand::Near {
             let target = near_target(insn)?;
             self.push_value(Pushed::Constant(insn.next_rip()))?;
+            self.complete();
             self.direct_exit(target);
             return Ok(Flow::Ended);
         }
         let target = self.indirect_target(insn)?;
-        self.settle();
+        self.save_flags();
         self.lose_host_flags();
         // Before anything is pushed.
         self.abandon_unless_canonical(target, self.registers.temporaries[0]);
-        let last = self.registers.temporaries[2];
+        let last = self.last_temporary();
         if target != last {
             // RSP may be the target, and is about to change.
             self.asm.mov(last, target);
         }
         self.push_value(Pushed::Constant(insn.next_rip()))?;
         self.note_target(insn, last);
-        self.settle();
-        self.indirect_exit(last, None);
+        if !self.foreseen_inside(last) {
+            self.indirect_exit(last, None);
+        }
         Ok(Flow::Ended)
     }
 
@@ -262,9 +289,19 @@ impl Template<'_> {
         if insn.width != Width::Qword {
             return Err(Declined);
         }
-        let (target, top) = self.pop_target(insn)?;
-        self.indirect_exit(target, Some(top));
+        let (target, by) = self.pop_target(insn)?;
+        if !self.return_inside(target, by) {
+            self.return_exit(target, by);
+        }
         Ok(Flow::Ended)
+    }
+
+    /// Leaves by a RET to a target in the last temporary, which moves RSP.
+    pub(super) fn return_exit(&mut self, target: Reg, by: i32) {
+        self.settle();
+        let top = self.registers.home(RSP);
+        self.asm.lea(top, Mem::new(top, by));
+        self.indirect_exit(target, Some(top));
     }
 
     /// Notes where a transfer leads, for whoever forms a region around it.

@@ -33,12 +33,21 @@ impl Template<'_> {
             return Ok(Flow::Ended);
         }
         match insn.mnemonic {
-            Mnemonic::Pushfq => self.pushf()?,
-            Mnemonic::Popfq => self.popf()?,
+            Mnemonic::Pushfq => {
+                self.pushf()?;
+                self.complete();
+            }
+            Mnemonic::Popfq => {
+                self.popf()?;
+                self.complete();
+            }
             other => {
                 // From here on registers are free.
                 self.settle();
                 self.lose_host_flags();
+                self.lose_kept_flags();
+                self.registers.loaded = 0;
+                self.count_current();
                 match other {
                     Mnemonic::Cli => self.asm.and_memory(Mem::state(RFLAGS), !flags::IF as i32),
                     Mnemonic::Sti => self.sti(),
@@ -53,9 +62,15 @@ impl Template<'_> {
                     }
                     _ => self.read_tsc(other == Mnemonic::Rdtscp),
                 }
+                self.complete();
             }
         }
-        self.direct_exit(insn.next_rip());
+        if matches!(insn.mnemonic, Mnemonic::Stac | Mnemonic::Clac) {
+            // The arrays may be others now.
+            self.exit(insn.next_rip());
+        } else {
+            self.direct_exit(insn.next_rip());
+        }
         Ok(Flow::Ended)
     }
 
@@ -63,6 +78,7 @@ impl Template<'_> {
     fn call_monitor(&mut self, insn: &Insn) {
         self.settle();
         self.lose_host_flags();
+        self.count_current();
         let offset = self.asm.lea_relative(RSI);
         let (kind, target) = (RelocationKind::Pc32, RelocationTarget::Callout(self.callouts.len() as u32));
         self.relocations.push(Relocation { offset, kind, target, addend: -4 });
@@ -82,7 +98,7 @@ impl Template<'_> {
         }
     }
 
-    /// STI is the last instruction that the block counts, so the shadow begins at the state's count.
+    /// STI is the last instruction that is counted, so the shadow begins at the state's count.
     fn sti(&mut self) {
         self.abandon_if_event_waits();
         self.asm.constant(RCX, NO_SHADOW);
@@ -137,7 +153,8 @@ impl Template<'_> {
     /// AC decides which TLB array is right, and TF traps.
     fn popf(&mut self) -> Result<(), Declined> {
         let (place, top) = self.top()?;
-        let [first, second, image] = self.registers.temporaries;
+        let [first, second, _] = self.registers.temporaries;
+        let image = self.last_temporary();
         self.asm.load(image, place);
         self.asm.load(first, Mem::state(RFLAGS));
         self.asm.xor(first, image);

@@ -2,21 +2,25 @@
 
 use core::mem::offset_of;
 
+use memory::tlb::recent_offset;
 use x86::{CpuState, PAGE_MASK};
 
 use super::{
-    Template,
-    assembler::{Jump, Mem, RAX, RCX, RDI, RSI, Reg, STATE},
+    RSP, Template,
+    assembler::{Jump, Mem, RAX, RCX, RDI, RSI, Reg, STATE, gpr_offset, xmm_offset},
+    count::INSTRUCTIONS,
+    flags::Flags,
     memory::{Access, Address, FAR},
+    registers::{Registers, numbers},
 };
 use crate::{
     abi::{ChainSlot, FIRST_RUNTIME_HELPER, Leave, RuntimeHelper, SlowPath},
     instrument::Event,
+    locality::page_of,
     misses::Miss,
 };
 
 const RIP: usize = offset_of!(CpuState, rip);
-const INSTRUCTIONS: usize = offset_of!(CpuState, instructions);
 const SCRATCH: usize = offset_of!(CpuState, scratch);
 
 /// A cold path.
@@ -26,8 +30,14 @@ pub(super) struct Cold {
     pub from: Jump,
     /// Where it goes on, if it does.
     pub resume: usize,
-    /// The instruction that it belongs to.
+    /// The block that it belongs to, and the instruction in that.
+    pub block: usize,
     pub index: usize,
+    /// As they are there.
+    pub registers: Registers,
+    pub flags: Flags,
+    /// See [`Template::pending`].
+    pub pending: i32,
     pub kind: ColdKind,
 }
 
@@ -39,8 +49,14 @@ pub(super) enum ColdKind {
     /// Makes the recent page of RSP that of an access, or abandons the instruction. The temporaries are what
     /// [`super::memory::StackPage`] says; `forgets`: only that the page can be read is known then, though more was known before.
     Stack { base: Reg, displacement: i32, access: Access, temporaries: [Reg; 2], forgets: bool },
-    /// Leaves with a reason, at the block's start.
+    /// Makes the recent page of that number that of an access, or abandons the instruction. The second temporary gets its addend.
+    Recent { page: usize, address: Address, access: Access, temporaries: [Reg; 2] },
+    /// Leaves with a reason, at the start of the block, or of the region.
     AtEntry(Leave),
+    /// Leaves with a reason, at the start of another block of the region.
+    Before(Leave, u64),
+    /// Leaves the region by a direct exit.
+    Exit(u64),
     /// Leaves by a guarded slot.
     Guard(u32),
     /// Jumps through a slot.
@@ -53,38 +69,84 @@ pub(super) enum ColdKind {
     Again,
 }
 
-/// A call of what the misses of a block have in common.
+/// A call of what misses have in common.
 #[derive(Clone, Copy)]
 pub(super) struct Tail {
     call: Jump,
+    place: TailPlace,
+    /// What is newer than in the state.
+    newer: Newer,
+}
+
+/// What a tail depends on besides what it stores.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct TailPlace {
+    /// Where the block begins.
+    base: u64,
     helper: RuntimeHelper,
+    /// Which recent page it is to make.
+    page: usize,
     temporaries: [Reg; 2],
+    homes: [Reg; 16],
+}
+
+/// What has to be stored before the state can be looked at: bits of registers, XMM registers, and flags.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Newer(u64);
+
+impl Newer {
+    const XMM: u32 = 16;
+    const FLAGS: u64 = 1 << 32;
+    /// Their kind too.
+    const KIND: u64 = 1 << 33;
+
+    fn of(registers: &Registers, flags: &Flags) -> Self {
+        let (image, kind) = flags.unsaved();
+        let flags = if image { Self::FLAGS } else { 0 } | if kind { Self::KIND } else { 0 };
+        Self(u64::from(registers.dirty) | u64::from(registers.dirty_xmm) << Self::XMM | flags)
+    }
+
+    fn includes(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
 }
 
 impl Template<'_> {
-    /// Writes all cold paths, and the number of instructions at the entry.
-    pub(super) fn finish(&mut self, counted: u16) {
-        self.asm.patch32(self.counted_at, counted.into());
-        self.know_counted(counted);
+    /// Notes a cold path of the current instruction.
+    pub(super) fn note(&mut self, from: Jump, resume: usize, kind: ColdKind) {
+        let (block, index) = (self.at, self.index);
+        let (registers, flags, pending) = (self.registers, self.flags, self.pending);
+        self.cold.push(Cold { from, resume, block, index, registers, flags, pending, kind });
+    }
+
+    /// Writes all cold paths.
+    pub(super) fn finish(&mut self) {
         let mut done = 0;
         // There are more of them while they are written.
         while let Some(&cold) = self.cold.get(done) {
             done += 1;
-            self.index = cold.index;
+            let block = self.blocks[cold.block];
+            self.return_to(cold.block, cold.index);
+            (self.registers, self.flags, self.pending) = (cold.registers, cold.flags, cold.pending);
             self.asm.bind(cold.from);
             self.begin_source(cold.index);
-            let rip = self.insns[cold.index].rip;
-            let uncounted = i32::from(counted) - cold.index as i32;
+            let rip = block.insns[cold.index].rip;
             match cold.kind {
                 ColdKind::Miss { address, access, temporaries } => {
                     self.linear(address, temporaries[0]);
-                    self.miss(cold.index, access, RuntimeHelper::FillMiss, temporaries, uncounted);
+                    self.miss(access, RuntimeHelper::FillMiss, 0, temporaries);
+                    self.asm.jump_back(cold.resume);
+                }
+                ColdKind::Recent { page, address, access, temporaries } => {
+                    self.linear(address, temporaries[0]);
+                    self.miss(access, RuntimeHelper::RecentMiss, page, temporaries);
+                    self.asm.load(temporaries[1], Mem::state(SCRATCH));
                     self.asm.jump_back(cold.resume);
                 }
                 ColdKind::Stack { base, displacement, access, temporaries, forgets } => {
                     let [first, second] = temporaries;
                     self.linear(Address::Based { base, displacement }, first);
-                    self.miss(cold.index, access, RuntimeHelper::StackMiss, temporaries, uncounted);
+                    self.miss(access, RuntimeHelper::RecentMiss, page_of(RSP), temporaries);
                     self.asm.load(second, Mem::state(SCRATCH));
                     if forgets {
                         self.asm.constant(first, FAR);
@@ -99,16 +161,26 @@ impl Template<'_> {
                     self.asm.jump_back(cold.resume);
                 }
                 ColdKind::Again => {
-                    let rest = uncounted - 1;
-                    if rest > 0 {
-                        self.asm.subtract_immediate(Mem::state(INSTRUCTIONS), rest);
-                        self.count_event(Event::Undone, rest, RCX);
-                    }
+                    self.uncount(1);
                     self.chain(rip);
                 }
                 ColdKind::AtEntry(leave) => {
+                    self.asm.store_constant(Mem::state(RIP), self.blocks[0].insns[0].rip, RCX);
+                    self.leave(leave);
+                }
+                ColdKind::Before(leave, rip) => {
+                    self.settle();
+                    self.count_pending();
+                    if leave == Leave::Poll {
+                        self.count_event(Event::Polled, 1, RCX);
+                    }
                     self.asm.store_constant(Mem::state(RIP), rip, RCX);
                     self.leave(leave);
+                }
+                ColdKind::Exit(target) => {
+                    self.settle();
+                    self.count_pending();
+                    self.chain(target);
                 }
                 ColdKind::Unlinked(slot) => {
                     let here = self.asm.code.len() as u32;
@@ -124,9 +196,9 @@ impl Template<'_> {
                     self.leave(Leave::Guard);
                 }
                 ColdKind::Abandon => {
+                    self.settle();
+                    self.uncount(0);
                     self.asm.store_constant(Mem::state(RIP), rip, RCX);
-                    self.asm.subtract_immediate(Mem::state(INSTRUCTIONS), uncounted);
-                    self.count_event(Event::Undone, uncounted, RCX);
                     self.leave(Leave::Step);
                 }
             }
@@ -135,54 +207,115 @@ impl Template<'_> {
         self.end_source();
     }
 
-    /// Calls what sees to a miss of an instruction's access, whose address is in the first temporary.
-    fn miss(
-        &mut self,
-        index: usize,
-        access: Access,
-        helper: RuntimeHelper,
-        temporaries: [Reg; 2],
-        uncounted: i32,
-    ) {
+    /// Corrects the count of instructions where only `done` are done of those from the current one on.
+    fn uncount(&mut self, done: i32) {
+        let uncounted = self.uncounted() - done;
+        if uncounted != 0 {
+            self.asm.subtract_immediate(Mem::state(INSTRUCTIONS), uncounted);
+        }
+        self.count_event(Event::Undone, self.undone() - done, RCX);
+    }
+
+    /// Calls what sees to a miss of the current instruction's access, whose address is in the first temporary.
+    fn miss(&mut self, access: Access, helper: RuntimeHelper, page: usize, temporaries: [Reg; 2]) {
+        if self.flags.are_loose() {
+            self.save_flags();
+        }
         let second = temporaries[1];
+        let base = self.insns[0].rip;
         let miss = Miss {
             bytes: access.bytes,
             write: access.write,
             aligned: access.aligned,
-            uncounted: uncounted as u8,
-            distance: self.insns[index].rip.wrapping_sub(self.insns[0].rip) as u16,
+            uncounted: self.uncounted() as i8,
+            distance: self.insns[self.index].rip.wrapping_sub(base) as u16,
         };
         self.count_call(FIRST_RUNTIME_HELPER + helper as usize, second);
         // What is called does not come back from an access that is abandoned.
-        self.count_event(Event::Undone, uncounted, second);
+        self.count_event(Event::Undone, self.undone(), second);
         self.asm.number(second, miss.packed());
         let call = self.asm.call_forward();
-        self.tails.push(Tail { call, helper, temporaries });
-        self.count_event(Event::Undone, -uncounted, second);
+        let newer = Newer::of(&self.registers, &self.flags);
+        let place = TailPlace { base, helper, page, temporaries, homes: self.registers.homes() };
+        self.tails.push(Tail { call, place, newer });
+        self.count_event(Event::Undone, -self.undone(), second);
     }
 
-    /// What the misses of a block have in common, once for each helper and pair of registers.
+    /// What misses have in common: storing what is newer than in the state, and the call. What stores more goes on into what stores a
+    /// part of it.
     fn write_tails(&mut self) {
         let mut tails = core::mem::take(&mut self.tails);
-        while let Some(&Tail { helper, temporaries, .. }) = tails.first() {
-            let here = self.asm.code.len();
+        while let Some(&Tail { place, .. }) = tails.first() {
+            let mut sets: Vec<Newer> = vec![Newer(0)];
+            for tail in tails.iter().filter(|tail| tail.place == place) {
+                if !sets.contains(&tail.newer) {
+                    sets.push(tail.newer);
+                }
+            }
+            sets.sort_by_key(|newer| newer.0.count_ones());
+            let mut written: Vec<(Newer, usize)> = Vec::new();
+            while let Some(mut newer) = sets.pop() {
+                loop {
+                    written.push((newer, self.asm.code.len()));
+                    // The smallest, which stores nothing, is part of all.
+                    let known = written.iter().filter(|(other, _)| *other != newer && newer.includes(*other));
+                    let known = known.copied().max_by_key(|(other, _)| other.0.count_ones());
+                    let part = sets.iter().rposition(|other| newer.includes(*other));
+                    match (part, known) {
+                        (Some(part), known)
+                            if known.is_none_or(|(known, _)| {
+                                known.0.count_ones() <= sets[part].0.count_ones()
+                            }) =>
+                        {
+                            let next = sets.remove(part);
+                            self.store_newer(Newer(newer.0 & !next.0), &place);
+                            newer = next;
+                        }
+                        (_, Some((known, at))) => {
+                            self.store_newer(Newer(newer.0 & !known.0), &place);
+                            self.asm.jump_back(at);
+                            break;
+                        }
+                        _ => {
+                            self.call_fill(&place);
+                            break;
+                        }
+                    }
+                }
+            }
             tails.retain(|tail| {
-                let same = tail.helper == helper && tail.temporaries == temporaries;
-                if same {
-                    self.asm.bind_at(tail.call, here);
+                let same = tail.place == place;
+                if let Some((_, at)) = written.iter().find(|(newer, _)| same && *newer == tail.newer) {
+                    self.asm.bind_at(tail.call, *at);
                 }
                 !same
             });
-            let [first, second] = temporaries;
-            self.asm.store(Mem::state(SlowPath::argument(0)), first);
-            self.asm.store(Mem::state(SCRATCH + 8), second);
-            self.asm.store_constant(Mem::state(RIP), self.insns[0].rip, second);
-            self.asm.load(second, Mem::state(offset_of!(CpuState, helpers)));
-            // Jumped to, it would find the stack out of alignment.
-            self.asm.call(Mem::new(second, 8 * (FIRST_RUNTIME_HELPER + helper as usize) as i32));
-            self.asm.ret();
         }
         self.tails = tails;
+    }
+
+    fn store_newer(&mut self, newer: Newer, place: &TailPlace) {
+        for guest in numbers(newer.0 as u16) {
+            self.asm.store(Mem::state(gpr_offset(guest)), place.homes[usize::from(guest)]);
+        }
+        for index in numbers((newer.0 >> Newer::XMM) as u16) {
+            self.asm.store_xmm(Mem::state(xmm_offset(index)), index);
+        }
+        self.store_kept_flags(newer.0 & Newer::FLAGS != 0, newer.0 & Newer::KIND != 0);
+    }
+
+    fn call_fill(&mut self, place: &TailPlace) {
+        let [first, second] = place.temporaries;
+        self.asm.store(Mem::state(SlowPath::argument(0)), first);
+        self.asm.store(Mem::state(SCRATCH + 8), second);
+        if place.helper == RuntimeHelper::RecentMiss {
+            self.asm.store_immediate(Mem::state(SlowPath::argument(1)), recent_offset(place.page));
+        }
+        self.asm.store_constant(Mem::state(RIP), place.base, second);
+        self.asm.load(second, Mem::state(offset_of!(CpuState, helpers)));
+        // Jumped to, it would find the stack out of alignment.
+        self.asm.call(Mem::new(second, 8 * (FIRST_RUNTIME_HELPER + place.helper as usize) as i32));
+        self.asm.ret();
     }
 
     /// Returns to the runtime.
@@ -217,5 +350,6 @@ impl Template<'_> {
         self.asm.call(Mem::new(RAX, 8 * entry as i32));
         self.asm.pop(RCX);
         (self.registers.loaded, self.registers.loaded_xmm) = (0, 0);
+        self.lose_kept_flags();
     }
 }

@@ -231,6 +231,74 @@ pub(super) fn is_nop(mnemonic: Mnemonic) -> bool {
     )
 }
 
+/// Whether an instruction accesses memory.
+pub(super) fn accesses(insn: &Insn) -> bool {
+    use Mnemonic::*;
+    insn.operands.contains(&Operand::Memory) && insn.mnemonic != Lea
+        || within(insn.mnemonic, &[Push, Pop, Call, Ret, Leave, Pushfq, Popfq])
+        || insn.code.is_string_instruction()
+}
+
+/// Whether an instruction loads a register, and does nothing else.
+pub(super) fn is_load(insn: &Insn) -> bool {
+    use Mnemonic::*;
+    within(insn.mnemonic, &[Mov, Movzx, Movsx, Movsxd]) && insn.operand(1) == Operand::Memory
+}
+
+/// General registers that an instruction may write.
+pub(super) fn written(insn: &Insn) -> Set {
+    let operand = |n: usize| match insn.operand(n) {
+        Operand::Gpr(register) => 1 << register.index,
+        _ => 0,
+    };
+    use Mnemonic as M;
+    match insn.mnemonic {
+        M::Push | M::Call | M::Ret | M::Pushfq | M::Popfq => RSP,
+        M::Pop => RSP | operand(0),
+        M::Leave => RSP | RBP,
+        M::Lea | M::Bsf | M::Bsr => operand(0),
+        M::Jmp | M::Nop => 0,
+        mnemonic if branch_condition(mnemonic).is_some() => 0,
+        _ => match of(insn) {
+            Some(effects) => {
+                let writes = |n: usize| if effects.operands[n].writes() { operand(n) } else { 0 };
+                effects.writes | writes(0) | writes(1) | writes(2)
+            }
+            None => registers(insn),
+        },
+    }
+}
+
+/// General registers that an instruction uses without naming them, or that its encoding wants by that name.
+pub(super) fn implied(insn: &Insn) -> Set {
+    let mut set = 0;
+    for (n, operand) in insn.operands.into_iter().enumerate() {
+        match operand {
+            // AH to BH are encoded only beside registers that every processor has.
+            Operand::Gpr(register) if register.high => set |= registers(insn),
+            // A count in CL.
+            Operand::Gpr(register) if n > 0 && takes_count(insn.mnemonic) => set |= 1 << register.index,
+            _ => {}
+        }
+    }
+    use Mnemonic as M;
+    set | match insn.mnemonic {
+        M::Mul | M::Imul if insn.operand_count == 1 => RAX | RDX,
+        M::Div | M::Idiv | M::Cwd | M::Cdq | M::Cqo => RAX | RDX,
+        M::Cmpxchg | M::Cbw | M::Cwde | M::Cdqe | M::Lahf | M::Sahf => RAX,
+        M::Cmpxchg8b | M::Cmpxchg16b => RAX | RBX | RCX | RDX,
+        M::Mulx => RDX,
+        M::Pcmpistri => RCX,
+        M::Pcmpestri | M::Pcmpestri64 | M::Pcmpestrm | M::Pcmpestrm64 => RAX | RCX | RDX,
+        _ => 0,
+    }
+}
+
+fn takes_count(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    within(mnemonic, &[Shl, Sal, Shr, Sar, Shld, Shrd, Rol, Ror, Rcl, Rcr])
+}
+
 /// Every general register that an instruction may touch.
 pub(super) fn registers(insn: &Insn) -> Set {
     let mut set = 0;

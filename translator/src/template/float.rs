@@ -10,7 +10,7 @@ use x86::CpuState;
 use super::{
     Template,
     assembler::{Mem, condition},
-    cold::{Cold, ColdKind},
+    cold::ColdKind,
     effects::{Effects, FlagUse, Use, row},
 };
 use crate::abi::{FIRST_RUNTIME_HELPER, RuntimeHelper};
@@ -106,7 +106,7 @@ impl Template<'_> {
         let from = self.asm.jump_if(condition::EQUAL);
         let entry = FIRST_RUNTIME_HELPER + RuntimeHelper::LoadMxcsr as usize;
         let resume = self.asm.code.len();
-        self.cold.push(Cold { from, resume, index: self.index, kind: ColdKind::Call(entry) });
+        self.note(from, resume, ColdKind::Call(entry));
         self.mxcsr_loaded = true;
     }
 }

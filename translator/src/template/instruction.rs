@@ -75,6 +75,9 @@ impl Template<'_> {
         }
         if effects.flags.writes() {
             self.flags_set();
+            if effects.flags == FlagUse::Set {
+                self.note_source(insn);
+            }
         }
         Ok(())
     }
@@ -135,7 +138,7 @@ impl Template<'_> {
 }
 
 /// iced's name of a host register.
-fn gpr(register: Reg, width: Width, high: bool) -> Iced {
+pub(super) fn gpr(register: Reg, width: Width, high: bool) -> Iced {
     let number = u32::from(register);
     match width {
         Width::Qword => Iced::RAX + number,
@@ -147,7 +150,7 @@ fn gpr(register: Reg, width: Width, high: bool) -> Iced {
     }
 }
 
-/// Forms whose address is part of the encoding have others that do the same.
+/// Forms whose address or register is part of the encoding have others that do the same.
 fn canonical(code: Code) -> Code {
     match code {
         Code::Mov_AL_moffs8 => Code::Mov_r8_rm8,
@@ -158,11 +161,50 @@ fn canonical(code: Code) -> Code {
         Code::Mov_moffs16_AX => Code::Mov_rm16_r16,
         Code::Mov_moffs32_EAX => Code::Mov_rm32_r32,
         Code::Mov_moffs64_RAX => Code::Mov_rm64_r64,
+        Code::Add_AL_imm8 => Code::Add_rm8_imm8,
+        Code::Add_AX_imm16 => Code::Add_rm16_imm16,
+        Code::Add_EAX_imm32 => Code::Add_rm32_imm32,
+        Code::Add_RAX_imm32 => Code::Add_rm64_imm32,
+        Code::Or_AL_imm8 => Code::Or_rm8_imm8,
+        Code::Or_AX_imm16 => Code::Or_rm16_imm16,
+        Code::Or_EAX_imm32 => Code::Or_rm32_imm32,
+        Code::Or_RAX_imm32 => Code::Or_rm64_imm32,
+        Code::Adc_AL_imm8 => Code::Adc_rm8_imm8,
+        Code::Adc_AX_imm16 => Code::Adc_rm16_imm16,
+        Code::Adc_EAX_imm32 => Code::Adc_rm32_imm32,
+        Code::Adc_RAX_imm32 => Code::Adc_rm64_imm32,
+        Code::Sbb_AL_imm8 => Code::Sbb_rm8_imm8,
+        Code::Sbb_AX_imm16 => Code::Sbb_rm16_imm16,
+        Code::Sbb_EAX_imm32 => Code::Sbb_rm32_imm32,
+        Code::Sbb_RAX_imm32 => Code::Sbb_rm64_imm32,
+        Code::And_AL_imm8 => Code::And_rm8_imm8,
+        Code::And_AX_imm16 => Code::And_rm16_imm16,
+        Code::And_EAX_imm32 => Code::And_rm32_imm32,
+        Code::And_RAX_imm32 => Code::And_rm64_imm32,
+        Code::Sub_AL_imm8 => Code::Sub_rm8_imm8,
+        Code::Sub_AX_imm16 => Code::Sub_rm16_imm16,
+        Code::Sub_EAX_imm32 => Code::Sub_rm32_imm32,
+        Code::Sub_RAX_imm32 => Code::Sub_rm64_imm32,
+        Code::Xor_AL_imm8 => Code::Xor_rm8_imm8,
+        Code::Xor_AX_imm16 => Code::Xor_rm16_imm16,
+        Code::Xor_EAX_imm32 => Code::Xor_rm32_imm32,
+        Code::Xor_RAX_imm32 => Code::Xor_rm64_imm32,
+        Code::Cmp_AL_imm8 => Code::Cmp_rm8_imm8,
+        Code::Cmp_AX_imm16 => Code::Cmp_rm16_imm16,
+        Code::Cmp_EAX_imm32 => Code::Cmp_rm32_imm32,
+        Code::Cmp_RAX_imm32 => Code::Cmp_rm64_imm32,
+        Code::Test_AL_imm8 => Code::Test_rm8_imm8,
+        Code::Test_AX_imm16 => Code::Test_rm16_imm16,
+        Code::Test_EAX_imm32 => Code::Test_rm32_imm32,
+        Code::Test_RAX_imm32 => Code::Test_rm64_imm32,
+        Code::Xchg_r16_AX => Code::Xchg_rm16_r16,
+        Code::Xchg_r32_EAX => Code::Xchg_rm32_r32,
+        Code::Xchg_r64_RAX => Code::Xchg_rm64_r64,
         other => other,
     }
 }
 
-fn immediate_kind(kind: OpCodeOperandKind) -> Option<OpKind> {
+pub(super) fn immediate_kind(kind: OpCodeOperandKind) -> Option<OpKind> {
     Some(match kind {
         OpCodeOperandKind::imm8 | OpCodeOperandKind::imm8_const_1 => OpKind::Immediate8,
         OpCodeOperandKind::imm8sex16 => OpKind::Immediate8to16,

@@ -1,5 +1,5 @@
 //! Counting for profiles ([`crate::instrument`]). Writes nothing unless the translator was told to. All of it changes the host's
-//! flags, and is where those are of no use any more.
+//! flags, and is where those are saved.
 
 use core::mem::offset_of;
 
@@ -7,7 +7,7 @@ use x86::CpuState;
 
 use super::{
     Template,
-    assembler::{Mem, RAX, Reg},
+    assembler::{Mem, Reg},
 };
 use crate::{
     Relocation, RelocationKind, RelocationTarget,
@@ -20,18 +20,23 @@ impl Template<'_> {
         self.instrumentation = Some(Instrumentation::default());
     }
 
-    /// Counts an execution of the block, at its beginning.
-    pub(super) fn count_execution(&mut self) {
+    /// Counts an execution of the block of that number in the region, at its beginning.
+    pub(super) fn count_execution(&mut self, number: usize, source: u32) {
         let Some(instrumentation) = &mut self.instrumentation else { return };
-        instrumentation.begin(0, 0, 0);
+        instrumentation.begin(number, 0, source);
         let counters = instrumentation.event(Event::Executed);
-        self.add_to_counter(counters, 1, RAX);
-        self.asm.store(Mem::state(offset_of!(CpuState, profiled)), RAX);
+        self.keep_flags();
+        self.lose_host_flags();
+        self.stack_page = None;
+        let temporary = self.registers.temporaries[0];
+        self.add_to_counter(counters, 1, temporary);
+        self.asm.store(Mem::state(offset_of!(CpuState, profiled)), temporary);
     }
 
     /// The number of instructions that an execution counts.
     pub(super) fn know_counted(&mut self, counted: u16) {
-        if let Some(block) = self.instrumentation.as_mut().and_then(|all| all.blocks.last_mut()) {
+        let at = self.at;
+        if let Some(block) = self.instrumentation.as_mut().and_then(|all| all.blocks.get_mut(at)) {
             block.instructions = counted;
         }
     }
@@ -39,14 +44,14 @@ impl Template<'_> {
     /// Adds to a counter of the block, by way of a register.
     pub(super) fn count_event(&mut self, event: Event, by: i32, temporary: Reg) {
         if let Some(instrumentation) = &self.instrumentation {
-            let counter = instrumentation.event(event);
+            let counter = instrumentation.event_of(self.at, event);
             self.add_to_counter(counter, by, temporary);
         }
     }
 
     /// Counts a call of what an entry of the function table has, by way of a register.
     pub(super) fn count_call(&mut self, entry: usize, temporary: Reg) {
-        let counter = self.instrumentation.as_mut().and_then(|all| all.call(entry));
+        let counter = self.instrumentation.as_mut().and_then(|all| all.call_of(self.at, entry));
         if let Some(counter) = counter {
             self.add_to_counter(counter, 1, temporary);
         }
@@ -67,7 +72,7 @@ impl Template<'_> {
             instrumentation.sources.push(crate::instrument::SourceRange {
                 start: at,
                 end: at,
-                source: index as u32,
+                source: self.blocks[self.at].source + index as u32,
             });
         }
     }

@@ -16,7 +16,7 @@ use x86::{CpuState, PAGE_MASK, PAGE_SHIFT, Segment, SegmentRegister, Width, stat
 use super::{
     Declined, Template,
     assembler::{Mem, Reg, condition},
-    cold::{Cold, ColdKind},
+    cold::ColdKind,
 };
 use crate::locality::page_of;
 
@@ -47,6 +47,16 @@ pub(super) enum Address {
     Absolute(u64),
     /// In the first temporary already.
     Ready,
+}
+
+impl Address {
+    /// It can be computed from registers alone, in one instruction.
+    fn is_simple(&self) -> bool {
+        matches!(
+            self,
+            Self::Based { .. } | Self::Computed { base: Some(_), narrow: false, segment: None, .. }
+        )
+    }
 }
 
 /// What the first two temporaries hold after an access by RSP: how far it was from its page's start, and the page's addend.
@@ -141,20 +151,31 @@ impl Template<'_> {
     }
 
     /// Looks an access up; gives the host operand, which holds the first two temporaries (of [`Address::Based`]: the
-    /// second). Settles the state first, since this may fault.
+    /// second). Flags are kept; the cold path settles the state, since this may fault.
     pub(super) fn lookup(&mut self, address: Address, access: Access) -> Result<Mem, Declined> {
         if let Address::Based { base, displacement } = address
-            && base == self.registers.home(RSP)
+            && self.registers.is_home(base, RSP)
             && u64::from(access.bytes) <= Recent::BYTES
             && !access.aligned
         {
             return self.stack_lookup(base, displacement, access);
         }
         self.stack_page = None;
+        if let Some(page) = self.recent
+            && address.is_simple()
+            && u64::from(access.bytes) <= Recent::BYTES
+            && !access.aligned
+        {
+            return Ok(self.recent_lookup(page, address, access));
+        }
         let beyond = if access.aligned { 0 } else { i32::from(access.bytes) - 1 };
-        self.settle();
-        self.lose_host_flags();
         let [first, second, third] = self.registers.temporaries;
+        if address.is_simple() || matches!(address, Address::Absolute(_)) {
+            self.keep_flags();
+        } else {
+            self.last_temporary();
+        }
+        self.lose_host_flags();
         let resume = self.asm.code.len();
         let page_mask = PAGE_MASK as i32 | if access.aligned { i32::from(access.bytes) - 1 } else { 0 };
         let entry = Mem::new(second, access.tag());
@@ -185,6 +206,15 @@ impl Template<'_> {
                 self.asm.and_immediate(first, page_mask);
                 self.asm.compare(first, entry);
             }
+            Address::Computed { base: Some(base), index, displacement, narrow: false, segment: None } => {
+                let last = (displacement as i32).checked_add(beyond).ok_or(Declined)?;
+                self.linear(address, second);
+                self.asm.shift_right(second, INDEX_SHIFT);
+                self.entry(second);
+                self.asm.lea(first, Mem { base, index, displacement: last });
+                self.asm.and_immediate(first, page_mask);
+                self.asm.compare(first, entry);
+            }
             Address::Computed { .. } | Address::Ready => {
                 self.linear(address, first);
                 self.asm.mov(second, first);
@@ -197,7 +227,9 @@ impl Template<'_> {
         }
         let from = self.asm.jump_if(condition::NOT_EQUAL);
         let kind = ColdKind::Miss { address, access, temporaries: [first, second] };
-        self.cold.push(Cold { from, resume, index: self.index, kind });
+        self.note(from, resume, kind);
+        self.address_again(address, first);
+        self.restore_carry();
         self.asm.load(second, Mem::new(second, ADDEND));
         Ok(match address {
             Address::Based { base, displacement } => Mem::indexed(base, second, displacement),
@@ -212,15 +244,49 @@ impl Template<'_> {
         })
     }
 
+    /// Of an address that has an index: computes it again, where a third register would have to be free otherwise.
+    fn address_again(&mut self, address: Address, to: Reg) {
+        if address.is_simple() && matches!(address, Address::Computed { .. }) {
+            self.linear(address, to);
+        }
+    }
+
+    /// Looks an access up in a recent page.
+    fn recent_lookup(&mut self, page: usize, address: Address, access: Access) -> Mem {
+        self.keep_flags();
+        self.lose_host_flags();
+        let [first, second, _] = self.registers.temporaries;
+        self.compare_recent(page, address, access);
+        let from = self.asm.jump_if(condition::ABOVE_OR_EQUAL);
+        self.asm.load(second, Mem::new(second, recent_offset(page) + offset_of!(Recent, addend) as i32));
+        let resume = self.asm.code.len();
+        self.note(from, resume, ColdKind::Recent { page, address, access, temporaries: [first, second] });
+        self.restore_carry();
+        self.address_again(address, first);
+        match address {
+            Address::Based { base, displacement } => Mem::indexed(base, second, displacement),
+            _ => Mem::indexed(first, second, 0),
+        }
+    }
+
+    /// Compares an address with a recent page: how far it is from that is in the first temporary then, the array's start in the second.
+    fn compare_recent(&mut self, page: usize, address: Address, access: Access) {
+        let [first, second, _] = self.registers.temporaries;
+        let field = |offset: usize| Mem::new(second, recent_offset(page) + offset as i32);
+        self.asm.load(second, Mem::state(TLB));
+        self.linear(address, first);
+        self.asm.subtract_from(first, field(offset_of!(Recent, page)));
+        let limit = if access.write { offset_of!(Recent, write) } else { offset_of!(Recent, read) };
+        self.asm.compare(first, field(limit));
+    }
+
     /// Looks an access by RSP up in its recent page, or compares it with the page that the last such access was in.
     fn stack_lookup(&mut self, base: Reg, displacement: i32, access: Access) -> Result<Mem, Declined> {
-        self.settle();
+        self.keep_flags();
         self.lose_host_flags();
         let [first, second, _] = self.registers.temporaries;
         let known = self.stack_page.filter(|known| known.write || !access.write);
         let near = known.and_then(|known| Some((known, displacement.checked_sub(known.displacement)?)));
-        let place = recent_offset(page_of(RSP));
-        let field = |offset: usize| Mem::new(second, place + offset as i32);
         let (from, knows_write) = match near {
             Some((known, 0)) if known.stored || !access.write => (None, known.write),
             Some((known, delta)) if delta.abs() <= NEAR => {
@@ -231,13 +297,10 @@ impl Template<'_> {
                 (Some(self.asm.jump_if(condition::ABOVE_OR_EQUAL)), known.write)
             }
             _ => {
-                self.asm.load(second, Mem::state(TLB));
-                self.linear(Address::Based { base, displacement }, first);
-                self.asm.subtract_from(first, field(offset_of!(Recent, page)));
-                let limit = if access.write { offset_of!(Recent, write) } else { offset_of!(Recent, read) };
-                self.asm.compare(first, field(limit));
+                self.compare_recent(page_of(RSP), Address::Based { base, displacement }, access);
                 let from = self.asm.jump_if(condition::ABOVE_OR_EQUAL);
-                self.asm.load(second, field(offset_of!(Recent, addend)));
+                let addend = recent_offset(page_of(RSP)) + offset_of!(Recent, addend) as i32;
+                self.asm.load(second, Mem::new(second, addend));
                 (Some(from), access.write)
             }
         };
@@ -249,8 +312,10 @@ impl Template<'_> {
                 temporaries: [first, second],
                 forgets: knows_write && !access.write,
             };
-            self.cold.push(Cold { from, resume: self.asm.code.len(), index: self.index, kind });
+            let resume = self.asm.code.len();
+            self.note(from, resume, kind);
         }
+        self.restore_carry();
         let stored = access.write || from.is_none() && self.stack_page.is_some_and(|known| known.stored);
         self.stack_page = Some(StackPage { displacement, write: knows_write, stored });
         Ok(Mem::indexed(base, second, displacement))

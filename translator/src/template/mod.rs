@@ -6,24 +6,28 @@
 //! Whatever is left ends the block and goes to the interpreter ([`crate::abi::Leave::Step`]).
 //!
 //! One pass, no intermediate form: [`Template::block`] walks the instructions; cold paths are noted ([`cold`]) and
-//! written behind the block. Status flags stay in the host's until something would change them ([`flags`]).
+//! written behind the block. Status flags stay in the host's until something would change them ([`flags`]). Of several
+//! blocks that run into each other, [`region`] makes one piece of code.
 //!
-//! **State.** Before anything that may fault or leave, [`Template::settle`] stores what is newer in host registers than
-//! in `CpuState`. So at each such place the state is that of the instruction's start, and an instruction changes
-//! guest registers only after its last access.
+//! **State.** An instruction changes guest registers only after its last access. So wherever one may fault or leave, host
+//! registers and `CpuState` together have the state of its start, and [`Template::settle`] stores what only the former have:
+//! before an exit, and in the cold path of an access.
 
 mod assembler;
 mod bit_string;
 mod branch;
 mod callouts;
 mod cold;
+mod count;
 mod effects;
 mod flags;
 mod float;
 mod instruction;
 mod instrument;
 mod memory;
+mod region;
 mod registers;
+mod source;
 mod special;
 mod stack;
 mod string;
@@ -35,18 +39,24 @@ use semantics::{
     decode::{BlockEnd, GuestBlock},
     table,
 };
-use x86::{Mode, PAGE_MASK};
+use x86::{Mode, PAGE_MASK, state};
 
 use crate::{
     AddendField, CodeBlock, DirectExit, Relocation, TranslateError,
+    abi::Leave,
     instrument::Instrumentation,
     lift::callouts::{is_called, is_own},
+    locality,
+    region::{Region, next_page},
 };
 use assembler::{Assembler, Mem, Reg, gpr_offset, xmm_offset};
-use cold::{Cold, Tail};
+use cold::{Cold, ColdKind, Tail};
 use flags::Flags;
 use memory::StackPage;
+use region::Course;
 use registers::{Registers, numbers};
+
+const RSP: u8 = state::RSP as u8;
 
 /// An instruction that has no template, or that needs an encoding that there is not: it is left to the interpreter.
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +73,9 @@ enum Flow {
 
 /// Translates guest blocks by templates.
 pub struct TemplateTranslator {
-    assembler: Assembler,
+    /// Here unless it is at work.
+    assembler: Option<Box<Assembler>>,
+    counts: bool,
     instruments: bool,
     /// The last translation: what it allocated serves the next one.
     block: CodeBlock,
@@ -78,15 +90,13 @@ impl Default for TemplateTranslator {
 impl TemplateTranslator {
     /// A translator. It needs nothing of the host but what every guest is promised.
     pub fn new() -> Self {
-        Self { assembler: Assembler::new(), instruments: false, block: CodeBlock::default() }
+        Self { assembler: None, counts: false, instruments: false, block: CodeBlock::default() }
     }
 
     /// A translator whose blocks count their executions down and leave with [`crate::abi::Leave::Hot`] when the count has
     /// run out; see [`CodeBlock::counts`].
     pub fn counting() -> Self {
-        let mut new = Self::new();
-        new.block.counts = true;
-        new
+        Self { counts: true, ..Self::new() }
     }
 
     /// The same, but its blocks count what they do: see [`crate::instrument`].
@@ -100,14 +110,39 @@ impl TemplateTranslator {
         block: &GuestBlock,
         second: Option<u64>,
     ) -> Result<&CodeBlock, TranslateError> {
-        if !block.mode.is_64bit() {
+        let counts = self.counts;
+        self.block.counts = counts;
+        self.make(block, |template| {
+            template.registers = Registers::plan(block.insns.iter());
+            template.enter(block.rip, counts, second);
+            template.begin_block(block, 0, None);
+            template.block(block)
+        })
+    }
+
+    /// Translates a region; its executions are not counted.
+    pub fn translate_region(&mut self, region: &Region) -> Result<&CodeBlock, TranslateError> {
+        let Some(first) = region.blocks.first() else {
+            return Err(TranslateError::FirstDeclined("an empty region"));
+        };
+        self.block.counts = false;
+        self.make(&first.guest, |template| template.region(region))
+    }
+
+    fn make<'a>(
+        &mut self,
+        first: &'a GuestBlock,
+        write: impl FnOnce(&mut Template<'a>) -> Result<(u16, u16), TranslateError>,
+    ) -> Result<&CodeBlock, TranslateError> {
+        if !first.mode.is_64bit() {
             return Err(TranslateError::Mode("not 64-bit"));
         }
-        if block.mode.checks_alignment() {
+        if first.mode.checks_alignment() {
             return Err(TranslateError::Mode("alignment checks"));
         }
-        self.assembler.code = core::mem::take(&mut self.block.code);
-        let mut template = Template::new(&mut self.assembler, block);
+        let mut assembler = self.assembler.take().unwrap_or_default();
+        assembler.code = core::mem::take(&mut self.block.code);
+        let mut template = Template::new(assembler, first);
         template.relocations = core::mem::take(&mut self.block.relocations);
         template.exits = core::mem::take(&mut self.block.exits);
         template.relocations.clear();
@@ -121,18 +156,18 @@ impl TemplateTranslator {
         if self.instruments {
             template.instrument();
         }
-        template.enter(self.block.counts, second);
-        let translated = template.block(block);
-        if let Ok((guest_instructions, _)) = translated {
-            template.finish(guest_instructions);
+        let translated = write(&mut template);
+        if translated.is_ok() {
+            template.finish();
         }
-        let Template { relocations, exits, callouts, addends, instrumentation, .. } = template;
-        self.block.code = core::mem::take(&mut self.assembler.code);
-        self.block.addresses = Some(core::mem::take(&mut self.assembler.addresses));
+        let Template { mut asm, relocations, exits, callouts, addends, instrumentation, .. } = template;
+        self.block.code = core::mem::take(&mut asm.code);
+        self.block.addresses = Some(core::mem::take(&mut asm.addresses));
         self.block.addends = addends;
+        self.assembler = Some(asm);
         (self.block.relocations, self.block.exits, self.block.callouts) = (relocations, exits, callouts);
         self.block.instrumentation = instrumentation.map(|all| Box::new(all.finished()));
-        self.block.rip = block.rip;
+        self.block.rip = first.rip;
         (self.block.guest_instructions, self.block.guest_bytes) = translated?;
         Ok(&self.block)
     }
@@ -140,7 +175,7 @@ impl TemplateTranslator {
 
 /// A block in the making.
 struct Template<'a> {
-    asm: &'a mut Assembler,
+    asm: Box<Assembler>,
     registers: Registers,
     flags: Flags,
     mode: Mode,
@@ -149,8 +184,16 @@ struct Template<'a> {
     /// All instructions of the block; the current one.
     insns: &'a [Insn],
     index: usize,
+    /// What has been begun.
+    blocks: Vec<Written<'a>>,
+    /// The current one among them.
+    at: usize,
     /// Where the number of instructions to count is to be filled in.
     counted_at: usize,
+    /// In a region: instructions that are done, but not counted in the state yet.
+    pending: i32,
+    /// The region that is being written.
+    course: Option<Course>,
     cold: Vec<Cold>,
     tails: Vec<Tail>,
     relocations: Vec<Relocation>,
@@ -162,8 +205,27 @@ struct Template<'a> {
     mxcsr_loaded: bool,
     /// What the first two temporaries hold.
     stack_page: Option<StackPage>,
+    /// In a region: registers that point anywhere, and those that are small ([`crate::locality`]).
+    strange: Option<locality::Set>,
+    small: locality::Set,
+    /// Those that it only moves by constants.
+    steady: locality::Set,
+    /// The recent page for the current instruction's operand.
+    recent: Option<usize>,
+    /// The carry flag is wanted behind the current instruction's lookup.
+    restores: bool,
     /// What the code counts, if it is to.
     instrumentation: Option<Instrumentation>,
+}
+
+/// A block that has been written.
+#[derive(Clone, Copy)]
+struct Written<'a> {
+    insns: &'a [Insn],
+    /// Instructions that it runs to its end.
+    total: u16,
+    /// Where it stands among the instructions of the region.
+    source: u32,
 }
 
 /// What is put back when an instruction turns out to have no encoding.
@@ -178,18 +240,22 @@ struct Mark {
 }
 
 impl<'a> Template<'a> {
-    fn new(asm: &'a mut Assembler, block: &'a GuestBlock) -> Self {
+    fn new(mut asm: Box<Assembler>, block: &GuestBlock) -> Self {
         asm.code.clear();
-        let (registers, _) = Registers::plan(&[]);
+        let registers = Registers::plan([].iter());
         Self {
             asm,
             registers,
             flags: Flags::default(),
             mode: block.mode,
             page: block.rip & PAGE_MASK,
-            insns: &block.insns,
+            insns: &[],
             index: 0,
+            blocks: Vec::new(),
+            at: 0,
             counted_at: 0,
+            pending: 0,
+            course: None,
             cold: Vec::with_capacity(16),
             tails: Vec::new(),
             relocations: Vec::new(),
@@ -198,28 +264,30 @@ impl<'a> Template<'a> {
             addends: Vec::new(),
             mxcsr_loaded: false,
             stack_page: None,
+            strange: None,
+            small: 0,
+            steady: 0,
+            recent: None,
+            restores: false,
             instrumentation: None,
         }
     }
 
     /// Writes the block's instructions and its end; gives how many instructions and bytes.
     fn block(&mut self, block: &'a GuestBlock) -> Result<(u16, u16), TranslateError> {
-        let mut stretch_end = 0;
         let mut bytes = 0;
         for (index, insn) in block.insns.iter().enumerate() {
             self.index = index;
             let is_foreign = table::kind_of(insn) != Kind::Lifted && !self.is_inline(insn);
-            if !is_foreign && index == stretch_end {
-                self.settle();
-                let (registers, length) = Registers::plan(&block.insns[index..]);
-                self.registers = registers;
-                self.stack_page = None;
-                stretch_end = index + length;
+            if !is_foreign {
+                self.make_room(insn);
             }
             let keeps_stack_page = Self::keeps_stack_page(insn);
             if !keeps_stack_page {
                 self.stack_page = None;
             }
+            self.keep_flags_from(insn);
+            self.guess(insn);
             let mark = self.mark();
             self.begin_source(index);
             let flow = match table::kind_of(insn) {
@@ -229,19 +297,25 @@ impl<'a> Template<'a> {
             };
             match flow {
                 Ok(Flow::Next) => {
+                    self.complete();
                     bytes += u16::from(insn.length);
                     if !keeps_stack_page {
                         // Its own access may have looked the page up, and then RSP changed.
                         self.stack_page = None;
                     }
                 }
-                Ok(Flow::Ended) => return Ok((index as u16 + 1, bytes + u16::from(insn.length))),
+                Ok(Flow::Ended) => {
+                    self.end_block(index as u16 + 1);
+                    return Ok((index as u16 + 1, bytes + u16::from(insn.length)));
+                }
                 Err(Declined) => {
-                    if index == 0 {
+                    self.restores = false;
+                    if index == 0 && self.blocks.len() == 1 {
                         return Err(TranslateError::FirstDeclined("it has no template"));
                     }
                     self.reset(mark);
                     self.leave_step(insn.rip);
+                    self.end_block(index as u16);
                     return Ok((index as u16, bytes));
                 }
             }
@@ -255,7 +329,77 @@ impl<'a> Template<'a> {
         } else {
             self.direct_exit(last.next_rip());
         }
+        self.end_block(block.insns.len() as u16);
         Ok((block.insns.len() as u16, bytes))
+    }
+
+    /// Whether the instruction's access is likely to be near where others were.
+    fn guess(&mut self, insn: &Insn) {
+        if let Some(strange) = &mut self.strange {
+            self.recent = locality::recent_page(insn, *strange | !self.steady, self.small);
+            *strange = locality::after(insn, *strange);
+            self.small = locality::small(insn, self.small);
+        }
+    }
+
+    /// Begins a block, which has that number in the region. `second` is to be guarded here.
+    fn begin_block(&mut self, block: &'a GuestBlock, number: usize, second: Option<u64>) {
+        self.at = self.blocks.len();
+        self.insns = &block.insns;
+        self.index = 0;
+        self.page = block.rip & PAGE_MASK;
+        let source = self.blocks.iter().map(|block| block.insns.len() as u32).sum();
+        self.blocks.push(Written { insns: &block.insns, total: 0, source });
+        if let Some(second) = second {
+            self.keep_flags();
+            self.guard(next_page(block.rip, self.mode), second, ColdKind::Before(Leave::Step, block.rip));
+        }
+        if self.course.is_none() {
+            self.asm.add_immediate(Mem::state(count::INSTRUCTIONS), 0);
+            self.counted_at = self.asm.code.len() - 4;
+        }
+        self.count_execution(number, source);
+    }
+
+    /// It is known how many instructions the block runs to its end.
+    fn end_block(&mut self, total: u16) {
+        self.blocks[self.at].total = total;
+        if self.course.is_none() {
+            self.asm.patch32(self.counted_at, total.into());
+        }
+        self.know_counted(total);
+    }
+
+    /// Cold paths of a block are written from here on.
+    fn return_to(&mut self, block: usize, index: usize) {
+        (self.at, self.index) = (block, index);
+        self.insns = self.blocks[block].insns;
+        self.page = self.insns[0].rip & PAGE_MASK;
+    }
+
+    /// Gives every register that an instruction touches a home, at the cost of those that are used latest.
+    fn make_room(&mut self, insn: &Insn) {
+        let needed = effects::registers(insn);
+        for guest in numbers(needed & !self.registers.housed()) {
+            let movable = |guest: &u8| self.registers.can_move(*guest) && needed >> guest & 1 == 0;
+            let next_use = |guest: &u8| {
+                let rest = &self.insns[self.index..];
+                rest.iter().position(|insn| effects::registers(insn) >> guest & 1 != 0).unwrap_or(usize::MAX)
+            };
+            let Some(victim) = numbers(self.registers.housed()).filter(movable).max_by_key(next_use) else {
+                // Not reached: an instruction touches fewer registers than have homes.
+                return;
+            };
+            self.keep_flags_without(victim);
+            if self.registers.dirty & 1 << victim != 0 {
+                self.asm.store(Mem::state(gpr_offset(victim)), self.registers.home(victim));
+                self.registers.dirty &= !(1 << victim);
+            }
+            self.registers.replace(victim, guest);
+            if victim == RSP {
+                self.stack_page = None;
+            }
+        }
     }
 
     /// Whether a callout is done here, as in [`crate::lift`].

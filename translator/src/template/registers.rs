@@ -2,13 +2,13 @@
 //!
 //! Host and guest have the same registers, so a guest register's home is the host register of that name, and whatever
 //! instructions imply (CL, RDX:RAX, AH) is where they expect it. Only RSP (the host's stack) and R15 (the state) live
-//! elsewhere, in registers whose guest counterparts the stretch of instructions does not use; three more of those are
-//! temporaries. A stretch is as long as that works out: up to eleven guest registers, which most blocks keep to.
-//! Where one ends, registers are stored and the next begins with all in `CpuState`.
+//! elsewhere, in registers whose guest counterparts are used least, and so does RAX, unless something implies it; three more are
+//! temporaries. That leaves homes for eleven guest registers, which is all that most code uses. Where it uses more, a
+//! register without a home takes that of one which the current instruction can do without
+//! ([`super::Template::make_room`]).
 //!
-//! Registers are loaded when first used and stored by [`Registers::dirty`] wherever something may look at the state:
-//! before each memory access that may fault and at exits ([`super::Template::settle`]), so that cold paths need store
-//! nothing.
+//! Registers are loaded when first used and stored where something looks at the state: at exits
+//! ([`super::Template::settle`]) and in the cold paths of memory accesses that may fault ([`super::cold`]).
 
 use semantics::Insn;
 
@@ -21,14 +21,18 @@ use super::{
 const TAKEN: Set = 1 << 4 | 1 << 15;
 /// Temporaries.
 pub(super) const TEMPORARIES: usize = 3;
-/// Guest registers that a stretch may use.
-const MOST: u32 = 16 - 2 - TEMPORARIES as u32;
+/// Guest registers that have homes at the same time.
+const MOST: usize = 16 - 2 - TEMPORARIES;
+/// Of a guest register that is in `CpuState` only.
+const NOWHERE: Reg = 16;
 
 /// Where guest registers are.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Registers {
     home: [Reg; 16],
-    /// Free for any use. The last is RAX, unless the guest's is in it.
+    /// Those that instructions imply: they stay at home.
+    fixed: Set,
+    /// Free for any use. The last is RAX, where flags are kept ([`super::flags`]), unless the guest's is in it.
     pub temporaries: [Reg; TEMPORARIES],
     /// Guest registers in their homes.
     pub loaded: Set,
@@ -40,42 +44,87 @@ pub(super) struct Registers {
 }
 
 impl Registers {
-    /// Plans the stretch that begins with the first of `insns`; gives its length too.
-    pub fn plan(insns: &[Insn]) -> (Self, usize) {
-        let mut used: Set = 0;
-        let mut length = 0;
+    /// Homes for what `insns` use, most of all for what they use most.
+    pub fn plan<'a>(insns: impl Iterator<Item = &'a Insn>) -> Self {
+        let mut uses = [0_u32; 16];
+        let mut fixed = 0;
         for insn in insns {
-            let more = used | effects::registers(insn);
-            if more.count_ones() > MOST {
-                break;
+            fixed |= effects::implied(insn);
+            for guest in numbers(effects::registers(insn)) {
+                uses[usize::from(guest)] += 1;
             }
-            used = more;
-            length += 1;
         }
-        let mut home = core::array::from_fn(|index| index as Reg);
-        let mut free = !(TAKEN | used & !TAKEN);
-        let mut take = |avoiding: Set| {
-            let from = if free & !avoiding != 0 { free & !avoiding } else { free };
-            let register = from.trailing_zeros() as Reg;
+        let is_used = |guest: &u8| uses[usize::from(*guest)] != 0;
+        let mut wanted: Vec<u8> = (0..16).filter(is_used).collect();
+        if wanted.len() > MOST {
+            wanted.sort_by_key(|&guest| (fixed >> guest & 1 == 0, u32::MAX - uses[usize::from(guest)]));
+            wanted.truncate(MOST);
+        }
+        let away = if fixed & effects::RAX == 0 { TAKEN | effects::RAX } else { TAKEN };
+        let at_home = wanted.iter().fold(0, |set: Set, guest| set | 1 << guest) & !away;
+        let mut free = !(away | at_home);
+        let mut take = || {
+            let register = free.trailing_zeros() as Reg;
             free &= !(1 << register);
             register
         };
-        let mut temporaries = [take(1 << RAX), take(1 << RAX), take(0)];
-        if let Some(at) = temporaries.iter().position(|&register| register == RAX) {
-            temporaries.swap(at, TEMPORARIES - 1);
+        let last = |take: &mut dyn FnMut() -> Reg| if fixed & effects::RAX == 0 { RAX } else { take() };
+        let temporaries = [take(), take(), last(&mut take)];
+        let mut home = [NOWHERE; 16];
+        for guest in wanted {
+            home[usize::from(guest)] = if away >> guest & 1 == 0 { guest } else { take() };
         }
-        for guest in [4, 15] {
-            if used & 1 << guest != 0 {
-                home[guest] = take(0);
-            }
-        }
-        let registers = Self { home, temporaries, loaded: 0, dirty: 0, loaded_xmm: 0, dirty_xmm: 0 };
-        (registers, length)
+        Self { home, fixed, temporaries, loaded: 0, dirty: 0, loaded_xmm: 0, dirty_xmm: 0 }
     }
 
-    /// The host register of a guest register.
+    /// Whether flags can be kept in RAX.
+    pub fn keeps_flags(&self) -> bool {
+        self.temporaries[TEMPORARIES - 1] == RAX
+    }
+
+    /// Whether a register may give up its home.
+    pub fn can_move(&self, guest: u8) -> bool {
+        self.fixed >> guest & 1 == 0
+    }
+
+    /// The host register of a guest register that has one.
     pub fn home(&self, guest: u8) -> Reg {
-        self.home[usize::from(guest & 15)]
+        let home = self.home[usize::from(guest & 15)];
+        debug_assert!(home != NOWHERE, "guest register {guest} has no home");
+        home
+    }
+
+    /// All homes.
+    pub fn homes(&self) -> [Reg; 16] {
+        self.home
+    }
+
+    /// Whether `register` is the home of a guest register.
+    pub fn is_home(&self, register: Reg, guest: u8) -> bool {
+        self.home[usize::from(guest & 15)] == register
+    }
+
+    /// Which guest registers have homes.
+    pub fn housed(&self) -> Set {
+        (0..16).filter(|&guest| self.home[guest] != NOWHERE).fold(0, |set, guest| set | 1 << guest)
+    }
+
+    /// Has a guest register without a home take that of another one, which is not loaded any more.
+    pub fn replace(&mut self, guest: u8, by: u8) {
+        self.home[usize::from(by)] = self.home[usize::from(guest)];
+        self.home[usize::from(guest)] = NOWHERE;
+        self.loaded &= !(1 << guest);
+    }
+
+    /// Guest registers that are elsewhere than in `other`, or nowhere.
+    pub fn displaced(&self, other: &Self) -> Set {
+        (0..16).filter(|&guest| self.home[guest] != other.home[guest]).fold(0, |set, guest| set | 1 << guest)
+    }
+
+    /// Gives every register the home that it has in `other`. Those that move are not loaded any more.
+    pub fn rehouse(&mut self, other: &Self) {
+        self.loaded &= !self.displaced(other);
+        self.home = other.home;
     }
 }
 

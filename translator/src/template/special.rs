@@ -7,7 +7,7 @@ use x86::Width;
 use super::{
     Declined, Flow, Template,
     assembler::{Mem, RAX, RDX, condition},
-    cold::{Cold, ColdKind},
+    cold::ColdKind,
     effects::Use,
 };
 
@@ -77,11 +77,12 @@ impl Template<'_> {
         }
         let wide = width == Width::Qword;
         let (low, high) = (self.read(RAX), self.read(RDX));
-        let [spare, _, last] = self.registers.temporaries;
+        let spare = self.registers.temporaries[0];
         let divisor = match insn.operand(0) {
             Operand::Gpr(register) => self.read(register.index),
             _ => {
                 let operand = self.operand(insn, Use::Read, false)?;
+                let last = self.last_temporary();
                 if wide {
                     self.asm.load(last, operand)
                 } else {
@@ -90,7 +91,7 @@ impl Template<'_> {
                 last
             }
         };
-        self.settle();
+        self.save_flags();
         self.lose_host_flags();
         if insn.mnemonic == Mnemonic::Div {
             if wide {
@@ -126,9 +127,9 @@ impl Template<'_> {
         Ok(Flow::Next)
     }
 
-    /// Leaves the current instruction to the interpreter if a condition holds. The state is settled.
+    /// Leaves the current instruction to the interpreter if a condition holds. Flags are saved.
     pub(super) fn abandon_if(&mut self, condition: u8) {
         let from = self.asm.jump_if(condition);
-        self.cold.push(Cold { from, resume: 0, index: self.index, kind: ColdKind::Abandon });
+        self.note(from, 0, ColdKind::Abandon);
     }
 }

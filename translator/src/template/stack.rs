@@ -38,7 +38,7 @@ impl Template<'_> {
     /// Loads the 64-bit memory operand to the last temporary, which the lookup of a push leaves alone.
     pub(super) fn load_to_last_temporary(&mut self, insn: &Insn) -> Result<Reg, Declined> {
         let operand = self.operand(insn, Use::Read, false)?;
-        let value = self.registers.temporaries[2];
+        let value = self.last_temporary();
         self.asm.load(value, operand);
         Ok(value)
     }
@@ -86,17 +86,16 @@ impl Template<'_> {
         Ok(Flow::Next)
     }
 
-    /// The target of RET, in the last temporary; RSP is in its home as it is after it, but not yet marked as written.
-    pub(super) fn pop_target(&mut self, insn: &Insn) -> Result<(Reg, Reg), Declined> {
+    /// The target of RET, in the last temporary, and by how much it moves RSP, which is in its home.
+    pub(super) fn pop_target(&mut self, insn: &Insn) -> Result<(Reg, i32), Declined> {
         let released = match insn.operand(0) {
             Operand::Immediate => insn.immediate as i32 & 0xffff,
             _ => 0,
         };
-        let (place, top) = self.top()?;
-        let target = self.registers.temporaries[2];
+        let (place, _) = self.top()?;
+        let target = self.last_temporary();
         self.asm.load(target, place);
-        self.asm.lea(top, Mem::new(top, 8 + released));
-        Ok((target, top))
+        Ok((target, 8 + released))
     }
 
     pub(super) fn leave_frame(&mut self, insn: &Insn) -> Result<Flow, Declined> {

@@ -10,7 +10,7 @@ use x86::{CpuState, SegmentRegister, Width, flags};
 use super::{
     Declined, Flow, Template,
     assembler::{Mem, RAX, RCX, RDI, RSI, condition, gpr_offset},
-    cold::{Cold, ColdKind},
+    cold::ColdKind,
     memory::{Access, Address},
 };
 use crate::abi::RuntimeHelper;
@@ -83,7 +83,7 @@ impl Template<'_> {
         });
         self.asm.test(count, count);
         let from = self.asm.jump_if(condition::NOT_EQUAL);
-        self.cold.push(Cold { from, resume: 0, index: self.index, kind: ColdKind::Again });
+        self.note(from, 0, ColdKind::Again);
         self.asm.bind(none);
         if let Some(differs) = differs {
             self.asm.bind(differs);
@@ -97,7 +97,8 @@ impl Template<'_> {
     fn element(&mut self, insn: &Insn, kind: Bulk) -> Result<(), Declined> {
         let width = insn.width;
         let bytes = width.bytes() as u8;
-        let [first, _, third] = self.registers.temporaries;
+        let first = self.registers.temporaries[0];
+        let third = self.last_temporary();
         let from = if kind.reads_source() { Some(self.source(insn)) } else { None };
         let to = Address::Based { base: self.read(RDI), displacement: 0 };
         match (kind, from) {
