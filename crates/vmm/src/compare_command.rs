@@ -330,7 +330,7 @@ mod tests {
                 "QEMU 9 KVM + paravirt"
             ]
         );
-        let ours = "transvisor run -q --boot bzimage --stats --json --engine";
+        let ours = "transvisor run -q --boot bzimage --stats --json --translation-cache off --engine";
         let expected = (Technique::Translation, false, format!("{ours} translate --no-paravirt -m 64"));
         assert_eq!(line(&all, "translate"), expected);
         let expected = (Technique::Paravirtualization, false, format!("{ours} translate -m 64"));
