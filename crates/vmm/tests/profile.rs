@@ -173,7 +173,7 @@ fn a_machine_that_is_killed_leaves_what_was_gathered() {
     // What perf reads: start, size, name.
     let names = fs::read_to_string(&map).unwrap();
     fs::remove_file(&map).unwrap();
-    assert!(names.lines().any(|line| line.ends_with(" guest_region:0x100200")), "{names}");
+    assert!(names.lines().any(|line| line.ends_with(" guest_compiled:0x100200")), "{names}");
 
     let text = String::from_utf8_lossy(&live.stdout).into_owned();
     assert!(text.contains("0x100200") && text.contains("had not ended"), "{text}{live:?}");
@@ -224,8 +224,8 @@ fn perf_names_translated_code_by_the_jitdump() {
     assert!(inject.status.success(), "{inject:?}");
     let report = perf(&["report", "--stdio", "-s", "symbol", "-i", &injected]);
     let text = String::from_utf8_lossy(&report.stdout).into_owned();
-    // The loop is all that the guest does, and it is a region by then.
-    let line = text.lines().find(|line| line.contains("guest_region:0x100200"));
+    // The loop is all that the guest does, and it is compiled by then.
+    let line = text.lines().find(|line| line.contains("guest_compiled:0x100200"));
     let share = line.and_then(|line| line.trim().split_once('%')?.0.parse::<f64>().ok());
     assert!(share.is_some_and(|share| share > 50.0), "{text}");
 }
