@@ -39,13 +39,15 @@ pub enum Way {
     TemplatesSingly,
     /// As `Compiled`, by templates.
     Templates,
+    /// As `Region`, by templates.
+    TemplatesRegion,
     /// As `Chained`, by templates.
     TemplatesChained,
 }
 
 impl Way {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Interpreted,
         Self::CompiledSingly,
         Self::Compiled,
@@ -54,11 +56,15 @@ impl Way {
         Self::TemplatesSingly,
         Self::Templates,
         Self::TemplatesChained,
+        Self::TemplatesRegion,
     ];
 
     /// Whether it is by templates, which leave some instructions to the interpreter.
     pub fn is_by_templates(self) -> bool {
-        matches!(self, Self::TemplatesSingly | Self::Templates | Self::TemplatesChained)
+        matches!(
+            self,
+            Self::TemplatesSingly | Self::Templates | Self::TemplatesChained | Self::TemplatesRegion
+        )
     }
 
     fn config(self) -> EngineConfig {
@@ -82,6 +88,7 @@ impl Way {
                 EngineConfig { mode: EngineMode::Translate, longest_block: 1, threshold: 3, ..config }
             }
             Self::Templates => templates,
+            Self::TemplatesRegion => EngineConfig { longest_block: 1, hot_threshold: 2, ..templates },
             Self::TemplatesSingly | Self::TemplatesChained => EngineConfig { longest_block: 1, ..templates },
         }
     }
@@ -90,7 +97,7 @@ impl Way {
     fn times(self) -> usize {
         match self {
             Self::Chained | Self::TemplatesChained => 3,
-            Self::Region => 4,
+            Self::Region | Self::TemplatesRegion => 4,
             _ => 1,
         }
     }

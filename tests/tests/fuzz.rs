@@ -166,7 +166,10 @@ fn interpreter_16() {
 
 #[test]
 fn compiled_64() {
-    fuzz(64, &[Way::Compiled, Way::CompiledSingly, Way::Templates, Way::TemplatesSingly]);
+    fuzz(
+        64,
+        &[Way::Compiled, Way::CompiledSingly, Way::Templates, Way::TemplatesSingly, Way::TemplatesRegion],
+    );
 }
 
 #[test]

@@ -157,6 +157,11 @@ fn templates_whole() {
 }
 
 #[test]
+fn templates_in_a_region() {
+    on_engine(Way::TemplatesRegion);
+}
+
+#[test]
 fn templates_chained() {
     on_engine(Way::TemplatesChained);
 }

@@ -65,6 +65,7 @@ fn a_dump_has_every_piece_of_code() {
         template_threshold: 2,
         threshold: 6,
         hot_threshold: 4,
+        longest_block: 1,
         stress: Some(7),
         ..EngineConfig::default()
     };

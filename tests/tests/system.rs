@@ -62,6 +62,16 @@ fn engines() -> Vec<(&'static str, EngineConfig)> {
             EngineConfig { template_threshold: 1, threshold: u32::MAX, hot_threshold: u32::MAX, ..translate },
         ),
         (
+            "templates, regions soon",
+            EngineConfig {
+                template_threshold: 1,
+                threshold: u32::MAX,
+                hot_threshold: 3,
+                background: false,
+                ..translate
+            },
+        ),
+        (
             "templates and regions, under stress",
             EngineConfig {
                 template_threshold: 1,
