@@ -54,9 +54,9 @@ seen.found = rows().map((row) => cell(row, column("address")));
 set("search", "no such symbol");
 seen.nothing = [rows().length, at("count").textContent];
 set("search", "");
-set("tier", "region");
+set("tier", "compiled");
 seen.tiers = [...new Set(rows().map((row) => cell(row, column("tier"))))];
-seen.regions = rows().length;
+seen.compiled = rows().length;
 set("tier", "");
 set("ring", "user");
 seen.users = rows().length;
@@ -71,8 +71,8 @@ if (seen.processes) {
   set("search", "");
 }
 seen.hidden = at("detail").hidden;
-// Of the region with the most instructions.
-set("tier", "region");
+// Of what was compiled with the most instructions.
+set("tier", "compiled");
 rows()[0].click();
 seen.detail = at("detail").hidden ? null : at("about").textContent;
 seen.versions = document.querySelectorAll("#right tr").length - 1;
@@ -110,7 +110,8 @@ fn assemble(name: &str, folder: &Path) -> PathBuf {
 
 fn profile_of(image: PathBuf, symbols: Option<Symbols>, folder: &Path) {
     let engine = EngineConfig {
-        template_threshold: 2,
+        // Only what Cranelift compiles has CLIF to show.
+        template_threshold: u32::MAX,
         threshold: 6,
         hot_threshold: 4,
         background: false,
@@ -189,7 +190,7 @@ fn processes_can_be_chosen() {
         ..Block::default()
     };
     let code = Code {
-        tier: Tier::Region,
+        tier: Tier::Compiled,
         members: vec![Member { block: Some(0), ..Member::default() }],
         ..Code::default()
     };
@@ -247,8 +248,8 @@ fn the_report_works_in_a_browser() {
             && seen["found"].as_array().unwrap().len() < rows as usize
     );
     assert_eq!(seen["nothing"][0], 0);
-    assert_eq!(seen["tiers"], serde_json::json!(["region"]));
-    assert!(seen["regions"].as_u64() < Some(rows) && seen["users"].as_u64() < Some(rows));
+    assert_eq!(seen["tiers"], serde_json::json!(["compiled"]));
+    assert!(seen["compiled"].as_u64() < Some(rows) && seen["users"].as_u64() < Some(rows));
     assert_eq!(seen["hidden"], true);
     assert!(text(&seen["detail"]).contains("instructions executed"), "{seen}");
     assert!(seen["versions"].as_u64() >= Some(1) && seen["left"].as_u64() >= Some(1));
