@@ -83,6 +83,13 @@ impl Compiler {
         self.translations = Some(translations);
     }
 
+    /// The guest is idle.
+    pub fn rest(&self) {
+        if let Some(translations) = &self.translations {
+            translations.rest();
+        }
+    }
+
     /// What it decides by.
     pub fn policy(&self) -> Policy {
         self.policy

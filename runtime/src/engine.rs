@@ -265,6 +265,9 @@ impl Vcpu for Engine {
             profile.enter_engine();
         }
         let exit = self.run_guest(entry);
+        if let (Ok(Exit::Halt), Some(compiler)) = (&exit, &self.compiler) {
+            compiler.rest();
+        }
         if let Some(profile) = &self.profile {
             profile.leave_engine(&self.state, matches!(exit, Ok(Exit::Halt)));
         }

@@ -23,6 +23,7 @@ use std::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use translator::{CodeBlock, addresses};
@@ -57,6 +58,8 @@ pub struct Translations {
     loaded: AtomicU64,
     loaded_bytes: AtomicU64,
     missed: AtomicU64,
+    /// When the file's pages were given back last.
+    released: Mutex<Instant>,
 }
 
 impl std::fmt::Debug for Translations {
@@ -120,8 +123,8 @@ pub enum Saved {
     Written(u64),
 }
 
-/// Bytes of code after which the file's pages are given back: what was loaded is not looked at again, mostly.
-const RESIDENT: u64 = 2 << 20;
+/// How long the file's pages stay after a guest has been idle.
+const RESIDENT: Duration = Duration::from_millis(250);
 
 impl Translations {
     /// Those of a file, if it is there and may be used; else none, and it is made by [`Translations::save`]. The refusal says why it
@@ -146,6 +149,7 @@ impl Translations {
             new: Mutex::default(),
             loaded: AtomicU64::new(0),
             loaded_bytes: AtomicU64::new(0),
+            released: Mutex::new(Instant::now()),
             missed: AtomicU64::new(0),
         };
         (Some(new), refusal)
@@ -286,15 +290,22 @@ impl Translations {
         None
     }
 
+    /// The guest is idle: gives the file's pages back now and then. What was loaded is mostly not looked at again.
+    pub(crate) fn rest(&self) {
+        if let (Some(kept), Ok(mut released)) = (&self.kept, self.released.try_lock())
+            && released.elapsed() > RESIDENT
+        {
+            *released = Instant::now();
+            kept.file.release();
+        }
+    }
+
     fn count(&self, kept: &Kept, start: usize, code: &CodeBlock) {
         let bit = start / ALIGNMENT;
         kept.used[bit / 64].fetch_or(1 << (bit % 64), Ordering::Relaxed);
         self.loaded.fetch_add(1, Ordering::Relaxed);
         let bytes = code.code.len() as u64;
-        let before = self.loaded_bytes.fetch_add(bytes, Ordering::Relaxed);
-        if before / RESIDENT != (before + bytes) / RESIDENT {
-            kept.file.release();
-        }
+        self.loaded_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Notes a translation of blocks, which is entered at the first; `changes` says whether code near it has changed before.
