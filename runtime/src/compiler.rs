@@ -305,9 +305,9 @@ impl Compiler {
     }
 }
 
-/// Has a region kept, if its code can be.
+/// Has a region kept, if its code can be. A block that only leads to itself is kept as the block that it is, with code that counts.
 fn note_region(translations: &Translations, formed: &Formed, code: &CodeBlock) {
-    if code.addresses.is_none() {
+    if code.addresses.is_none() || formed.members.len() == 1 {
         return;
     }
     let parts = formed.members.iter().zip(&formed.region.blocks).zip(&formed.bytes);

@@ -121,11 +121,39 @@ fn code_from_the_file_dies_with_its_bytes() {
 fn what_comes_from_the_file_becomes_hot_too() {
     let file = Scratch::new();
     run(config(), program(), &file, end);
-    let hot = EngineConfig { hot_threshold: 3, threshold: 5, ..config() };
+    let hot = EngineConfig { hot_threshold: 3, ..config() };
     let (guest, usage, _) = run(hot, program(), &file, end);
     assert!(usage.loaded > 0);
     assert!(guest.engine.leaves().hot > 0);
-    assert!(guest.engine.statistics().compile_nanoseconds > 0, "a region was compiled");
+    assert!(guest.engine.statistics().compile_nanoseconds > 0, "regions were made");
+}
+
+#[test]
+fn regions_come_from_the_file() {
+    // Two blocks, and a function in another page.
+    let code = guest!(
+        "mov ecx, 3000",
+        "mov rbx, 0x200000",
+        "4: call 4b + 0x3000",
+        "test cl, 1",
+        "jz 5f",
+        "add r12, rax",
+        "5: dec ecx",
+        "jnz 4b",
+        "hlt",
+    );
+    let function = common::CODE + 5 + 7 + 0x3000;
+    let prepare = |guest: &Guest| guest.write(function, guest!("lea rax, [rcx + rbx]", "ret"));
+    let file = Scratch::new();
+    let hot = EngineConfig { hot_threshold: 200, ..config() };
+    let (first, usage, _) = run(hot, code, &file, prepare);
+    assert!(first.engine.leaves().hot > 0, "a region was made");
+    assert_eq!(first.gpr(12), 1500 * 0x20_0000 + 1500 * 1500);
+    let (second, again, _) = run(hot, code, &file, prepare);
+    assert!(second.engine.leaves().hot > 0, "a region was looked for");
+    assert_eq!((again.loaded, again.new, second.engine.statistics().compile_nanoseconds), (usage.new, 0, 0));
+    assert_eq!(second.engine.state().gpr, first.engine.state().gpr);
+    assert_eq!(second.engine.statistics().instructions, first.engine.statistics().instructions);
 }
 
 #[test]

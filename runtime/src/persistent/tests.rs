@@ -3,7 +3,11 @@
 mod files;
 
 use semantics::decode::{self, GuestBlock};
-use translator::{CodeBlock, TemplateTranslator, addresses::SLIDE};
+use translator::{
+    CodeBlock, TemplateTranslator,
+    addresses::SLIDE,
+    region::{Region, RegionBlock},
+};
 use x86::{CpuState, Mode, PAGE_SIZE, control, segment::attribute};
 
 use super::{
@@ -181,6 +185,74 @@ fn a_record_gives_what_was_translated_wherever_the_image_lies() {
         }
     }
     assert!(moved > 1000, "{moved}");
+}
+
+/// Blocks of a region, each with where it is from the head and its bytes, if the image has been moved by `by`: a loop with a branch out of it, and a call
+/// of a function in another page.
+fn region_parts(one: &[Part<'_>], other: &[Part<'_>], by: u64) -> Vec<(u64, Vec<u8>)> {
+    const FUNCTION: u64 = 0x5010;
+    let head = PLACE.wrapping_add(by);
+    let mut parts = Vec::new();
+    let mut at = 0;
+    let mut add = |at: u64, instructions: &[Part<'_>], end: &dyn Fn(u64) -> Vec<u8>| {
+        let mut bytes = encode(instructions, head + at, by);
+        bytes.extend(end(at + bytes.len() as u64));
+        let next = at + bytes.len() as u64;
+        parts.push((at, bytes));
+        next
+    };
+    let relative = |opcode: &[u8], from: u64, to: u64| {
+        let next = from + opcode.len() as u64 + 4;
+        [opcode, &(to.wrapping_sub(next) as u32).to_le_bytes()].concat()
+    };
+    at = add(at, one, &|end| relative(&[0xe8], end, FUNCTION));
+    at = add(at, other, &|end| relative(&[0x0f, 0x85], end, 0));
+    add(at, &[], &|_| vec![0xc3]);
+    add(FUNCTION, one, &|_| vec![0xc3]);
+    parts
+}
+
+fn record_of_region(parts: &[(u64, Vec<u8>)], by: u64, addend: u64) -> Option<(Vec<u8>, String)> {
+    let place = PLACE.wrapping_add(by);
+    let block =
+        |(at, bytes): &(u64, Vec<u8>)| RegionBlock::new(decode(bytes, place + at), bytes, addend, None, None);
+    let region = Region { blocks: parts.iter().map(block).collect() };
+    let mut templates = TemplateTranslator::counting();
+    let code = templates.translate_region(&region).ok()?;
+    let guests: Vec<Guest<'_>> = region
+        .blocks
+        .iter()
+        .zip(parts)
+        .map(|(block, (_, bytes))| Guest { block: &block.guest, bytes, end: block.guest.end, crosses: false })
+        .collect();
+    let mut record = Vec::new();
+    assert!(record::write(&mut record, &guests, code, 0));
+    assert!(!code.addends.is_empty(), "there is a guard");
+    Some((record, facts(code)))
+}
+
+#[test]
+fn a_region_s_record_gives_what_was_translated_wherever_the_image_lies() {
+    const ADDENDS: [u64; 2] = [0x1111_2222_3333_4444, 0x5555_6666_7777_8888];
+    let (mut moved, mut kept_in_place) = (0, 0);
+    let all = instructions();
+    for (one, other) in all.iter().zip(all.iter().cycle().skip(5)) {
+        let parts = region_parts(one, other, 0);
+        let Some((record, _)) = record_of_region(&parts, 0, ADDENDS[0]) else { continue };
+        for by in [0, SLIDE, 33 * SLIDE, 7_u64.wrapping_neg().wrapping_mul(SLIDE)] {
+            let there = region_parts(one, other, by);
+            let (_, expected) = record_of_region(&there, by, ADDENDS[1]).expect("as before");
+            let bytes: Vec<u8> = there.iter().flat_map(|(_, bytes)| bytes).copied().collect();
+            match load(&record, PLACE.wrapping_add(by), &bytes, ADDENDS[1]) {
+                Some(facts) => {
+                    assert_eq!(facts, expected, "{bytes:02x?} moved by {by:#x}");
+                    moved += usize::from(by != 0);
+                }
+                None => kept_in_place += 1,
+            }
+        }
+    }
+    assert!(moved >= 50 && kept_in_place <= 6, "{moved}, {kept_in_place}");
 }
 
 #[test]
