@@ -18,6 +18,7 @@ mod slide;
 mod tests;
 
 use std::{
+    hash::Hasher,
     path::{Path, PathBuf},
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -27,9 +28,11 @@ use std::{
 };
 
 use translator::{CodeBlock, addresses};
+use twox_hash::XxHash64;
 use x86::{Mode, PAGE_MASK};
 
-use crate::hash::{Map, Set};
+use crate::hash::{Map, Mix, Set};
+use bytes::checksum;
 use file::{Index, Mapped, Origin, Unfinished};
 use record::{ALIGNMENT, Record};
 
@@ -157,7 +160,7 @@ impl Translations {
 
     /// The name of a file for a guest of this name (of its kernel), in the directory of all such files.
     pub fn path_in(directory: &Path, guest: &str) -> PathBuf {
-        let hash = guest.bytes().fold(0, |hash, byte| mix(hash, u64::from(byte)));
+        let hash = checksum(guest.as_bytes());
         let readable: String = Path::new(guest).file_name().unwrap_or_default().to_string_lossy().into();
         let readable: String = readable.chars().filter(char::is_ascii_alphanumeric).take(32).collect();
         directory.join(format!("{readable}-{hash:016x}.{}", file::EXTENSION))
@@ -321,13 +324,12 @@ impl Translations {
             new.seen.reserve(TYPICAL);
         }
         let hash = hash(block.rip, block.mode);
-        let content = guests.iter().fold(mix(hash, guests.len() as u64), |sum, guest| {
-            let (words, rest) = guest.bytes.as_chunks::<8>();
-            let sum = mix(sum, guest.block.rip);
-            let sum = words.iter().fold(sum, |sum, word| mix(sum, u64::from_le_bytes(*word)));
-            rest.iter().fold(sum, |sum, &byte| mix(sum, u64::from(byte)))
-        });
-        if !new.seen.insert(content) {
+        let mut content = XxHash64::with_seed(hash);
+        for guest in guests {
+            content.write_u64(guest.block.rip);
+            content.write(guest.bytes);
+        }
+        if !new.seen.insert(content.finish()) {
             return;
         }
         if changes {
@@ -466,12 +468,10 @@ fn page_hash(page: u64, mode: Mode) -> u64 {
 /// What a record is found by: the same wherever KASLR has moved the image.
 fn hash(rip: u64, mode: Mode) -> u64 {
     let place = if addresses::IMAGE.contains(&rip) { rip % addresses::SLIDE } else { rip };
-    let hash = mix(mix(0, place), u64::from(mode.0));
-    hash ^ hash >> 32
-}
-
-fn mix(hash: u64, word: u64) -> u64 {
-    (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+    let mut hash = Mix::default();
+    hash.write_u64(place);
+    hash.write_u32(mode.0);
+    hash.finish()
 }
 
 /// Of this program: see `build.rs`.
@@ -483,14 +483,14 @@ const BUILD: u64 = match u64::from_str_radix(env!("TRANSVISOR_BUILD"), 10) {
 /// Of this host's processor: who made it, which it is, and all features that it announces.
 fn host() -> u64 {
     use std::arch::x86_64::__cpuid_count;
-    let mut sum = 0;
+    let mut sum = Mix::default();
     for (leaf, subleaf) in [(0, 0), (1, 0), (7, 0), (7, 1), (0x8000_0001, 0)] {
         let result = __cpuid_count(leaf, subleaf);
         // Leaf 1, EBX: the number of the processor that this runs on. ECX bit 27 and leaf 7: as the host's kernel has set it up.
         let ebx = if leaf == 1 { 0 } else { result.ebx };
         for word in [result.eax, ebx, result.ecx, result.edx] {
-            sum = mix(sum, u64::from(word));
+            sum.write_u32(word);
         }
     }
-    sum
+    sum.finish()
 }

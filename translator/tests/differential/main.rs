@@ -4,201 +4,30 @@
 //! flags, precise faults, memory paths, vectors. `DIFFERENTIAL_CASES` and `DIFFERENTIAL_SEED` make it longer or repeat
 //! a case.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod side;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::OnceLock,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::{
-    FunctionTable, abandon, clobber, function_table, long_mode_state, pack_flags, place, protected_state,
+    long_mode_state, place, protected_state,
     random::{DATA, DATA_SIZE, Random, instruction, registers},
-    settle_flags,
 };
 use iced_x86::{Decoder, Mnemonic, OpKind, Register, RflagsBits};
-use memory::{AtomicOp, CodePages, Mmu, Ram};
 use semantics::{
     Bulk, Insn, Operand, Repeat, Repetition,
     decode::{GuestBlock, decode_block, options},
 };
+use side::Side;
 use transvisor_translator::{
-    CodeBlock, Options, RegisterAllocator, TemplateTranslator, Thunks, TranslateError, Translator,
-    abi::{
-        FIRST_RUNTIME_HELPER, JUMP_CACHE_ENTRIES, JumpEntry, Leave, RuntimeFunctions, RuntimeHelper,
-        SlowPath, SlowPathFn,
-    },
+    CodeBlock, Options, RegisterAllocator, TemplateTranslator, TranslateError, Translator,
+    abi::Leave,
     region::{Region, RegionBlock},
 };
-use x86::{CpuState, GuestPhys, GuestVirt, LazyFlags, Mode, Width, flags, lazy_flags::Form};
+use x86::{CpuState, LazyFlags, Mode, Width, flags, lazy_flags::Form};
 
 const CODE: u64 = 0x4_0000;
-const RAM_SIZE: u64 = 1 << 20;
-
-/// A processor with memory of its own.
-struct Side {
-    state: Box<CpuState>,
-    mmu: Box<Mmu>,
-    _table: FunctionTable,
-    _jumps: Vec<JumpEntry>,
-}
-
-impl Side {
-    fn new(state: fn() -> Box<CpuState>) -> Self {
-        let ram = Ram::new(RAM_SIZE).unwrap();
-        let code_pages = CodePages::new(&ram);
-        let mut mmu = Box::new(Mmu::new(ram, code_pages));
-        let mut table = function_table(thunks());
-        table[FIRST_RUNTIME_HELPER + RuntimeHelper::Bulk as usize] = bulk as *const u8;
-        let jumps = vec![JumpEntry { rip: u64::MAX, code: 0, addend: 0, mode: 0 }; JUMP_CACHE_ENTRIES];
-        let mut state = state();
-        state.helpers = table.as_ptr();
-        state.jump_cache = jumps.as_ptr().cast_mut().cast();
-        state.engine = (&raw mut *mmu).cast();
-        mmu.select_view(&mut state);
-        Self { state, mmu, _table: table, _jumps: jumps }
-    }
-
-    fn data(&self) -> Vec<u8> {
-        let mut bytes = vec![0; (DATA_SIZE + 0x2_0000) as usize];
-        self.mmu.ram().read(GuestPhys(DATA - 0x1_0000), &mut bytes).unwrap();
-        bytes
-    }
-
-    fn all(&self) -> Vec<u8> {
-        let mut bytes = vec![0; RAM_SIZE as usize];
-        self.mmu.ram().read(GuestPhys(0), &mut bytes).unwrap();
-        bytes
-    }
-
-    fn set_all(&self, bytes: &[u8]) {
-        self.mmu.ram().write(GuestPhys(0), bytes).unwrap();
-    }
-
-    fn set_data(&self, bytes: &[u8]) {
-        self.mmu.ram().write(GuestPhys(DATA - 0x1_0000), bytes).unwrap();
-    }
-}
-
-fn mmu<'a>(state: *mut CpuState) -> (&'a CpuState, &'a mut Mmu) {
-    clobber();
-    // SAFETY: `Side::new` made `engine` point to the side's Mmu, which nothing else refers to while code runs.
-    unsafe { (&*state, &mut *(*state).engine.cast::<Mmu>()) }
-}
-
-unsafe extern "C" fn bulk(s: S, repetition: u64) {
-    let (_, mmu) = mmu(s);
-    // SAFETY: the state is the caller's, and nobody uses it meanwhile.
-    let state = unsafe { &mut *s };
-    interpreter::bulk::run(state, mmu, Repetition::from_bits(repetition).unwrap());
-}
-
-/// Gives a result to compiled code.
-fn done(state: *mut CpuState, result: Result<u64, memory::Stop>) -> u64 {
-    let Ok(value) = result else { return 0 };
-    // SAFETY: the state is the caller's.
-    unsafe { (*state).scratch[0] = value };
-    1
-}
-
-fn vector_done(state: *mut CpuState, result: Result<u128, memory::Stop>) -> u64 {
-    let Ok(value) = result else { return 0 };
-    // SAFETY: the state is the caller's.
-    unsafe { (*state).scratch_vector[0] = value };
-    1
-}
-
-fn width(bytes: u64) -> Width {
-    Width::from_bytes(bytes as usize).unwrap()
-}
-
-type S = *mut CpuState;
-
-unsafe extern "C" fn load<const N: u64>(s: S, address: u64, _: u64, _: u64, _: u64) -> u64 {
-    let (state, mmu) = mmu(s);
-    done(s, mmu.load(state, GuestVirt(address), width(N)))
-}
-
-unsafe extern "C" fn update<const N: u64>(s: S, address: u64, _: u64, _: u64, _: u64) -> u64 {
-    let (state, mmu) = mmu(s);
-    done(s, mmu.load_for_update(state, GuestVirt(address), width(N)))
-}
-
-unsafe extern "C" fn store<const N: u64>(s: S, address: u64, value: u64, _: u64, _: u64) -> u64 {
-    let (state, mmu) = mmu(s);
-    mmu.store(state, GuestVirt(address), width(N), value).is_ok().into()
-}
-
-unsafe extern "C" fn load_vector(s: S, address: u64, _: u64, _: u64, _: u64) -> u64 {
-    let (state, mmu) = mmu(s);
-    vector_done(s, mmu.load128(state, GuestVirt(address)))
-}
-
-unsafe extern "C" fn store_vector(s: S, address: u64, _: u64, _: u64, _: u64) -> u64 {
-    let (state, mmu) = mmu(s);
-    mmu.store128(state, GuestVirt(address), state.scratch_vector[0]).is_ok().into()
-}
-
-unsafe extern "C" fn atomic(s: S, address: u64, operand: u64, op: u64, bytes: u64) -> u64 {
-    use AtomicOp::*;
-    let op = [Add, Sub, And, Or, Xor, Exchange][op as usize];
-    let (state, mmu) = mmu(s);
-    done(s, mmu.atomic(state, GuestVirt(address), width(bytes), op, operand))
-}
-
-unsafe extern "C" fn compare_exchange(s: S, address: u64, expected: u64, new: u64, bytes: u64) -> u64 {
-    let (state, mmu) = mmu(s);
-    done(s, mmu.compare_exchange(state, GuestVirt(address), width(bytes), expected, new))
-}
-
-unsafe extern "C" fn compare_exchange_pair(s: S, address: u64, _: u64, _: u64, _: u64) -> u64 {
-    let (state, mmu) = mmu(s);
-    let [_, expected, new] = state.scratch_vector;
-    vector_done(s, mmu.compare_exchange128(state, GuestVirt(address), expected, new))
-}
-
-unsafe extern "C" fn probe_write(s: S, address: u64, bytes: u64, _: u64, _: u64) -> u64 {
-    let (state, mmu) = mmu(s);
-    mmu.probe_write(state, GuestVirt(address), bytes).is_ok().into()
-}
-
-unsafe extern "C" fn fill<const WRITE: bool>(s: S, address: u64, bytes: u64, mask: u64, _: u64) -> u64 {
-    let (state, mmu) = mmu(s);
-    let addend = mmu.try_fill(state, GuestVirt(address), bytes, WRITE).filter(|_| address & mask == 0);
-    addend.map_or(0, |addend| done(s, Ok(addend)))
-}
-
-fn thunks() -> &'static Thunks {
-    static THUNKS: OnceLock<Thunks> = OnceLock::new();
-    THUNKS.get_or_init(|| {
-        let slow_paths: [SlowPathFn; SlowPath::ALL.len()] = [
-            load::<1>,
-            load::<2>,
-            load::<4>,
-            load::<8>,
-            load_vector,
-            update::<1>,
-            update::<2>,
-            update::<4>,
-            update::<8>,
-            store::<1>,
-            store::<2>,
-            store::<4>,
-            store::<8>,
-            store_vector,
-            atomic,
-            compare_exchange,
-            compare_exchange_pair,
-            probe_write,
-            settle_flags,
-            fill::<false>,
-            fill::<true>,
-            pack_flags,
-        ];
-        Thunks::new(&RuntimeFunctions { slow_paths, abandon }).unwrap()
-    })
-}
-
 /// What differs between two states, in words.
 fn differences(compiled: &CpuState, interpreted: &CpuState) -> String {
     let mut text = String::new();
