@@ -63,6 +63,7 @@ impl HelperTable {
                 RuntimeHelper::MakeRecent => translator::misses::make as *const u8,
                 RuntimeHelper::FillMiss => translator::misses::fill as *const u8,
                 RuntimeHelper::RecentMiss => translator::misses::recent as *const u8,
+                RuntimeHelper::NearMiss => translator::misses::near as *const u8,
             };
         }
         let mut slow_paths = [load::<1> as SlowPathFn; SlowPath::ALL.len()];

@@ -177,6 +177,8 @@ pub enum RuntimeHelper {
     FillMiss,
     /// [`crate::misses::recent`], likewise.
     RecentMiss,
+    /// [`crate::misses::near`], likewise.
+    NearMiss,
 }
 
 /// What is known of a callout when it is translated: bits of an argument of [`RuntimeHelper::Callout`].
@@ -223,6 +225,7 @@ impl RuntimeHelper {
         Self::MakeRecent,
         Self::FillMiss,
         Self::RecentMiss,
+        Self::NearMiss,
     ];
 }
 

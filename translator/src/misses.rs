@@ -144,6 +144,58 @@ pub unsafe extern "C" fn recent() {
     )
 }
 
+/// An access of a template's block is not in the page that another one was in: looks it up in the TLB array, or goes on as [`fill`] does. Gives its
+/// page's addend in `scratch[0]`.
+///
+/// # Safety
+/// As for [`fill`].
+#[unsafe(naked)]
+pub unsafe extern "C" fn near() {
+    naked_asm!(
+        "push rax",
+        "push rcx",
+        "push rdx",
+        "mov rax, [r15 + {address}]",
+        "mov rcx, rax",
+        "shr rcx, {index_shift}",
+        "and rcx, [r15 + {mask}]",
+        "add rcx, [r15 + {tlb}]",
+        "mov edx, [r15 + {packed}]",
+        "and edx, {aligned} - 1",
+        // The last byte's page.
+        "lea rax, [rax + rdx - 1]",
+        "and rax, {page_mask}",
+        "lea rdx, [rcx + {read_tag}]",
+        "cmp dword ptr [r15 + {packed}], 0",
+        "jns 2f",
+        "lea rdx, [rcx + {write_tag}]",
+        "2: cmp rax, [rdx]",
+        "jne 3f",
+        "mov rax, [rcx + {entry_addend}]",
+        "mov [r15 + {result}], rax",
+        "pop rdx",
+        "pop rcx",
+        "pop rax",
+        "ret",
+        "3: pop rdx",
+        "pop rcx",
+        "pop rax",
+        "jmp {fill}",
+        address = const ADDRESS,
+        index_shift = const PAGE_SHIFT - ENTRY_SHIFT,
+        mask = const offset_of!(CpuState, tlb_mask),
+        tlb = const offset_of!(CpuState, tlb),
+        packed = const UNCOUNTED,
+        aligned = const ALIGNED,
+        page_mask = const PAGE_MASK as i32,
+        read_tag = const offset_of!(Entry, read),
+        write_tag = const offset_of!(Entry, write),
+        entry_addend = const offset_of!(Entry, addend),
+        result = const RESULT,
+        fill = sym fill,
+    )
+}
+
 /// Makes the recent page at `scratch[3]` bytes from the start of the TLB array that of the address in `scratch[2]`, with
 /// the rights that the array has for it: none, if the array does not know it. r15 = state.
 ///

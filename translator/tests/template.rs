@@ -61,6 +61,17 @@ fn the_stack_pointer_and_r15_live_elsewhere() {
 }
 
 #[test]
+fn parts_of_registers_get_addresses() {
+    // lea cx, [rbx + rax*2 + 8]; lea dx, [0x12345678]
+    let bytes = [0x66, 0x8d, 0x4c, 0x43, 0x08, 0x66, 0x8d, 0x14, 0x25, 0x78, 0x56, 0x34, 0x12];
+    let placed = place(template(&bytes));
+    let mut machine = Machine::new();
+    machine.state.gpr[..4].copy_from_slice(&[0x10, u64::MAX, u64::MAX, 0xf_0003]);
+    assert_eq!(machine.run(&placed), Leave::Unlinked);
+    assert_eq!(machine.state.gpr[1..3], [!0xffff | 0x2b, !0xffff | 0x5678]);
+}
+
+#[test]
 fn more_registers_than_fit_at_once() {
     // add rax, rcx; add rdx, rbx; … all sixteen, each pair; then add rax, r15.
     let mut bytes = Vec::new();
@@ -104,6 +115,35 @@ fn a_miss_fills_and_looks_again() {
         assert_eq!(machine.state.gpr[0], 12);
         assert_eq!(machine.ram.bytes[0x12b..0x133], [12, 0, 0, 0, 12, 0, 0, 0]);
         assert_eq!(machine.ram.slow, if filled { 0 } else { 2 }, "for reading, then for writing");
+    }
+}
+
+/// The page of an access is known afterwards, but a larger one at the same place, or one near it, may go beyond its end.
+#[test]
+fn what_goes_beyond_a_known_page_is_the_interpreter_s() {
+    let by = |base: &str, rest: [u8; 2]| match base {
+        "rsp" => vec![0x8a, 0x04, 0x24, 0x48, rest[0], 0x5c, 0x24, rest[1]],
+        _ => vec![0x40, 0x8a, 0x06, 0x48, rest[0], 0x5e, rest[1], 0x90],
+    };
+    // mov al, [base]; then mov rbx, [base], mov rbx, [base + 1], mov [base], rbx or mov [base - 8], rbx.
+    for (base, rest, crosses) in [
+        ("rsp", [0x8b, 0], true),
+        ("rsp", [0x8b, 1], true),
+        ("rsp", [0x89, 0], true),
+        ("rsp", [0x89, 0xf8], false),
+        ("rsi", [0x8b, 0], true),
+        ("rsi", [0x8b, 1], true),
+        ("rsi", [0x89, 0], true),
+        ("rsi", [0x89, 0xf8], false),
+    ] {
+        let placed = place(template(&by(base, rest)));
+        let mut machine = Machine::new();
+        machine.fill();
+        (machine.state.gpr[4], machine.state.gpr[6]) = (RAM_START + 0xffe, RAM_START + 0xffe);
+        let expected = if crosses { (Leave::Step, CODE + 3) } else { (Leave::Unlinked, CODE + 8) };
+        let leave = machine.run(&placed);
+        let rip = if leave == Leave::Step { machine.state.rip } else { placed.block.exits[0].target };
+        assert_eq!((leave, rip), expected, "{base} {rest:x?}");
     }
 }
 

@@ -24,13 +24,17 @@ pub(super) const RDI: Reg = 7;
 /// Holds the address of `CpuState`.
 pub(super) const STATE: Reg = 15;
 
-/// Host condition codes, as encoded.
+/// Host condition codes, as encoded, and two more: the opposite of one differs from it in the lowest bit.
 pub(super) mod condition {
     pub const BELOW: u8 = 2;
     pub const ABOVE_OR_EQUAL: u8 = 3;
     pub const EQUAL: u8 = 4;
     pub const NOT_EQUAL: u8 = 5;
     pub const SIGN: u8 = 8;
+    /// RCX is 0.
+    pub const COUNT_ZERO: u8 = 16;
+    /// RCX is not 0.
+    pub const COUNT_NOT_ZERO: u8 = 17;
 }
 
 /// Registers as plain numbers.
@@ -194,6 +198,8 @@ impl Assembler {
         lea(to: Reg, from: Mem) = leaq_rm(to, from);
         /// The low 32 bits, zero-extended.
         lea32(to: Reg, from: Mem) = leal_rm(to, from);
+        /// The low 16 bits; the others keep.
+        lea16(to: Reg, from: Mem) = leaw_rm(to, from);
         add_from(to: Reg, from: Mem) = addq_rm(to, Operand::from(from));
         subtract_from(to: Reg, from: Mem) = subq_rm(to, Operand::from(from));
         and_from(to: Reg, from: Mem) = andq_rm(to, Operand::from(from));
@@ -202,6 +208,7 @@ impl Assembler {
         or_memory(to: Mem, value: i32) = orq_mi_sxl(Operand::from(to), value);
         add(to: Reg, from: Reg) = addq_rm(to, from);
         subtract(to: Reg, from: Reg) = subq_rm(to, from);
+        negate(to: Reg) = negq_m(to);
         or(to: Reg, from: Reg) = orq_rm(to, from);
         xor(to: Reg, from: Reg) = xorq_rm(to, from);
         test(a: Reg, b: Reg) = testq_mr(a, b);
@@ -282,7 +289,12 @@ impl Assembler {
 
     /// Jumps forward if a condition holds.
     pub fn jump_if(&mut self, condition: u8) -> Jump {
-        self.code.extend([0x0f, 0x80 | condition, 0, 0, 0, 0]);
+        match condition {
+            // JRCXZ reaches only what is near.
+            condition::COUNT_ZERO => self.code.extend([0xe3, 2, 0xeb, 5, 0xe9, 0, 0, 0, 0]),
+            condition::COUNT_NOT_ZERO => self.code.extend([0xe3, 5, 0xe9, 0, 0, 0, 0]),
+            _ => self.code.extend([0x0f, 0x80 | condition, 0, 0, 0, 0]),
+        }
         Jump(self.code.len())
     }
 

@@ -2,6 +2,7 @@
 
 use core::mem::offset_of;
 
+use iced_x86::{Code, Mnemonic};
 use memory::tlb::{ENTRY_SHIFT, Entry, MAX_ENTRIES};
 use semantics::{Insn, Operand};
 use x86::{CpuState, GuestVirt, PAGE_MASK, PAGE_SHIFT, Width, state};
@@ -47,7 +48,7 @@ impl Template<'_> {
     pub(super) fn guard(&mut self, target: u64, addend: u64, otherwise: ColdKind) {
         let [entry, other, _] = self.registers.temporaries;
         self.lose_host_flags();
-        self.stack_page = None;
+        self.known.forget_shared();
         self.fetch_entry_of(target, entry);
         let offset = self.asm.constant_to_come(other);
         self.asm.patch64(offset as usize, addend);
@@ -219,10 +220,21 @@ impl Template<'_> {
         self.abandon_if(condition::NOT_EQUAL);
     }
 
-    /// Jcc.
+    /// Jcc, JRCXZ, LOOP.
     pub(super) fn branch(&mut self, insn: &Insn, condition: u8) -> Result<Flow, Declined> {
         let target = near_target(insn)?;
-        self.need_flags();
+        if insn.mnemonic == Mnemonic::Loop {
+            if insn.code != Code::Loop_rel8_64_RCX {
+                return Err(Declined);
+            }
+            let count = self.read(RCX);
+            self.write_moved(RCX, -1);
+            self.asm.lea(count, Mem::new(count, -1));
+        } else if condition == condition::COUNT_ZERO {
+            self.read(RCX);
+        } else {
+            self.need_flags();
+        }
         self.complete();
         if self.course.is_some() {
             self.branch_inside(condition, target, insn.next_rip());

@@ -6,17 +6,17 @@ use memory::tlb::recent_offset;
 use x86::{CpuState, PAGE_MASK};
 
 use super::{
-    RSP, Template,
+    Template,
     assembler::{Jump, Mem, RAX, RCX, RDI, RSI, Reg, STATE, gpr_offset, xmm_offset},
     count::INSTRUCTIONS,
     flags::Flags,
-    memory::{Access, Address, FAR},
+    known::{FAR, KnownPages},
+    memory::{Access, Address},
     registers::{Registers, numbers},
 };
 use crate::{
     abi::{ChainSlot, FIRST_RUNTIME_HELPER, Leave, RuntimeHelper, SlowPath},
     instrument::Event,
-    locality::page_of,
     misses::Miss,
 };
 
@@ -46,9 +46,16 @@ pub(super) struct Cold {
 pub(super) enum ColdKind {
     /// Fills the TLB for an access and has it looked up again, or abandons the instruction.
     Miss { address: Address, access: Access, temporaries: [Reg; 2] },
-    /// Makes the recent page of RSP that of an access, or abandons the instruction. The temporaries are what
-    /// [`super::memory::StackPage`] says; `forgets`: only that the page can be read is known then, though more was known before.
-    Stack { base: Reg, displacement: i32, access: Access, temporaries: [Reg; 2], forgets: bool },
+    /// Finds the page of an access, or abandons the instruction. The pair has then what [`super::known`] says; `forgets`: only that
+    /// the page can be read is known then, though more was known before. If there is a recent page for the access, it becomes that.
+    Near {
+        base: Reg,
+        displacement: i32,
+        access: Access,
+        pair: [Reg; 2],
+        recent: Option<usize>,
+        forgets: bool,
+    },
     /// Makes the recent page of that number that of an access, or abandons the instruction. The second temporary gets its addend.
     Recent { page: usize, address: Address, access: Access, temporaries: [Reg; 2] },
     /// Leaves with a reason, at the start of the block, or of the region.
@@ -143,10 +150,12 @@ impl Template<'_> {
                     self.asm.load(temporaries[1], Mem::state(SCRATCH));
                     self.asm.jump_back(cold.resume);
                 }
-                ColdKind::Stack { base, displacement, access, temporaries, forgets } => {
-                    let [first, second] = temporaries;
+                ColdKind::Near { base, displacement, access, pair, recent, forgets } => {
+                    let [first, second] = pair;
                     self.linear(Address::Based { base, displacement }, first);
-                    self.miss(access, RuntimeHelper::RecentMiss, page_of(RSP), temporaries);
+                    let helper =
+                        if recent.is_some() { RuntimeHelper::RecentMiss } else { RuntimeHelper::NearMiss };
+                    self.miss(access, helper, recent.unwrap_or(0), pair);
                     self.asm.load(second, Mem::state(SCRATCH));
                     if forgets {
                         self.asm.constant(first, FAR);
@@ -350,6 +359,7 @@ impl Template<'_> {
         self.asm.call(Mem::new(RAX, 8 * entry as i32));
         self.asm.pop(RCX);
         (self.registers.loaded, self.registers.loaded_xmm) = (0, 0);
+        self.known = KnownPages::default();
         self.lose_kept_flags();
     }
 }

@@ -7,6 +7,8 @@ use iced_x86::Mnemonic;
 use semantics::{Insn, Operand};
 use x86::Width;
 
+use super::assembler::condition;
+
 /// What becomes of an operand.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Use {
@@ -198,7 +200,8 @@ fn is_setcc(mnemonic: Mnemonic) -> bool {
 /// The condition number of a conditional branch.
 pub(super) fn branch_condition(mnemonic: Mnemonic) -> Option<u8> {
     use Mnemonic::*;
-    let all = [Jo, Jno, Jb, Jae, Je, Jne, Jbe, Ja, Js, Jns, Jp, Jnp, Jl, Jge, Jle, Jg];
+    let all = [Jo, Jno, Jb, Jae, Je, Jne, Jbe, Ja, Js, Jns, Jp, Jnp, Jl, Jge, Jle, Jg, Jrcxz, Loop];
+    const _: () = assert!(condition::COUNT_ZERO == 16 && condition::COUNT_NOT_ZERO == 17);
     all.iter().position(|&branch| branch == mnemonic).map(|number| number as u8)
 }
 
@@ -258,6 +261,7 @@ pub(super) fn written(insn: &Insn) -> Set {
         M::Leave => RSP | RBP,
         M::Lea | M::Bsf | M::Bsr => operand(0),
         M::Jmp | M::Nop => 0,
+        M::Loop => RCX,
         mnemonic if branch_condition(mnemonic).is_some() => 0,
         _ => match of(insn) {
             Some(effects) => {
@@ -288,7 +292,7 @@ pub(super) fn implied(insn: &Insn) -> Set {
         M::Cmpxchg | M::Cbw | M::Cwde | M::Cdqe | M::Lahf | M::Sahf => RAX,
         M::Cmpxchg8b | M::Cmpxchg16b => RAX | RBX | RCX | RDX,
         M::Mulx => RDX,
-        M::Pcmpistri => RCX,
+        M::Pcmpistri | M::Jrcxz | M::Loop => RCX,
         M::Pcmpestri | M::Pcmpestri64 | M::Pcmpestrm | M::Pcmpestrm64 => RAX | RCX | RDX,
         _ => 0,
     }
@@ -321,6 +325,7 @@ pub(super) fn registers(insn: &Insn) -> Set {
     set | match insn.mnemonic {
         M::Mul | M::Imul | M::Div | M::Idiv | M::Cwd | M::Cdq | M::Cqo => RAX | RDX,
         M::Mulx => RDX,
+        M::Jrcxz | M::Loop => RCX,
         M::Cmpxchg | M::Cbw | M::Cwde | M::Cdqe => RAX,
         M::Cmpxchg8b | M::Cmpxchg16b => RAX | RBX | RCX | RDX,
         M::Push | M::Pop | M::Call | M::Ret => RSP,

@@ -2,17 +2,16 @@
 
 use iced_x86::{Code, Instruction, Mnemonic, OpCodeOperandKind, OpKind, Register as Iced};
 use semantics::{Insn, Operand, Register};
-use x86::{Width, state};
+use x86::Width;
 
 use super::{
     Declined, Template,
     assembler::{Mem, Reg},
     effects::{Effects, FlagUse, Use},
+    known,
     memory::Access,
     registers::numbers,
 };
-
-const STACK_POINTER: Register = Register { index: state::RSP as u8, width: Width::Qword, high: false };
 
 impl Template<'_> {
     /// The current instruction, as its row says.
@@ -56,7 +55,10 @@ impl Template<'_> {
         for (n, operand) in insn.operands.into_iter().enumerate().take(3) {
             match operand {
                 Operand::Gpr(register) if effects.operands[n].writes() => {
-                    self.write(register.index);
+                    match known::step(insn).filter(|_| n == 0) {
+                        Some(by) => self.write_moved(register.index, by),
+                        None => self.write(register.index),
+                    };
                 }
                 Operand::Xmm(index) if effects.operands[n].writes() => self.write_xmm(index),
                 _ => {}
@@ -64,11 +66,6 @@ impl Template<'_> {
         }
         for guest in numbers(effects.writes) {
             self.write(guest);
-        }
-        if insn.operand(0) == Operand::Gpr(STACK_POINTER) {
-            // Of an addition or subtraction of a constant: others do not keep what is known of the stack's page.
-            let by = insn.immediate as i32;
-            self.stack_moved(if insn.mnemonic == Mnemonic::Sub { by.wrapping_neg() } else { by });
         }
         if effects.xmm0 == Some(Use::Write) {
             self.write_xmm(0);

@@ -27,7 +27,7 @@ impl Template<'_> {
         let counters = instrumentation.event(Event::Executed);
         self.keep_flags();
         self.lose_host_flags();
-        self.stack_page = None;
+        self.known.forget_shared();
         let temporary = self.registers.temporaries[0];
         self.add_to_counter(counters, 1, temporary);
         self.asm.store(Mem::state(offset_of!(CpuState, profiled)), temporary);

@@ -3,24 +3,21 @@
 //! A miss has the TLB filled and looks again, so the access itself is written once, whatever it is. What the TLB can't
 //! answer at all (page crossings, MMIO, code pages, faults, atomic operands out of alignment) is the interpreter's.
 //!
-//! Accesses by RSP are looked up in its recent page ([`memory::tlb::Recent`]), and those that follow in the same
-//! block are only compared with that page ([`StackPage`]).
+//! Accesses by RSP are looked up in its recent page ([`memory::tlb::Recent`]). Those near one by the same register are only compared
+//! with the page that it was in ([`super::known`]).
 
 use core::mem::offset_of;
 
-use iced_x86::Mnemonic;
 use memory::tlb::{ENTRY_SHIFT, Entry, MAX_ENTRIES, Recent, recent_offset};
-use semantics::{Insn, MemoryOperand, Operand};
-use x86::{CpuState, PAGE_MASK, PAGE_SHIFT, Segment, SegmentRegister, Width, state};
+use semantics::{Insn, MemoryOperand};
+use x86::{CpuState, PAGE_MASK, PAGE_SHIFT, Segment, SegmentRegister, Width};
 
 use super::{
     Declined, Template,
-    assembler::{Mem, Reg, condition},
+    assembler::{Jump, Mem, Reg, condition},
     cold::ColdKind,
 };
-use crate::locality::page_of;
 
-const RSP: u8 = state::RSP as u8;
 const TLB: usize = offset_of!(CpuState, tlb);
 const TLB_MASK: usize = offset_of!(CpuState, tlb_mask);
 const FETCH_TLB: usize = offset_of!(CpuState, fetch_tlb);
@@ -59,23 +56,6 @@ impl Address {
     }
 }
 
-/// What the first two temporaries hold after an access by RSP: how far it was from its page's start, and the page's addend.
-#[derive(Clone, Copy)]
-pub(super) struct StackPage {
-    /// From RSP as it now is to where that access was.
-    displacement: i32,
-    /// The page can be written too.
-    write: bool,
-    /// That access was a store.
-    stored: bool,
-}
-
-/// How far from it another access is compared with the same page: less than what [`FAR`] adds.
-const NEAR: i32 = 1 << 20;
-
-/// A distance from which no near access comes into the page.
-pub(super) const FAR: u64 = 1 << 24;
-
 /// An access.
 #[derive(Clone, Copy)]
 pub(super) struct Access {
@@ -94,7 +74,7 @@ impl Access {
         Self { bytes, write: true, aligned: false }
     }
 
-    const fn tag(self) -> i32 {
+    pub const fn tag(self) -> i32 {
         if self.write { offset_of!(Entry, write) as i32 } else { offset_of!(Entry, read) as i32 }
     }
 }
@@ -153,23 +133,27 @@ impl Template<'_> {
     /// Looks an access up; gives the host operand, which holds the first two temporaries (of [`Address::Based`]: the
     /// second). Flags are kept; the cold path settles the state, since this may fault.
     pub(super) fn lookup(&mut self, address: Address, access: Access) -> Result<Mem, Declined> {
+        let [mut first, mut second, third] = self.registers.temporaries;
+        let mut by = None;
         if let Address::Based { base, displacement } = address
-            && self.registers.is_home(base, RSP)
-            && u64::from(access.bytes) <= Recent::BYTES
-            && !access.aligned
+            && let Some(base) = self.registers.guest_in(base)
         {
-            return self.stack_lookup(base, displacement, access);
-        }
-        self.stack_page = None;
-        if let Some(page) = self.recent
-            && address.is_simple()
-            && u64::from(access.bytes) <= Recent::BYTES
-            && !access.aligned
-        {
-            return Ok(self.recent_lookup(page, address, access));
+            match self.lookup_near(base, displacement, access) {
+                Ok(place) => return Ok(place),
+                Err(pair) => [first, second] = pair,
+            }
+            by = Some((base, displacement));
+        } else {
+            self.known.forget_shared();
+            if let Some(page) = self.recent
+                && address.is_simple()
+                && u64::from(access.bytes) <= Recent::BYTES
+                && !access.aligned
+            {
+                return Ok(self.recent_lookup(page, address, access));
+            }
         }
         let beyond = if access.aligned { 0 } else { i32::from(access.bytes) - 1 };
-        let [first, second, third] = self.registers.temporaries;
         if address.is_simple() || matches!(address, Address::Absolute(_)) {
             self.keep_flags();
         } else {
@@ -228,9 +212,13 @@ impl Template<'_> {
         let from = self.asm.jump_if(condition::NOT_EQUAL);
         let kind = ColdKind::Miss { address, access, temporaries: [first, second] };
         self.note(from, resume, kind);
-        self.address_again(address, first);
-        self.restore_carry();
-        self.asm.load(second, Mem::new(second, ADDEND));
+        if let Some((base, displacement)) = by {
+            self.know_looked_up(base, displacement, access, ADDEND);
+        } else {
+            self.address_again(address, first);
+            self.restore_carry();
+            self.asm.load(second, Mem::new(second, ADDEND));
+        }
         Ok(match address {
             Address::Based { base, displacement } => Mem::indexed(base, second, displacement),
             Address::Computed { .. } | Address::Ready => Mem::indexed(first, second, 0),
@@ -256,9 +244,7 @@ impl Template<'_> {
         self.keep_flags();
         self.lose_host_flags();
         let [first, second, _] = self.registers.temporaries;
-        self.compare_recent(page, address, access);
-        let from = self.asm.jump_if(condition::ABOVE_OR_EQUAL);
-        self.asm.load(second, Mem::new(second, recent_offset(page) + offset_of!(Recent, addend) as i32));
+        let from = self.compare_recent(page, address, access, [first, second]);
         let resume = self.asm.code.len();
         self.note(from, resume, ColdKind::Recent { page, address, access, temporaries: [first, second] });
         self.restore_carry();
@@ -269,88 +255,24 @@ impl Template<'_> {
         }
     }
 
-    /// Compares an address with a recent page: how far it is from that is in the first temporary then, the array's start in the second.
-    fn compare_recent(&mut self, page: usize, address: Address, access: Access) {
-        let [first, second, _] = self.registers.temporaries;
+    /// Compares an address with a recent page, and jumps if it is not in that. How far it is from the page is in the first register then, the
+    /// page's addend in the second.
+    pub(super) fn compare_recent(
+        &mut self,
+        page: usize,
+        address: Address,
+        access: Access,
+        [first, second]: [Reg; 2],
+    ) -> Jump {
         let field = |offset: usize| Mem::new(second, recent_offset(page) + offset as i32);
         self.asm.load(second, Mem::state(TLB));
         self.linear(address, first);
         self.asm.subtract_from(first, field(offset_of!(Recent, page)));
         let limit = if access.write { offset_of!(Recent, write) } else { offset_of!(Recent, read) };
         self.asm.compare(first, field(limit));
-    }
-
-    /// Looks an access by RSP up in its recent page, or compares it with the page that the last such access was in.
-    fn stack_lookup(&mut self, base: Reg, displacement: i32, access: Access) -> Result<Mem, Declined> {
-        self.keep_flags();
-        self.lose_host_flags();
-        let [first, second, _] = self.registers.temporaries;
-        let known = self.stack_page.filter(|known| known.write || !access.write);
-        let near = known.and_then(|known| Some((known, displacement.checked_sub(known.displacement)?)));
-        let (from, knows_write) = match near {
-            Some((known, 0)) if known.stored || !access.write => (None, known.write),
-            Some((known, delta)) if delta.abs() <= NEAR => {
-                if delta != 0 {
-                    self.asm.lea(first, Mem::new(first, delta));
-                }
-                self.asm.compare_immediate_register32(first, Recent::LIMIT as i32);
-                (Some(self.asm.jump_if(condition::ABOVE_OR_EQUAL)), known.write)
-            }
-            _ => {
-                self.compare_recent(page_of(RSP), Address::Based { base, displacement }, access);
-                let from = self.asm.jump_if(condition::ABOVE_OR_EQUAL);
-                let addend = recent_offset(page_of(RSP)) + offset_of!(Recent, addend) as i32;
-                self.asm.load(second, Mem::new(second, addend));
-                (Some(from), access.write)
-            }
-        };
-        if let Some(from) = from {
-            let kind = ColdKind::Stack {
-                base,
-                displacement,
-                access,
-                temporaries: [first, second],
-                forgets: knows_write && !access.write,
-            };
-            let resume = self.asm.code.len();
-            self.note(from, resume, kind);
-        }
-        self.restore_carry();
-        let stored = access.write || from.is_none() && self.stack_page.is_some_and(|known| known.stored);
-        self.stack_page = Some(StackPage { displacement, write: knows_write, stored });
-        Ok(Mem::indexed(base, second, displacement))
-    }
-
-    /// RSP has changed by a constant.
-    pub(super) fn stack_moved(&mut self, by: i32) {
-        self.stack_page = self
-            .stack_page
-            .and_then(|known| Some(StackPage { displacement: known.displacement.checked_sub(by)?, ..known }));
-    }
-
-    /// Whether what is known of the stack's page outlives an instruction: its template has no other use for the first two temporaries, and
-    /// changes RSP in no other way than by [`Template::stack_moved`].
-    pub(super) fn keeps_stack_page(insn: &Insn) -> bool {
-        let is_rsp = |operand: Operand| matches!(operand, Operand::Gpr(register) if register.index == RSP);
-        let stack_operand = insn.memory.base == RSP && insn.memory.index == MemoryOperand::NONE;
-        let by_memory = insn.operands.contains(&Operand::Memory) && !stack_operand;
-        use Mnemonic::*;
-        match insn.mnemonic {
-            Push => matches!(insn.operand(0), Operand::Gpr(_)) || insn.operand(0) == Operand::Immediate,
-            Pop => !is_rsp(insn.operand(0)),
-            Ret | Nop | Endbr64 => true,
-            Call | Jmp => insn.operand(0) == Operand::Near,
-            Lea => insn.memory.base != MemoryOperand::NONE && !is_rsp(insn.operand(0)),
-            Mov | Movzx | Movsx | Movsxd | And | Or | Xor | Cmp | Test | Inc | Dec | Shl | Shr | Sar => {
-                !by_memory && !is_rsp(insn.operand(0))
-            }
-            Add | Sub => {
-                let by_constant =
-                    insn.operand(1) == Operand::Immediate && insn.operand_width(0) == Width::Qword;
-                !by_memory && (!is_rsp(insn.operand(0)) || by_constant)
-            }
-            _ => false,
-        }
+        let from = self.asm.jump_if(condition::ABOVE_OR_EQUAL);
+        self.asm.load(second, field(offset_of!(Recent, addend)));
+        from
     }
 
     /// From the offset in an endless array to the entry that says whether code may be fetched.

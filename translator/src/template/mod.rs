@@ -24,6 +24,7 @@ mod flags;
 mod float;
 mod instruction;
 mod instrument;
+mod known;
 mod memory;
 mod region;
 mod registers;
@@ -52,7 +53,7 @@ use crate::{
 use assembler::{Assembler, Mem, Reg, gpr_offset, xmm_offset};
 use cold::{Cold, ColdKind, Tail};
 use flags::Flags;
-use memory::StackPage;
+use known::KnownPages;
 use region::Course;
 use registers::{Registers, numbers};
 
@@ -203,8 +204,9 @@ struct Template<'a> {
     addends: Vec<AddendField>,
     /// The guest's MXCSR is known to be in the host's register.
     mxcsr_loaded: bool,
-    /// What the first two temporaries hold.
-    stack_page: Option<StackPage>,
+    known: KnownPages,
+    /// Every access is checked by itself.
+    careful: bool,
     /// In a region: registers that point anywhere, and those that are small ([`crate::locality`]).
     strange: Option<locality::Set>,
     small: locality::Set,
@@ -233,8 +235,9 @@ struct Written<'a> {
 struct Mark {
     code: usize,
     cold: usize,
+    waiting: usize,
     mxcsr_loaded: bool,
-    stack_page: Option<StackPage>,
+    known: KnownPages,
     registers: Registers,
     flags: Flags,
 }
@@ -263,7 +266,8 @@ impl<'a> Template<'a> {
             callouts: Vec::new(),
             addends: Vec::new(),
             mxcsr_loaded: false,
-            stack_page: None,
+            known: KnownPages::default(),
+            careful: false,
             strange: None,
             small: 0,
             steady: 0,
@@ -275,17 +279,19 @@ impl<'a> Template<'a> {
 
     /// Writes the block's instructions and its end; gives how many instructions and bytes.
     fn block(&mut self, block: &'a GuestBlock) -> Result<(u16, u16), TranslateError> {
+        self.block_from(block, 0)
+    }
+
+    /// The same from the instruction of a number on.
+    fn block_from(&mut self, block: &'a GuestBlock, start: usize) -> Result<(u16, u16), TranslateError> {
         let mut bytes = 0;
-        for (index, insn) in block.insns.iter().enumerate() {
+        for (index, insn) in block.insns.iter().enumerate().skip(start) {
             self.index = index;
             let is_foreign = table::kind_of(insn) != Kind::Lifted && !self.is_inline(insn);
             if !is_foreign {
                 self.make_room(insn);
             }
-            let keeps_stack_page = Self::keeps_stack_page(insn);
-            if !keeps_stack_page {
-                self.stack_page = None;
-            }
+            self.keep_known(insn);
             self.keep_flags_from(insn);
             self.guess(insn);
             let mark = self.mark();
@@ -299,10 +305,7 @@ impl<'a> Template<'a> {
                 Ok(Flow::Next) => {
                     self.complete();
                     bytes += u16::from(insn.length);
-                    if !keeps_stack_page {
-                        // Its own access may have looked the page up, and then RSP changed.
-                        self.stack_page = None;
-                    }
+                    self.keep_known(insn);
                 }
                 Ok(Flow::Ended) => {
                     self.end_block(index as u16 + 1);
@@ -396,9 +399,7 @@ impl<'a> Template<'a> {
                 self.registers.dirty &= !(1 << victim);
             }
             self.registers.replace(victim, guest);
-            if victim == RSP {
-                self.stack_page = None;
-            }
+            self.known.forget(victim);
         }
     }
 
@@ -441,16 +442,20 @@ impl<'a> Template<'a> {
 
     fn mark(&self) -> Mark {
         let (code, cold) = (self.asm.code.len(), self.cold.len());
-        let (mxcsr_loaded, stack_page) = (self.mxcsr_loaded, self.stack_page);
-        Mark { code, cold, mxcsr_loaded, stack_page, registers: self.registers, flags: self.flags }
+        let (mxcsr_loaded, known) = (self.mxcsr_loaded, self.known);
+        let waiting = self.course.as_ref().map_or(0, Course::waiting);
+        Mark { code, cold, waiting, mxcsr_loaded, known, registers: self.registers, flags: self.flags }
     }
 
     fn reset(&mut self, mark: Mark) {
         self.asm.code.truncate(mark.code);
         self.cold.truncate(mark.cold);
+        if let Some(course) = &mut self.course {
+            course.let_wait(mark.waiting);
+        }
         self.relocations.retain(|relocation| (relocation.offset as usize) < mark.code);
         self.asm.addresses.retain(|field| (field.offset as usize) < mark.code);
-        (self.mxcsr_loaded, self.stack_page) = (mark.mxcsr_loaded, mark.stack_page);
+        (self.mxcsr_loaded, self.known) = (mark.mxcsr_loaded, mark.known);
         (self.registers, self.flags) = (mark.registers, mark.flags);
     }
 
@@ -466,6 +471,13 @@ impl<'a> Template<'a> {
 
     /// The home of a register that is about to be written as a whole.
     fn write(&mut self, guest: u8) -> Reg {
+        self.known.forget(guest);
+        self.write_moved(guest, 0)
+    }
+
+    /// The same of one that is moved by a constant.
+    fn write_moved(&mut self, guest: u8, by: i32) -> Reg {
+        self.known.moved(guest, by);
         self.registers.loaded |= 1 << guest;
         self.registers.dirty |= 1 << guest;
         self.registers.home(guest)

@@ -22,7 +22,7 @@ use super::{
     effects,
     flags::Flags,
     float,
-    memory::StackPage,
+    known::KnownPages,
     registers::{Registers, numbers},
     vector,
 };
@@ -44,7 +44,7 @@ const MOST_PENDING: i32 = 60;
 struct Known {
     registers: Registers,
     flags: Flags,
-    stack_page: Option<StackPage>,
+    known: KnownPages,
     pending: i32,
     /// Block and instruction.
     at: (usize, usize),
@@ -67,6 +67,16 @@ enum Way {
     ReturnExit(Reg, i32),
     /// By another indirect transfer.
     IndirectExit(Reg),
+    /// On in the block of that number, with every access checked by itself.
+    Careful(usize),
+}
+
+/// What is written next.
+enum Next {
+    /// The block of that number.
+    Block(usize),
+    /// What is left of it, once more: see [`Way::Careful`].
+    Careful(usize),
 }
 
 /// A block of the region that is being written.
@@ -90,6 +100,18 @@ pub(super) struct Course {
     next: Option<usize>,
     /// The number of the block that is being written.
     current: usize,
+}
+
+impl Course {
+    /// How many ways wait.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Has no more of them wait than so many.
+    pub fn let_wait(&mut self, most: usize) {
+        self.waiting.truncate(most);
+    }
 }
 
 impl<'a> Template<'a> {
@@ -118,7 +140,16 @@ impl<'a> Template<'a> {
         self.page = first.guest.rip & PAGE_MASK;
         self.go_inside(first.guest.rip);
         let (mut instructions, mut bytes) = (0, 0);
-        while let Some(number) = self.next_block() {
+        while let Some(next) = self.next_block() {
+            let number = match next {
+                Next::Block(number) => number,
+                Next::Careful(number) => {
+                    (self.careful, self.strange, self.recent) = (true, None, None);
+                    self.block_from(&region.blocks[number].guest, self.index)?;
+                    self.careful = false;
+                    continue;
+                }
+            };
             let block = &region.blocks[number];
             // The first one's was guarded where the region was entered.
             self.begin_block(&block.guest, number, block.second.filter(|_| number != 0));
@@ -131,31 +162,36 @@ impl<'a> Template<'a> {
     }
 
     /// What is written next; ways on that lead nowhere in the region are written first.
-    fn next_block(&mut self) -> Option<usize> {
+    fn next_block(&mut self) -> Option<Next> {
         loop {
             let course = self.course.as_mut()?;
             if let Some(number) = course.next.take() {
                 course.nodes[number].written = Some(self.asm.code.len());
                 course.current = number;
-                return Some(number);
+                return Some(Next::Block(number));
             }
             let Waiting { from, known, way } = course.waiting.pop()?;
             self.asm.bind(from);
             self.know(known);
+            if let Way::Careful(number) = way {
+                if let Some(course) = &mut self.course {
+                    course.current = number;
+                }
+                return Some(Next::Careful(number));
+            }
             self.go(way);
         }
     }
 
     fn known(&self) -> Known {
-        let (registers, flags, stack_page, pending) =
-            (self.registers, self.flags, self.stack_page, self.pending);
-        Known { registers, flags, stack_page, pending, at: (self.at, self.index) }
+        let (registers, flags, known, pending) = (self.registers, self.flags, self.known, self.pending);
+        Known { registers, flags, known, pending, at: (self.at, self.index) }
     }
 
     fn know(&mut self, known: Known) {
         self.return_to(known.at.0, known.at.1);
         (self.registers, self.flags) = (known.registers, known.flags);
-        (self.stack_page, self.pending) = (known.stack_page, known.pending);
+        (self.known, self.pending) = (known.known, known.pending);
     }
 
     fn later(&mut self, from: Jump, way: Way) {
@@ -165,19 +201,28 @@ impl<'a> Template<'a> {
         }
     }
 
+    /// A jump to a second version of what is left of the block from the current instruction on, none of which is done.
+    pub(super) fn later_careful(&mut self, from: Jump) {
+        let known = Known { known: KnownPages::default(), ..self.known() };
+        if let Some(course) = &mut self.course {
+            course.waiting.push(Waiting { from, known, way: Way::Careful(course.current) });
+        }
+    }
+
     fn go(&mut self, way: Way) {
         match way {
             Way::Direct(target) => self.direct_exit(target),
             Way::Return(target, by) => {
                 let top = self.registers.home(super::RSP);
                 self.asm.lea(top, Mem::new(top, by));
-                self.stack_moved(by);
-                self.write(super::RSP);
+                self.write_moved(super::RSP, by);
                 self.complete();
                 self.direct_exit(target);
             }
             Way::ReturnExit(target, by) => self.return_exit(target, by),
             Way::IndirectExit(target) => self.indirect_exit(target, None),
+            // `next_block` has it written.
+            Way::Careful(_) => {}
         }
     }
 
@@ -265,7 +310,7 @@ impl<'a> Template<'a> {
         (self.registers.loaded_xmm, self.registers.dirty_xmm) = (loaded.xmm, written.xmm);
         let kept = course_flags && self.registers.keeps_flags();
         self.flags = if kept { Flags::kept() } else { Flags::default() };
-        self.stack_page = None;
+        self.known = KnownPages::default();
         self.mxcsr_loaded = has_float;
     }
 
@@ -323,7 +368,7 @@ impl<'a> Template<'a> {
             self.asm.compare_constant(target, rip);
         } else {
             let spare = self.registers.temporaries[0];
-            self.stack_page = None;
+            self.known.forget_shared();
             self.asm.constant(spare, rip);
             self.asm.compare_registers(target, spare);
         }

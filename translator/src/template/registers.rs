@@ -34,6 +34,8 @@ pub(super) struct Registers {
     fixed: Set,
     /// Free for any use. The last is RAX, where flags are kept ([`super::flags`]), unless the guest's is in it.
     pub temporaries: [Reg; TEMPORARIES],
+    /// Two more for accesses by RSP ([`super::known`]), if there are any left.
+    pub stack_pair: Option<[Reg; 2]>,
     /// Guest registers in their homes.
     pub loaded: Set,
     /// Newer there than in `CpuState`.
@@ -74,7 +76,10 @@ impl Registers {
         for guest in wanted {
             home[usize::from(guest)] = if away >> guest & 1 == 0 { guest } else { take() };
         }
-        Self { home, fixed, temporaries, loaded: 0, dirty: 0, loaded_xmm: 0, dirty_xmm: 0 }
+        let others = free & free.wrapping_sub(1);
+        let stack_pair = (home[4] != NOWHERE && others != 0)
+            .then(|| [free.trailing_zeros() as Reg, others.trailing_zeros() as Reg]);
+        Self { home, fixed, temporaries, stack_pair, loaded: 0, dirty: 0, loaded_xmm: 0, dirty_xmm: 0 }
     }
 
     /// Whether flags can be kept in RAX.
@@ -99,9 +104,9 @@ impl Registers {
         self.home
     }
 
-    /// Whether `register` is the home of a guest register.
-    pub fn is_home(&self, register: Reg, guest: u8) -> bool {
-        self.home[usize::from(guest & 15)] == register
+    /// The guest register whose home `register` is.
+    pub fn guest_in(&self, register: Reg) -> Option<u8> {
+        self.home.iter().position(|&home| home == register).map(|guest| guest as u8)
     }
 
     /// Which guest registers have homes.

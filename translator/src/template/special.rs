@@ -9,13 +9,15 @@ use super::{
     assembler::{Mem, RAX, RDX, condition},
     cold::ColdKind,
     effects::Use,
+    known,
 };
 
 impl Template<'_> {
     pub(super) fn lea(&mut self, insn: &Insn) -> Result<Flow, Declined> {
         let Operand::Gpr(destination) = insn.operand(0) else { return Err(Declined) };
-        if destination.width < Width::Dword {
-            return Err(Declined);
+        let is_part = destination.width < Width::Dword;
+        if is_part {
+            self.read(destination.index);
         }
         let operand = &insn.memory;
         let narrow = operand.width != Width::Qword || destination.width != Width::Qword;
@@ -24,7 +26,7 @@ impl Template<'_> {
         let base = has(operand.base).then(|| self.read(operand.base));
         let index = has(operand.index).then(|| (self.read(operand.index), operand.scale));
         let mem = match (base, index) {
-            (None, None) => {
+            (None, None) if !is_part => {
                 let to = self.write(destination.index);
                 self.asm.constant(to, operand.displacement & cut);
                 return Ok(Flow::Next);
@@ -36,8 +38,13 @@ impl Template<'_> {
                 Mem { base: spare, index, displacement: 0 }
             }
         };
-        let to = self.write(destination.index);
-        if narrow {
+        let to = match known::step(insn) {
+            Some(by) => self.write_moved(destination.index, by),
+            None => self.write(destination.index),
+        };
+        if is_part {
+            self.asm.lea16(to, mem)
+        } else if narrow {
             self.asm.lea32(to, mem)
         } else {
             self.asm.lea(to, mem)

@@ -53,13 +53,12 @@ impl Template<'_> {
                 let spare = self.registers.temporaries[0];
                 self.asm.store_constant(place, value, spare);
                 if i32::try_from(value as i64).is_err() {
-                    self.stack_page = None;
+                    self.known.forget_shared();
                 }
             }
         }
         self.asm.lea(top, Mem::new(top, -8));
-        self.stack_moved(-8);
-        self.write(RSP);
+        self.write_moved(RSP, -8);
         Ok(())
     }
 
@@ -80,8 +79,7 @@ impl Template<'_> {
         self.asm.load(to, place);
         if register.index != RSP {
             self.asm.lea(top, Mem::new(top, 8));
-            self.stack_moved(8);
-            self.write(RSP);
+            self.write_moved(RSP, 8);
         }
         Ok(Flow::Next)
     }

@@ -49,6 +49,7 @@ pub fn function_table(thunks: &Thunks) -> FunctionTable {
     table[FIRST_RUNTIME_HELPER + RuntimeHelper::MakeRecent as usize] = misses::make as *const u8;
     table[FIRST_RUNTIME_HELPER + RuntimeHelper::FillMiss as usize] = misses::fill as *const u8;
     table[FIRST_RUNTIME_HELPER + RuntimeHelper::RecentMiss as usize] = misses::recent as *const u8;
+    table[FIRST_RUNTIME_HELPER + RuntimeHelper::NearMiss as usize] = misses::near as *const u8;
     table[FIRST_RUNTIME_HELPER + RuntimeHelper::StoreMxcsr as usize] = mxcsr::store as *const u8;
     table[FIRST_THUNK..][..SlowPath::ALL.len()].copy_from_slice(thunks.addresses());
     table

@@ -48,6 +48,52 @@ pub fn instruction(random: &mut Random, rip: u64, mode: Mode) -> (Insn, Vec<u8>)
     }
 }
 
+/// A random instruction of a run: accesses of a few kinds near each other, by one base register that is seldom something else than
+/// moved by constants, in 64-bit mode.
+pub fn instruction_of_run(random: &mut Random, base: u8, rip: u64, mode: Mode) -> (Insn, Vec<u8>) {
+    let register = random.below(16) as u8;
+    let register = if register == base && !random.once_in(8) { register ^ 1 } else { register };
+    // Prefix and opcode, of instructions with a memory operand.
+    let (prefix, opcode): (&[u8], &[u8]) = match random.below(16) {
+        0 | 1 => (&[], &[0x8b]),
+        2 => (&[], &[0x89]),
+        3 => (&[], &[0x8a]),
+        4 => (&[], &[0x01]),
+        5 => (&[], &[0x03]),
+        6 | 7 => (&[], &[0x13]),
+        8 => (&[], &[0x11]),
+        9 => (&[0x66], &[0x0f, 0x38, 0xf6]),
+        10 => (&[0xf3], &[0x0f, 0x38, 0xf6]),
+        11 => (&[], &[0x0f, 0x10]),
+        12 => (&[], &[0x0f, 0x11]),
+        13 => (&[], &[0x8d]),
+        14 => (&[], &[0x83]),
+        _ => (&[], &[0x39]),
+    };
+    let mut bytes = prefix.to_vec();
+    bytes.push(0x48 | register >> 3 << 2 | base >> 3);
+    bytes.extend(opcode);
+    match opcode {
+        // ADD, ADC, SBB, SUB of a constant to the base.
+        [0x83] => {
+            bytes.extend([0xc0 | (random.below(4) as u8 & 2 | 4 & random.next() as u8) << 3 | base & 7])
+        }
+        _ => {
+            let register = if opcode == [0x8d] { base } else { register };
+            if opcode == [0x8d] {
+                bytes[prefix.len()] = 0x48 | base >> 3 << 2 | base >> 3;
+            }
+            bytes.push(0x40 | (register & 7) << 3 | base & 7);
+            if base & 7 == 4 {
+                bytes.push(0x24);
+            }
+        }
+    }
+    bytes.push(random.below(96) as u8 & 0xf8 | if random.once_in(4) { random.below(8) as u8 } else { 0 });
+    let insn = decode_one(&bytes, rip, mode).expect("it is an instruction");
+    (insn, bytes)
+}
+
 fn encoding(random: &mut Random, mode: Mode) -> Vec<u8> {
     let mut bytes = Vec::new();
     if random.once_in(5) {

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use common::{
     long_mode_state, place, protected_state,
-    random::{DATA, DATA_SIZE, Random, instruction, registers},
+    random::{DATA, DATA_SIZE, Random, instruction, instruction_of_run, registers},
 };
 use iced_x86::{Decoder, Mnemonic, OpKind, Register, RflagsBits};
 use semantics::{
@@ -88,9 +88,18 @@ impl Harness {
             side.state.update_mode();
         }
         let mode = self.compiled.state.mode;
+        let run = (mode.is_64bit() && random.once_in(3)).then(|| random.below(16) as u8);
         for _ in 0..1 + random.below(if self.branches { 16 } else { 8 }) {
+            if let Some(base) = run.filter(|_| !random.once_in(4)) {
+                let (insn, encoded) = instruction_of_run(random, base, CODE + bytes.len() as u64, mode);
+                bytes.extend(encoded);
+                insns.push(insn);
+                continue;
+            }
             if self.branches && !insns.is_empty() && random.once_in(3) {
-                bytes.extend([0x70 | random.below(16) as u8, 0]);
+                // Jcc, LOOP, JRCXZ.
+                let opcode = [0x70 | random.below(16) as u8, 0xe2, 0xe3];
+                bytes.extend([opcode[random.below(12).saturating_sub(9) as usize], 0]);
             }
             let (insn, encoded) = instruction(random, CODE + bytes.len() as u64, mode);
             bytes.extend(encoded);

@@ -11,7 +11,7 @@ use transvisor_translator::{
         SlowPathFn,
     },
 };
-use x86::{CpuState, GuestPhys, GuestVirt, Width};
+use x86::{CpuState, GuestPhys, GuestVirt, PAGE_SIZE, Width, control, paging};
 
 use super::common::{
     FunctionTable, abandon, clobber, function_table, pack_flags,
@@ -38,6 +38,9 @@ impl Side {
         table[FIRST_RUNTIME_HELPER + RuntimeHelper::Bulk as usize] = bulk as *const u8;
         let jumps = vec![JumpEntry { rip: u64::MAX, code: 0, addend: 0, mode: 0 }; JUMP_CACHE_ENTRIES];
         let mut state = state();
+        if state.mode.is_64bit() {
+            map(&mut state, mmu.ram());
+        }
         state.helpers = table.as_ptr();
         state.jump_cache = jumps.as_ptr().cast_mut().cast();
         state.engine = (&raw mut *mmu).cast();
@@ -64,6 +67,31 @@ impl Side {
     pub fn set_data(&self, bytes: &[u8]) {
         self.mmu.ram().write(GuestPhys(DATA - 0x1_0000), bytes).unwrap();
     }
+}
+
+/// Where the page tables are, which are not mapped themselves.
+const TABLES: u64 = 0x8_0000;
+
+/// Turns paging on. Pages that are neighbours are so nowhere in RAM, some can't be written, and one is missing.
+fn map(state: &mut CpuState, ram: &Ram) {
+    let all = paging::PRESENT | paging::WRITABLE | paging::ACCESSED | paging::DIRTY;
+    let write = |address: u64, entry: u64| ram.write(GuestPhys(address), &entry.to_le_bytes()).unwrap();
+    for level in 0..3 {
+        write(TABLES + level * PAGE_SIZE, (TABLES + (level + 1) * PAGE_SIZE) | all);
+    }
+    for page in 0..TABLES / PAGE_SIZE {
+        let rights = match page % 16 {
+            _ if page == 0x1d => 0,
+            9 => all & !paging::WRITABLE,
+            _ => all,
+        };
+        write(TABLES + 3 * PAGE_SIZE + 8 * page, ((page ^ 1) * PAGE_SIZE) | rights);
+    }
+    state.cr3 = TABLES;
+    state.cr4 |= control::cr4::PAE;
+    state.efer |= control::efer::LME;
+    state.cr0 |= control::cr0::PG | control::cr0::WP;
+    state.update_mode();
 }
 
 fn mmu<'a>(state: *mut CpuState) -> (&'a CpuState, &'a mut Mmu) {
