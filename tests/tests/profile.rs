@@ -189,7 +189,9 @@ fn a_debian_boot_is_counted_and_named() {
     let early = |stack: &&Stack| frames(stack)[0] == "(before the first process)";
     assert!(stacks.stacks.iter().filter(early).all(|stack| !is_user(frames(stack)[1])));
     let of = |process: &str| stacks.stacks.iter().filter(|stack| frames(stack)[0] == process).count();
-    assert!(of("swapper/0") > 0 && of("init") > 0 && of("awk") > 0, "{:?}", stacks.frames);
+    // Each runs for some milliseconds, so samples may miss one.
+    let met = ["swapper/0", "init", "sh", "awk", "mount"].iter().filter(|process| of(process) > 0).count();
+    assert!(met >= 3, "{:?}", stacks.frames);
 
     // A System.map tells the same, also of a kernel that was moved.
     let map = printed.iter().fold(String::new(), |map, (name, at)| format!("{map}{at:016x} T {name}\n"));
