@@ -126,7 +126,7 @@ pub struct JumpEntry {
 }
 
 /// Entries in a jump cache.
-pub const JUMP_CACHE_ENTRIES: usize = 16384;
+pub const JUMP_CACHE_ENTRIES: usize = 65536;
 
 /// Index of a target in the jump cache: compiled code computes the same.
 #[inline]

@@ -1,7 +1,8 @@
 //! REP string instructions, many elements at once: within pages of RAM that the TLB gives host pointers to.
 //!
 //! The host's own string instructions do the work, so overlapping operands behave as the guest's do. What does not
-//! fit (an element across pages, MMIO, code pages, a segment's end, faults) is left to the definition's single element.
+//! fit (an element across pages, MMIO, a segment's end, faults) is left to the definition's single element; so are code pages, unless it
+//! is the interpreter that asks.
 
 use core::arch::asm;
 
@@ -24,14 +25,24 @@ struct Bulk<'a> {
     state: &'a mut CpuState,
     mmu: &'a mut Mmu,
     repetition: Repetition,
+    over_code: bool,
 }
 
 /// Does what it can of a repetition; see [`semantics::Machine::bulk`].
 pub fn run(state: &mut CpuState, mmu: &mut Mmu, repetition: Repetition) {
+    work(state, mmu, repetition, false);
+}
+
+/// The same, also over translated code: for who looks at [`Mmu::code_written`] before it goes on.
+pub(crate) fn run_over_code(state: &mut CpuState, mmu: &mut Mmu, repetition: Repetition) {
+    work(state, mmu, repetition, true);
+}
+
+fn work(state: &mut CpuState, mmu: &mut Mmu, repetition: Repetition, over_code: bool) {
     if state.rflags & flags::DF != 0 || repetition.kind == Kind::Lods {
         return;
     }
-    let mut bulk = Bulk { state, mmu, repetition };
+    let mut bulk = Bulk { state, mmu, repetition, over_code };
     for _ in 0..MAX_CHUNKS {
         if bulk.register(RCX) < Repetition::FEWEST || bulk.chunk() != Some(Chunk::Whole) {
             break;
@@ -84,7 +95,11 @@ impl Bulk<'_> {
     /// The host's pointer to `length` bytes, if they are plain RAM within the segment.
     fn host_pointer(&mut self, index: usize, place: &Place, length: u64, write: bool) -> Option<*mut u8> {
         segmentation::linear(self.state, self.segment(index), place.offset, length as u16, write).ok()?;
-        self.mmu.direct(self.state, GuestVirt(place.linear), length, write).ok()?
+        let linear = GuestVirt(place.linear);
+        match write && self.over_code {
+            true => self.mmu.direct_over_code(self.state, linear, length).ok()?,
+            false => self.mmu.direct(self.state, linear, length, write).ok()?,
+        }
     }
 
     /// Works through one piece within pages. `None` if there is nothing to do this way.

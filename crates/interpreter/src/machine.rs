@@ -477,7 +477,7 @@ impl Machine for Interpreter<'_> {
 
     fn bulk(&mut self, repetition: Repetition) -> Result<(), Stop> {
         if !self.mmu.mmio.is_replaying() {
-            bulk::run(self.state, self.mmu, repetition);
+            bulk::run_over_code(self.state, self.mmu, repetition);
         }
         Ok(())
     }

@@ -309,4 +309,22 @@ impl Mmu {
         let place = self.resolve(state, self.own_view(state), address, access)?;
         Ok(if place.code { None } else { place.host })
     }
+
+    /// The same for stores, also to a page that holds translated code: then what the bytes hold is dropped, so they are to be
+    /// stored to, all of them, and whoever runs code looks at [`Mmu::code_written`] before it goes on.
+    pub fn direct_over_code(
+        &mut self,
+        state: &CpuState,
+        address: GuestVirt,
+        length: u64,
+    ) -> Result<Option<*mut u8>, Stop> {
+        if length > PAGE_SIZE || crosses(address, length) {
+            return Ok(None);
+        }
+        let place = self.resolve(state, self.own_view(state), address, Access::Write)?;
+        if place.host.is_some() {
+            self.announce(&place, length);
+        }
+        Ok(place.host)
+    }
 }

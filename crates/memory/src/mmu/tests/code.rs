@@ -56,6 +56,8 @@ fn writes_to_marked_pages_are_told_before_they_happen() {
     assert_eq!(diary.take(), told(16));
     mmu.store_supervisor(state, at, Width::Word, 1).unwrap();
     assert_eq!(diary.take(), told(2));
+    assert!(mmu.direct_over_code(state, at, 512).unwrap().is_some());
+    assert_eq!(diary.take(), told(512));
     // Across pages, only the part that is in the marked one.
     mmu.store(state, GuestVirt(AT + 0xffd), Width::Qword, 0).unwrap();
     assert_eq!(diary.take(), [(GuestPhys(CODE + 0xffd), 3)]);
@@ -65,6 +67,7 @@ fn writes_to_marked_pages_are_told_before_they_happen() {
     mmu.load_for_update(state, at, Width::Qword).unwrap();
     mmu.probe_write(state, at, 8).unwrap();
     assert_eq!(mmu.direct(state, at, 8, true), Ok(None));
+    assert_eq!(mmu.direct_over_code(state, GuestVirt(AT + 0xffd), 8), Ok(None));
     assert!(mmu.direct(state, at, 8, false).unwrap().is_some());
     assert!(!mmu.try_store(state, at, Width::Qword, 0));
     assert!(!mmu.try_store128(state, at, 0));
