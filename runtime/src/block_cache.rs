@@ -111,10 +111,16 @@ pub(crate) struct PageRecord {
 }
 
 /// The living blocks by their keys, which are in the blocks: a word for each, not five.
-#[derive(Default)]
 pub(crate) struct Blocks(HashTable<Arc<Block>>);
 
+/// Blocks that there is room for from the start, a kernel's worth: to grow the table means to look at every block.
+const EXPECTED: usize = 100_000;
+
 impl Blocks {
+    fn new() -> Self {
+        Self(HashTable::with_capacity(EXPECTED))
+    }
+
     fn find(&self, key: &BlockKey) -> Option<&Arc<Block>> {
         self.0.find(hash(key), |block| block.key == *key)
     }
@@ -170,7 +176,7 @@ impl CodeCache {
             generation: AtomicU64::new(0),
             code,
             inner: Mutex::new(Inner {
-                blocks: Blocks::default(),
+                blocks: Blocks::new(),
                 pages: Map::default(),
                 links: Links::new(memory, stub, written),
                 jump_caches: Vec::new(),

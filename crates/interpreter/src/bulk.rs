@@ -26,6 +26,8 @@ struct Bulk<'a> {
     mmu: &'a mut Mmu,
     repetition: Repetition,
     over_code: bool,
+    /// RFLAGS.DF: from the highest element to the lowest.
+    down: bool,
 }
 
 /// Does what it can of a repetition; see [`semantics::Machine::bulk`].
@@ -39,10 +41,11 @@ pub(crate) fn run_over_code(state: &mut CpuState, mmu: &mut Mmu, repetition: Rep
 }
 
 fn work(state: &mut CpuState, mmu: &mut Mmu, repetition: Repetition, over_code: bool) {
-    if state.rflags & flags::DF != 0 || repetition.kind == Kind::Lods {
+    let down = state.rflags & flags::DF != 0;
+    if down && repetition.kind.compares() || repetition.kind == Kind::Lods {
         return;
     }
-    let mut bulk = Bulk { state, mmu, repetition, over_code };
+    let mut bulk = Bulk { state, mmu, repetition, over_code, down };
     for _ in 0..MAX_CHUNKS {
         if bulk.register(RCX) < Repetition::FEWEST || bulk.chunk() != Some(Chunk::Whole) {
             break;
@@ -50,11 +53,19 @@ fn work(state: &mut CpuState, mmu: &mut Mmu, repetition: Repetition, over_code: 
     }
 }
 
-/// One end of the work: where it is and how many bytes from there are within one page and one run of offsets.
+/// One end of the work: where its first element is and how many elements from there are within one page and one run of offsets.
 struct Place {
     offset: u64,
     linear: u64,
     room: u64,
+}
+
+impl Place {
+    /// The same of the lowest of `count` elements, if the first one is the highest.
+    fn lowered(self, down: bool, count: u64, size: u64) -> Self {
+        let distance = if down { (count - 1) * size } else { 0 };
+        Self { offset: self.offset - distance, linear: self.linear - distance, ..self }
+    }
 }
 
 /// How a piece of work ended.
@@ -87,9 +98,16 @@ impl Bulk<'_> {
     fn place(&self, index: usize, write: bool) -> Option<Place> {
         let offset = self.register(index);
         let linear = segmentation::linear(self.state, self.segment(index), offset, 1, write).ok()?;
-        let in_page = PAGE_SIZE - GuestVirt(linear).page_offset();
+        let size = self.repetition.width.bytes();
+        let before = GuestVirt(linear).page_offset();
+        let in_page = PAGE_SIZE - before;
         let in_offsets = self.repetition.address_width.mask() - offset;
-        Some(Place { offset, linear, room: in_page.min(in_offsets) })
+        let room = match self.down {
+            false => in_page.min(in_offsets) / size,
+            true if in_page.min(in_offsets) < size => 0,
+            true => before.min(offset) / size + 1,
+        };
+        Some(Place { offset, linear, room })
     }
 
     /// The host's pointer to `length` bytes, if they are plain RAM within the segment.
@@ -113,11 +131,13 @@ impl Bulk<'_> {
         let room = from.as_ref().map_or(to.room, |from| from.room.min(to.room));
         // The element that ends a comparison is the definition's.
         let wanted = self.register(RCX) - u64::from(kind.compares());
-        let count = wanted.min(room / size);
+        let count = wanted.min(room);
         if count == 0 {
             return None;
         }
         let length = count * size;
+        let to = to.lowered(self.down, count, size);
+        let from = from.map(|from| from.lowered(self.down, count, size));
         let source = match &from {
             Some(from) => Some(self.host_pointer(RSI, from, length, false)?),
             None => None,
@@ -132,10 +152,16 @@ impl Bulk<'_> {
         // SAFETY: `direct` vouches for `length` bytes of guest RAM behind both pointers, writable where written.
         let done = unsafe {
             match (kind, source) {
+                (Kind::Movs, Some(source)) if self.down => {
+                    let last = (length - size) as usize;
+                    copy_down(source.add(last), destination.add(last), count, width);
+                    count
+                }
                 (Kind::Movs, Some(source)) => {
                     copy(source, destination, count, width);
                     count
                 }
+                // The same in either direction.
                 (Kind::Stos, _) => {
                     fill(destination, count, width, accumulator);
                     count
@@ -145,9 +171,10 @@ impl Bulk<'_> {
             }
         };
         let length = done * size;
-        self.add_to_register(RDI, length);
+        let moved = if self.down { length.wrapping_neg() } else { length };
+        self.add_to_register(RDI, moved);
         if kind.reads_source() {
-            self.add_to_register(RSI, length);
+            self.add_to_register(RSI, moved);
         }
         self.add_to_register(RCX, done.wrapping_neg());
         Some(if done == count { Chunk::Whole } else { Chunk::Stopped })
@@ -165,6 +192,28 @@ unsafe fn copy(source: *const u8, destination: *mut u8, count: u64, width: Width
             unsafe {
                 asm!($instruction, inout("rcx") count => _, inout("rsi") source => _, inout("rdi") destination => _,
                     options(nostack, preserves_flags))
+            }
+        };
+    }
+    match width {
+        Width::Byte => copy!("rep movsb"),
+        Width::Word => copy!("rep movsw"),
+        Width::Dword => copy!("rep movsd"),
+        Width::Qword => copy!("rep movsq"),
+    }
+}
+
+/// The same downwards, from the highest elements.
+///
+/// # Safety
+/// Both pointers must be to the highest of `count` elements of mapped guest memory.
+unsafe fn copy_down(source: *const u8, destination: *mut u8, count: u64, width: Width) {
+    macro_rules! copy {
+        ($instruction:literal) => {
+            // SAFETY: as in `copy`; DF is clear again behind it.
+            unsafe {
+                asm!("std", $instruction, "cld",
+                    inout("rcx") count => _, inout("rsi") source => _, inout("rdi") destination => _, options(nostack))
             }
         };
     }
