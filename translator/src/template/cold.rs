@@ -227,7 +227,14 @@ impl Template<'_> {
 
     /// Calls what sees to a miss of the current instruction's access, whose address is in the first temporary.
     fn miss(&mut self, access: Access, helper: RuntimeHelper, page: usize, temporaries: [Reg; 2]) {
-        if self.flags.are_loose() {
+        let loose = self.flags.are_loose();
+        // Where it goes on, RAX has what flags are computed from. Twice, so that the stack is as aligned as before.
+        let kept = loose && self.flags.source.is_some_and(|source| source.loaded);
+        if kept {
+            self.asm.push(RAX);
+            self.asm.push(RAX);
+        }
+        if loose {
             self.save_flags();
         }
         let second = temporaries[1];
@@ -247,6 +254,10 @@ impl Template<'_> {
         let newer = Newer::of(&self.registers, &self.flags);
         let place = TailPlace { base, helper, page, temporaries, homes: self.registers.homes() };
         self.tails.push(Tail { call, place, newer });
+        if kept {
+            self.asm.pop(RAX);
+            self.asm.pop(RAX);
+        }
         self.count_event(Event::Undone, -self.undone(), second);
     }
 

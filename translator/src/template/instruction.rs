@@ -6,11 +6,12 @@ use x86::Width;
 
 use super::{
     Declined, Template,
-    assembler::{Mem, Reg},
+    assembler::{Mem, RAX, Reg},
     effects::{Effects, FlagUse, Use},
     known,
     memory::Access,
     registers::numbers,
+    source,
 };
 
 impl Template<'_> {
@@ -51,7 +52,11 @@ impl Template<'_> {
             FlagUse::Merge if !self.flags_are_dead() => self.need_flags(),
             _ => {}
         }
-        self.encode(insn, memory, None)?;
+        let loaded = self.load_operand(insn, effects, memory);
+        match loaded {
+            Some(n) => self.encode(insn, None, Some((n, RAX)))?,
+            None => self.encode(insn, memory, None)?,
+        }
         for (n, operand) in insn.operands.into_iter().enumerate().take(3) {
             match operand {
                 Operand::Gpr(register) if effects.operands[n].writes() => {
@@ -73,10 +78,32 @@ impl Template<'_> {
         if effects.flags.writes() {
             self.flags_set();
             if effects.flags == FlagUse::Set {
-                self.note_source(insn);
+                self.note_source(insn, loaded.is_some());
             }
         }
         Ok(())
+    }
+
+    /// Loads the operand in memory, which was looked up, to RAX if that makes the instruction a source of the flags that it sets, and something
+    /// could see them. Gives its number.
+    fn load_operand(&mut self, insn: &Insn, effects: Effects, memory: Option<Mem>) -> Option<u32> {
+        let n = insn.operands.iter().position(|operand| *operand == Operand::Memory)?;
+        let sets = effects.flags == FlagUse::Set && effects.operands[n] == Use::Read;
+        if self.course.is_none()
+            || !self.registers.keeps_flags()
+            || !sets
+            || !source::wants_load(insn)
+            || self.flags_are_dead()
+        {
+            return None;
+        }
+        match insn.memory_bytes {
+            1 => self.asm.load8(RAX, memory?),
+            4 => self.asm.load32(RAX, memory?),
+            8 => self.asm.load(RAX, memory?),
+            _ => return None,
+        }
+        Some(n as u32)
     }
 
     /// The memory operand, looked up.

@@ -325,8 +325,8 @@ impl Template<'_> {
 
     /// An instruction is about to be written: forgets what its template has another use for. The same behind it, since its own access
     /// may have looked a page up before.
-    pub(super) fn keep_known(&mut self, insn: &Insn) {
-        match keeps(insn) {
+    pub(super) fn keep_known(&mut self, keeps: Keeps) {
+        match keeps {
             Keeps::Both => {}
             Keeps::Stack => self.known.forget_shared(),
             Keeps::Neither => self.known = KnownPages::default(),
@@ -335,7 +335,8 @@ impl Template<'_> {
 }
 
 /// Which known pages outlive an instruction, but for changes of their base registers.
-enum Keeps {
+#[derive(Clone, Copy)]
+pub(super) enum Keeps {
     /// It uses the pairs for lookups only.
     Both,
     /// It may use temporaries.
@@ -343,7 +344,7 @@ enum Keeps {
     Neither,
 }
 
-fn keeps(insn: &Insn) -> Keeps {
+pub(super) fn keeps(insn: &Insn) -> Keeps {
     use Mnemonic::*;
     let both = match insn.mnemonic {
         Push => matches!(insn.operand(0), Operand::Gpr(_)) || insn.operand(0) == Operand::Immediate,

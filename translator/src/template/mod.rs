@@ -291,7 +291,8 @@ impl<'a> Template<'a> {
             if !is_foreign {
                 self.make_room(insn);
             }
-            self.keep_known(insn);
+            let keeps = known::keeps(insn);
+            self.keep_known(keeps);
             self.keep_flags_from(insn);
             self.guess(insn);
             let mark = self.mark();
@@ -305,7 +306,7 @@ impl<'a> Template<'a> {
                 Ok(Flow::Next) => {
                     self.complete();
                     bytes += u16::from(insn.length);
-                    self.keep_known(insn);
+                    self.keep_known(keeps);
                 }
                 Ok(Flow::Ended) => {
                     self.end_block(index as u16 + 1);

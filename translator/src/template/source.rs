@@ -1,14 +1,15 @@
 //! [`Source`]: an instruction that set the flags, as long as they can be computed again from what it left: its operands, or its
 //! result and the other operand. Then nothing needs to be kept where host flags are lost, which is at every lookup of an
-//! access: mostly nothing but a fault could see the flags, and that is a cold path.
+//! access: mostly nothing but a fault could see the flags, and that is a cold path. An operand in memory is loaded to RAX for that in regions,
+//! where flags are kept otherwise.
 
 use iced_x86::{Code, Instruction, Mnemonic, Register as Iced};
-use semantics::{Insn, Operand};
+use semantics::{Insn, Operand, Register};
 use x86::Width;
 
 use super::{
     Template,
-    assembler::Reg,
+    assembler::{RAX, Reg},
     effects::{self, FlagUse, Set},
     flags::Fate,
 };
@@ -21,6 +22,8 @@ pub(super) struct Source {
     at: (usize, usize),
     /// Guest registers that it is computed from.
     pub registers: Set,
+    /// So is RAX, which has the operand in memory.
+    pub loaded: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,34 +39,40 @@ enum How {
 }
 
 impl Source {
-    fn of(insn: &Insn, at: (usize, usize)) -> Option<Self> {
+    /// `loaded`: its operand in memory is in RAX.
+    fn of(insn: &Insn, at: (usize, usize), loaded: bool) -> Option<Self> {
         use Mnemonic::*;
-        let Operand::Gpr(first) = insn.operand(0) else { return None };
-        let second = match insn.operand(1) {
-            Operand::Gpr(second) => Some(second),
-            Operand::Immediate | Operand::None => None,
-            _ => return None,
+        let gpr = |n: usize| match insn.operand(n) {
+            Operand::Gpr(register) => Some(register),
+            _ => None,
         };
-        let same = second.is_some_and(|second| second.index == first.index);
-        let wide = first.width >= Width::Dword;
+        let (first, second) = (gpr(0), gpr(1));
+        let same = first.zip(second).is_some_and(|(first, second)| second.index == first.index);
+        let high = first.is_some_and(|first| first.high) || second.is_some_and(|second| second.high);
+        let width = insn.operand_width(0);
+        let wide = width >= Width::Dword;
+        let in_memory = insn.operands.contains(&Operand::Memory);
         let how = match insn.mnemonic {
-            _ if first.high || second.is_some_and(|second| second.high) || first.width == Width::Word => {
-                return None;
-            }
-            Cmp | Test => How::Again,
+            _ if high || width == Width::Word => return None,
+            Cmp | Test if loaded || !in_memory => How::Again,
+            _ if first.is_none() => return None,
             And | Or | Xor => How::Result,
             Sub if same => How::Result,
-            Add if wide && !same => How::Sum,
-            Sub if wide => How::Difference,
+            Add if wide && !same && (loaded || !in_memory) => How::Sum,
+            Sub if wide && (loaded || !in_memory) => How::Difference,
             Neg if wide => How::Negation,
             _ => return None,
         };
-        let mut registers = 1 << first.index;
-        if let Some(second) = second.filter(|_| how != How::Result) {
-            registers |= 1 << second.index;
-        }
-        Some(Self { how, at, registers })
+        let bit = |register: Option<Register>| register.map_or(0, |register| 1 << register.index);
+        let second = second.filter(|_| how != How::Result);
+        Some(Self { how, at, registers: bit(first) | bit(second), loaded: loaded && how != How::Result })
     }
+}
+
+/// Whether the value of an operand in memory, which is read only, makes a source of an instruction.
+pub(super) fn wants_load(insn: &Insn) -> bool {
+    matches!(insn.mnemonic, Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Add | Mnemonic::Sub)
+        && insn.operand_width(0) != Width::Word
 }
 
 /// Codes of an operation by operand form: registers, or a register and an immediate; each of 32 and 64 bits.
@@ -74,9 +83,9 @@ const SUB: Codes = [[Code::Sub_r32_rm32, Code::Sub_r64_rm64], [Code::Sub_rm32_im
 const CMP: Codes = [[Code::Cmp_r32_rm32, Code::Cmp_r64_rm64], [Code::Cmp_rm32_imm32, Code::Cmp_rm64_imm32]];
 
 impl Template<'_> {
-    /// The current instruction has set the flags, from what it may be a source of.
-    pub(super) fn note_source(&mut self, insn: &Insn) {
-        self.flags.source = Source::of(insn, (self.at, self.index));
+    /// The current instruction has set the flags, from what it may be a source of; `loaded`: from RAX instead of memory.
+    pub(super) fn note_source(&mut self, insn: &Insn, loaded: bool) {
+        self.flags.source = Source::of(insn, (self.at, self.index), loaded);
     }
 
     /// Sees to it that flags outlive a change of guest registers by the current instruction, which comes after its accesses.
@@ -139,12 +148,25 @@ impl Template<'_> {
     pub(super) fn compute_again(&mut self, source: Source) {
         let insn = self.blocks[source.at.0].insns[source.at.1];
         let width = insn.operand_width(0);
+        if source.how == How::Again {
+            let memory = insn.operands.iter().position(|operand| *operand == Operand::Memory);
+            let instead = memory.filter(|_| source.loaded).map(|n| (n as u32, RAX));
+            // It was encoded once.
+            let _ = self.encode(&insn, None, instead);
+            return;
+        }
         let Operand::Gpr(first) = insn.operand(0) else { return };
         let (result, spare) = (self.registers.home(first.index), self.registers.temporaries[2]);
         match source.how {
-            How::Again => {
-                // It was encoded once.
-                let _ = self.encode(&insn, None, None);
+            How::Again => {}
+            // RAX, which would be the spare one, has the operand.
+            How::Sum if source.loaded => {
+                self.operate(SUB, width, result, &insn);
+                self.operate(ADD, width, result, &insn);
+            }
+            How::Difference if source.loaded => {
+                self.operate(ADD, width, result, &insn);
+                self.operate(SUB, width, result, &insn);
             }
             How::Result => {
                 let code = match width {
@@ -180,6 +202,7 @@ impl Template<'_> {
             Operand::Gpr(second) => {
                 self.emit(codes[0][wide], [register, self.registers.home(second.index)], width);
             }
+            Operand::Memory => self.emit(codes[0][wide], [register, RAX], width),
             _ => {
                 let mut host = Instruction::default();
                 host.set_code(codes[1][wide]);
