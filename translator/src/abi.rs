@@ -7,7 +7,7 @@
 //! calls the block; what comes back is a [`Leave`].
 //!
 //! **Entry.** A block first polls `CpuState::exit_request`: if it is not 0, it stores its own rip and leaves with
-//! [`Leave::Poll`], having done nothing. Then it adds its number of guest instructions to `CpuState::instructions`. A
+//! [`Leave::Poll`], having done nothing. One that only leads forward may do without: every cycle polls. Then it adds its number of guest instructions to `CpuState::instructions`. A
 //! block of the template translator may count its executions down in between, in a 32-bit word that the runtime
 //! provides; below zero it leaves with [`Leave::Hot`] in the same way. A region ([`crate::region`]) brings the count
 //! up to date wherever it leaves and for every slow path: Cranelift's has it in a register, that of templates adds what is due. It polls again on each of its cycles.

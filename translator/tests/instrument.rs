@@ -14,8 +14,8 @@ const RIP: u64 = 0xffff_ffff_8100_0100;
 
 /// Guest blocks with every way of leaving, every kind of access, and calls.
 const BLOCKS: [&[u8]; 9] = [
-    // mov rax, [rbx]; add [rcx + 8], rax; jne back
-    &[0x48, 0x8b, 0x03, 0x48, 0x01, 0x41, 0x08, 0x75, 0xf7],
+    // mov rax, [rbx]; add [rcx + 8], rax; jne far back: within the page a branch is an exit itself, unless the way is counted
+    &[0x48, 0x8b, 0x03, 0x48, 0x01, 0x41, 0x08, 0x0f, 0x85, 0, 0xe0, 0xff, 0xff],
     // push rbp; mov rbp, rsp; call far away
     &[0x55, 0x48, 0x89, 0xe5, 0xe8, 0, 0x20, 0, 0],
     // pop rbp; ret

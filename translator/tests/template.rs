@@ -217,12 +217,33 @@ fn incoming_flags_in_every_form() {
 
 #[test]
 fn a_request_is_seen_before_anything_is_done() {
-    let placed = place(template(&[0x48, 0x01, 0xd8]));
-    let mut machine = Machine::new();
-    machine.state.exit_request.store(1, std::sync::atomic::Ordering::Relaxed);
-    machine.state.gpr[3] = 1;
-    assert_eq!(machine.run(&placed), Leave::Poll);
-    assert_eq!((machine.state.rip, machine.state.gpr[0], machine.state.instructions), (CODE, 0, 0));
+    // add rax, rbx; and what leads to where it comes from or before, or to an unknown place, or repeats itself.
+    let ends: [&[u8]; 9] = [
+        &[0xeb, 0xfb],
+        &[0xeb, 0xfe],
+        &[0x75, 0xfb],
+        &[0xe8, 0, 0, 0, 0x80],
+        &[0xe3, 0xfb],
+        &[0xff, 0xe1],
+        &[0xff, 0xd1],
+        &[0xc3],
+        &[0xf3, 0xaa, 0xeb, 0],
+    ];
+    for end in ends {
+        let placed = place(template(&[&[0x48, 0x01, 0xd8], end].concat()));
+        let mut machine = Machine::new();
+        machine.state.exit_request.store(1, std::sync::atomic::Ordering::Relaxed);
+        machine.state.gpr[3] = 1;
+        assert_eq!(machine.run(&placed), Leave::Poll, "{end:x?}");
+        assert_eq!((machine.state.rip, machine.state.gpr[0], machine.state.instructions), (CODE, 0, 0));
+    }
+    // From others control can only go forward.
+    for end in [&[] as &[u8], &[0xeb, 0], &[0x75, 0x10], &[0xe3, 0x10]] {
+        let placed = place(template(&[&[0x48, 0x01, 0xd8], end].concat()));
+        let mut machine = Machine::new();
+        machine.state.exit_request.store(1, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(machine.run(&placed), Leave::Unlinked, "{end:x?}");
+    }
 }
 
 #[test]

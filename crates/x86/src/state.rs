@@ -61,23 +61,29 @@ pub const NO_SHADOW: u64 = u64::MAX;
 /// Words of [`CpuState::last_targets`].
 pub const LAST_TARGETS: usize = 1024;
 
-/// State of one guest processor.
+/// State of one guest processor. What compiled code uses most comes first, since the displacement is shorter there.
 #[repr(C, align(64))]
 pub struct CpuState {
+    /// Start of the TLB array for the current privilege view and address space; see `memory::tlb`.
+    pub tlb: *mut u8,
+    /// (Number of entries - 1) << log2(entry size): and-mask for the byte offset into the array.
+    pub tlb_mask: u64,
+    /// Guest instructions retired.
+    pub instructions: u64,
+    /// Not zero: leave at the next poll. See [`exit_request`]. Other threads set bits in it.
+    pub exit_request: AtomicU32,
+    /// [`shadow`] bits in force for the next instruction.
+    pub interrupt_shadow: u32,
+    /// Status flags that are not computed yet; only at edges of compiled code.
+    pub lazy_flags: LazyFlags,
     /// General registers in encoding order.
     pub gpr: [u64; 16],
     /// Instruction pointer (offset within CS).
     pub rip: u64,
     /// Status flags, in source form. The truth about CF PF AF ZF SF OF, unless compiled code has left them lazy.
     pub flags: Flags,
-    /// Status flags that are not computed yet; only at edges of compiled code.
-    pub lazy_flags: LazyFlags,
     /// RFLAGS without the status flags (those bits are zero here), bit 1 set.
     pub rflags: u64,
-    /// Not zero: leave at the next poll. See [`exit_request`]. Other threads set bits in it.
-    pub exit_request: AtomicU32,
-    /// [`shadow`] bits in force for the next instruction.
-    pub interrupt_shadow: u32,
     /// Not zero: an event waits for the guest to be able to take it, so whoever sets RFLAGS.IF must have the engine look.
     pub event_waiting: u32,
     /// Where compiled code began a shadow of STI last, as a count of instructions; see [`CpuState::take_shadow`].
@@ -90,18 +96,12 @@ pub struct CpuState {
     pub nmi_blocked: bool,
     /// HLT was executed and no interrupt has come yet.
     pub halted: bool,
-    /// Start of the TLB array for the current privilege view and address space; see `memory::tlb`.
-    pub tlb: *mut u8,
-    /// (Number of entries - 1) << log2(entry size): and-mask for the byte offset into the array.
-    pub tlb_mask: u64,
     /// Start of the TLB array for instruction fetches at the current privilege and address space.
     pub fetch_tlb: *mut u8,
     /// Mask of that array, as `tlb_mask`.
     pub fetch_tlb_mask: u64,
     /// The engine's table of recent indirect-jump targets; its layout is between translator and runtime.
     pub jump_cache: *mut u8,
-    /// Guest instructions retired.
-    pub instructions: u64,
     /// Stack pointer that the engine's entry thunk saved; abandoning a frame restores it.
     pub host_stack: u64,
     /// Table of functions that compiled code may call; filled by the engine.

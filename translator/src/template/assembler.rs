@@ -168,6 +168,13 @@ impl Default for Assembler {
     }
 }
 
+impl Jump {
+    /// Where its displacement of 32 bits stands.
+    pub fn displacement(self) -> u32 {
+        self.0 as u32 - 4
+    }
+}
+
 impl Assembler {
     #[inline]
     fn sink(&mut self) -> Sink<'_> {
@@ -225,9 +232,11 @@ impl Assembler {
         shift_right(to: Reg, by: u8) = shrq_mi(to, by);
         shift_left(to: Reg, by: u8) = shlq_mi(to, by);
         shift_right_signed(to: Reg, by: u8) = sarq_mi(to, by);
-        add_immediate(to: Mem, value: i32) = addq_mi_sxl(Operand::from(to), value);
+        /// 64 bits; the immediate has 8, sign-extended.
+        add_small_immediate(to: Mem, value: i8) = addq_mi_sxb(Operand::from(to), value);
+        /// The same of 32.
+        add_large_immediate(to: Mem, value: i32) = addq_mi_sxl(Operand::from(to), value);
         compare_immediate8(to: Reg, value: i8) = cmpb_mi(to, value as u8);
-        subtract_immediate(to: Mem, value: i32) = subq_mi_sxl(Operand::from(to), value);
         subtract_immediate32(to: Mem, value: i8) = subl_mi_sxb(Operand::from(to), value);
         set_overflow(to: Reg) = seto_m(to);
         move_if_not_zero(to: Reg, from: Reg) = cmovneq_rm(to, from);
@@ -281,6 +290,13 @@ impl Assembler {
     /// Loads flags but OF from AH.
     pub fn sahf(&mut self) {
         self.code.push(0x9e);
+    }
+
+    pub fn add_immediate(&mut self, to: Mem, value: i32) {
+        match i8::try_from(value) {
+            Ok(value) => self.add_small_immediate(to, value),
+            Err(_) => self.add_large_immediate(to, value),
+        }
     }
 
     pub fn ret(&mut self) {

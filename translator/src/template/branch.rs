@@ -9,7 +9,7 @@ use x86::{CpuState, GuestVirt, PAGE_MASK, PAGE_SHIFT, Width, state};
 
 use super::{
     Declined, Flow, Template,
-    assembler::{Mem, RAX, RCX, RDI, Reg, condition, gpr_offset},
+    assembler::{Jump, Mem, RAX, RCX, RDI, Reg, condition, gpr_offset},
     cold::ColdKind,
     stack::Pushed,
 };
@@ -27,10 +27,14 @@ const JUMP_CACHE: usize = offset_of!(CpuState, jump_cache);
 const INDEX_SHIFT: u8 = (PAGE_SHIFT - ENTRY_SHIFT) as u8;
 
 impl Template<'_> {
-    /// The poll, the count of executions if that is wanted, and the guard of the `second` page if there is one.
-    pub(super) fn enter(&mut self, rip: u64, counts: bool, second: Option<u64>) {
+    /// The poll at the beginning.
+    pub(super) fn poll(&mut self) {
         self.asm.compare_immediate32(Mem::state(REQUEST), 0);
         self.leave_at_entry_if(condition::NOT_EQUAL, Leave::Poll);
+    }
+
+    /// The count of executions if that is wanted, and the guard of the `second` page if there is one.
+    pub(super) fn enter(&mut self, rip: u64, counts: bool, second: Option<u64>) {
         if counts {
             let offset = self.asm.constant_to_come(RAX);
             let (kind, target) = (RelocationKind::Abs64, RelocationTarget::Counter);
@@ -111,11 +115,15 @@ impl Template<'_> {
             self.guard_fails_if(condition::NOT_EQUAL, slot);
         }
         let from = self.asm.jump();
-        let displacement = self.asm.code.len() as u32 - 4;
-        self.note(from, 0, ColdKind::Unlinked(slot));
+        self.exit_by(from, target, addend);
+    }
+
+    /// Makes a jump that was just written an exit; `addend`: where the addend stands that its guard compares, if it has one.
+    fn exit_by(&mut self, from: Jump, target: u64, addend: Option<u32>) {
+        self.note(from, 0, ColdKind::Unlinked(self.exits.len() as u32));
         // Where the jump leads is known when cold paths are written.
-        let jump = Some(ExitJump { displacement, unlinked: 0, addend });
-        self.exits.push(DirectExit { target, page: self.page, guarded, jump });
+        let jump = Some(ExitJump { displacement: from.displacement(), unlinked: 0, addend });
+        self.exits.push(DirectExit { target, page: self.page, guarded: addend.is_some(), jump });
     }
 
     /// RDI becomes the address of a slot.
@@ -242,8 +250,12 @@ impl Template<'_> {
             self.settle();
             let taken = self.asm.jump_if(condition);
             self.chain(insn.next_rip());
-            self.asm.bind(taken);
-            self.chain(target);
+            if target & PAGE_MASK == self.page && self.instrumentation.is_none() {
+                self.exit_by(taken, target, None);
+            } else {
+                self.asm.bind(taken);
+                self.chain(target);
+            }
         }
         Ok(Flow::Ended)
     }

@@ -220,7 +220,7 @@ impl Template<'_> {
     fn uncount(&mut self, done: i32) {
         let uncounted = self.uncounted() - done;
         if uncounted != 0 {
-            self.asm.subtract_immediate(Mem::state(INSTRUCTIONS), uncounted);
+            self.asm.add_immediate(Mem::state(INSTRUCTIONS), -uncounted);
         }
         self.count_event(Event::Undone, self.undone() - done, RCX);
     }

@@ -34,9 +34,9 @@ mod stack;
 mod string;
 mod vector;
 
-use iced_x86::Mnemonic;
+use iced_x86::{FlowControl, Mnemonic};
 use semantics::{
-    Insn, Kind,
+    Insn, Kind, Operand, Repeat,
     decode::{BlockEnd, GuestBlock},
     table,
 };
@@ -115,6 +115,9 @@ impl TemplateTranslator {
         self.block.counts = counts;
         self.make(block, |template| {
             template.registers = Registers::plan(block.insns.iter());
+            if needs_poll(block) {
+                template.poll();
+            }
             template.enter(block.rip, counts, second);
             template.begin_block(block, 0, None);
             template.block(block)
@@ -172,6 +175,17 @@ impl TemplateTranslator {
         (self.block.guest_instructions, self.block.guest_bytes) = translated?;
         Ok(&self.block)
     }
+}
+
+/// Whether a block has to poll so that every cycle of blocks does: it may lead to where it is or before, or to an unknown place, or do an
+/// instruction again. From others control goes forward, where it comes to one that polls.
+fn needs_poll(block: &GuestBlock) -> bool {
+    let repeats = block.insns.iter().any(|insn| insn.repeat != Repeat::None);
+    let forward = block.insns.last().is_some_and(|last| match last.operand(0) {
+        Operand::Near => last.immediate > last.rip && last.code.flow_control() != FlowControl::Interrupt,
+        _ => block.end != BlockEnd::Terminal,
+    });
+    repeats || !forward
 }
 
 /// A block in the making.
@@ -359,8 +373,8 @@ impl<'a> Template<'a> {
             self.guard(next_page(block.rip, self.mode), second, ColdKind::Before(Leave::Step, block.rip));
         }
         if self.course.is_none() {
-            self.asm.add_immediate(Mem::state(count::INSTRUCTIONS), 0);
-            self.counted_at = self.asm.code.len() - 4;
+            self.asm.add_small_immediate(Mem::state(count::INSTRUCTIONS), 0);
+            self.counted_at = self.asm.code.len() - 1;
         }
         self.count_execution(number, source);
     }
@@ -369,7 +383,8 @@ impl<'a> Template<'a> {
     fn end_block(&mut self, total: u16) {
         self.blocks[self.at].total = total;
         if self.course.is_none() {
-            self.asm.patch32(self.counted_at, total.into());
+            debug_assert!(total < 0x80, "a block has at most {} instructions", semantics::decode::MAX_BLOCK);
+            self.asm.code[self.counted_at] = total as u8;
         }
         self.know_counted(total);
     }

@@ -120,6 +120,7 @@ impl<'a> Template<'a> {
         let insns = || region.blocks.iter().flat_map(|block| &block.guest.insns);
         let first = &region.blocks[0];
         self.registers = Registers::plan(insns());
+        self.poll();
         self.enter(first.guest.rip, false, first.second);
         let has_float = !self.mode.float_traps() && !self.mode.sse_traps() && insns().any(uses_mxcsr);
         self.insns = &first.guest.insns;
