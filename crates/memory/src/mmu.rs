@@ -18,7 +18,7 @@ use x86::{CpuState, Exception, GuestPhys, GuestVirt, PAGE_MASK, PAGE_SHIFT, Widt
 pub use atomic::AtomicOp;
 
 use crate::tlb::spaces::{Spaces, pcid_of};
-use crate::tlb::{ENTRY_SHIFT, Entry, View};
+use crate::tlb::{ENTRY_SHIFT, Entry, Stored, View};
 use crate::walk::{self, Access};
 use crate::{CodePages, CodeWatch, MmioLog, Ram, host};
 
@@ -57,8 +57,8 @@ pub struct Mmu {
     ram: Ram,
     code_pages: Arc<CodePages>,
     watch: Option<Arc<dyn CodeWatch>>,
-    /// One bit a page of RAM: some array had a store entry for it since it was last protected.
-    stored: Vec<u64>,
+    /// For each page of RAM, where arrays had store entries for it since it was last protected.
+    stored: Vec<Stored>,
     /// Accesses of the current instruction that the board answered.
     pub mmio: MmioLog,
     /// Page walks done for TLB misses.
@@ -84,7 +84,7 @@ impl Mmu {
             view,
             crowded: false,
             code_written: false,
-            stored: vec![0; ram.pages().div_ceil(64)],
+            stored: vec![Stored::NOWHERE; ram.pages()],
             spaces,
             ram,
             code_pages,
@@ -298,10 +298,9 @@ impl Mmu {
     /// Makes writes to the guest-physical page slow again in every view: it now holds translated code.
     pub fn protect_page(&mut self, page: GuestPhys) {
         let Some(index) = self.ram.page_index(page) else { return };
-        let (word, bit) = (index / 64, 1 << (index % 64));
-        if self.stored[word] & bit != 0 {
-            self.stored[word] &= !bit;
-            self.spaces.protect(page.page());
+        let stored = std::mem::replace(&mut self.stored[index], Stored::NOWHERE);
+        if stored != Stored::NOWHERE {
+            self.spaces.protect(page.page(), stored.slot());
         }
     }
 }

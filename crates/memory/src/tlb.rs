@@ -23,7 +23,7 @@ pub(crate) mod array;
 pub(crate) mod spaces;
 
 use x86::control::cr4;
-use x86::{CpuState, flags};
+use x86::{CpuState, GuestVirt, PAGE_SHIFT, flags};
 
 /// log2 of the size of [`Entry`].
 pub const ENTRY_SHIFT: u32 = 5;
@@ -96,6 +96,29 @@ impl Recent {
     pub const LIMIT: u64 = x86::PAGE_SIZE - Self::BYTES + 1;
 }
 
+/// Where arrays may have store entries for a page of RAM: nowhere, at the slot of one linear page, or anywhere.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Stored(u16);
+
+impl Stored {
+    pub const NOWHERE: Self = Self(0);
+    const ANYWHERE: Self = Self(u16::MAX);
+
+    /// One more linear address.
+    pub fn add(&mut self, address: GuestVirt) {
+        let slot = (address.0 >> PAGE_SHIFT) as usize & (MAX_ENTRIES - 1);
+        let one = Self(slot as u16 + 1);
+        *self = if *self == Self::NOWHERE || *self == one { one } else { Self::ANYWHERE };
+    }
+
+    /// The slot in an array of [`MAX_ENTRIES`], if there is only one.
+    pub fn slot(self) -> Option<usize> {
+        (self != Self::ANYWHERE && self != Self::NOWHERE).then(|| usize::from(self.0) - 1)
+    }
+}
+
+const _: () = assert!(MAX_ENTRIES < u16::MAX as usize);
+
 /// Which accesses a TLB array answers. The page walk's verdict depends on nothing else but CR0.WP, CR4 and EFER,
 /// whose changes flush.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -135,5 +158,26 @@ impl View {
     #[inline]
     pub fn implicit(state: &CpuState) -> Self {
         if state.cr4 & cr4::SMAP != 0 { Self::Supervisor } else { Self::SupervisorUserAccess }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_stores_go_is_known_while_it_is_one_place() {
+        let mut stored = Stored::NOWHERE;
+        assert_eq!(stored.slot(), None);
+        stored.add(GuestVirt(0xffff_8880_0000_5123));
+        stored.add(GuestVirt(0xffff_8880_0000_5fff));
+        assert_eq!(stored.slot(), Some(5));
+        stored.add(GuestVirt(0x5000 + ((MAX_ENTRIES as u64) << PAGE_SHIFT)));
+        assert_eq!(stored.slot(), Some(5), "the same slot of every array");
+        stored.add(GuestVirt(0x6000));
+        assert!(stored.slot().is_none() && stored != Stored::NOWHERE);
+        let mut last = Stored::NOWHERE;
+        last.add(GuestVirt(u64::MAX));
+        assert_eq!(last.slot(), Some(MAX_ENTRIES - 1));
     }
 }

@@ -49,7 +49,7 @@ impl Mmu {
             code = self.code_pages.is_marked(hit.page);
             if !code {
                 // Its mark has been taken away.
-                self.note_store(hit.page);
+                self.note_store(hit.page, address);
                 self.spaces.array_mut(view).allow_store(address);
             }
         }
@@ -76,7 +76,7 @@ impl Mmu {
         };
         let marked = self.code_pages.is_marked(translation.page);
         if access != Access::Execute && translation.write && translation.dirty && !marked {
-            self.note_store(translation.page);
+            self.note_store(translation.page, address);
         }
         if translation.size_shift != x86::PAGE_SHIFT {
             self.spaces.note_large(address, translation.size_shift);
@@ -96,10 +96,10 @@ impl Mmu {
         Ok(Ok(Hit { page: translation.page, addend, slow_store: marked }))
     }
 
-    /// Some array is about to have a store entry for the page.
-    fn note_store(&mut self, page: GuestPhys) {
+    /// Some array is about to have a store entry for the page, at a linear address.
+    fn note_store(&mut self, page: GuestPhys, address: GuestVirt) {
         if let Some(index) = self.ram.page_index(page) {
-            self.stored[index / 64] |= 1 << (index % 64);
+            self.stored[index].add(address);
         }
     }
 

@@ -240,18 +240,22 @@ impl Array {
         }
     }
 
-    /// Makes stores to a guest-physical page slow.
-    pub fn protect(&mut self, page: GuestPhys) {
+    /// Makes stores to a guest-physical page slow; see [`super::spaces::Spaces::protect`].
+    pub fn protect(&mut self, page: GuestPhys, slot: Option<usize>) {
         if *self.made() != 0 {
             // Their physical pages are not known.
             self.recent().iter_mut().for_each(|recent| recent.write = 0);
         }
-        for index in 0..self.used() {
-            let slot = self.listed(index);
-            if self.side[slot] & PAGE_MASK == page.0 {
-                let entry = Entry { write: INVALID, ..self.entry(slot) };
-                self.set(slot, entry);
-            }
+        match slot {
+            Some(slot) => self.protect_slot(slot & (self.entries() - 1), page),
+            None => (0..self.used()).for_each(|index| self.protect_slot(self.listed(index), page)),
+        }
+    }
+
+    fn protect_slot(&mut self, slot: usize, page: GuestPhys) {
+        if self.side[slot] & PAGE_MASK == page.0 {
+            let entry = Entry { write: INVALID, ..self.entry(slot) };
+            self.set(slot, entry);
         }
     }
 
@@ -435,10 +439,14 @@ mod tests {
             flush(&mut array);
             assert_eq!(rights(&mut array), (false, false), "{what}");
         }
-        let mut array = array();
-        array.protect(PHYSICAL);
-        assert_eq!(rights(&mut array), (true, false));
-        array.drop_page(PAGE + 0x1000);
-        assert_eq!(rights(&mut array), (true, false), "another page");
+        let at = (PAGE >> PAGE_SHIFT) as usize & (MAX_ENTRIES - 1);
+        for slot in [None, Some(at)] {
+            let mut array = array();
+            array.protect(PHYSICAL, slot);
+            assert_eq!(array.entry(array.slot(PAGE)).write, INVALID);
+            assert_eq!(rights(&mut array), (true, false));
+            array.drop_page(PAGE + 0x1000);
+            assert_eq!(rights(&mut array), (true, false), "another page");
+        }
     }
 }

@@ -154,10 +154,11 @@ impl Spaces {
         self.large.insert(address.0, shift);
     }
 
-    /// Makes stores to a guest-physical page slow everywhere.
-    pub fn protect(&mut self, page: GuestPhys) {
+    /// Makes stores to a guest-physical page slow everywhere. Its store entries are at the slot of an array of [`MAX_ENTRIES`], if that
+    /// is given, or at the same one of a smaller array.
+    pub fn protect(&mut self, page: GuestPhys, slot: Option<usize>) {
         for space in &mut self.spaces {
-            space.arrays[..DATA_ARRAYS].iter_mut().for_each(|array| array.protect(page));
+            space.arrays[..DATA_ARRAYS].iter_mut().for_each(|array| array.protect(page, slot));
         }
     }
 
