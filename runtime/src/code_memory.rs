@@ -8,6 +8,8 @@
 //! while no compiled code is on any host stack and nothing points into it; the block cache sees to both
 //! ([`crate::block_cache`]).
 //!
+//! Behind the executable view, in reach of it, lie words that compiled code may write ([`CodeMemory::cells`]).
+//!
 //! Chain slots live at the other end, away from code: a store into a cache line that the host also executes from
 //! costs it a pipeline flush.
 
@@ -15,14 +17,14 @@ use std::{
     ffi::c_void,
     ops::Range,
     ptr::{NonNull, null_mut},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicI32, AtomicU64, Ordering},
 };
 
 use rustix::{
     fs::{MemfdFlags, ftruncate, memfd_create},
     mm::{
         Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect,
-        mremap, munmap,
+        mremap_fixed, munmap,
     },
 };
 
@@ -49,6 +51,8 @@ pub enum CodeMemoryError {
 pub struct CodeMemory {
     writable: View,
     executable: View,
+    /// Words behind the executable view that compiled code may write.
+    cells: View,
     /// Bytes used from the bottom, by code.
     code: usize,
     /// Offset of the lowest byte used at the top, by slots.
@@ -75,8 +79,8 @@ impl CodeMemory {
         let host = |reason: std::io::Error| CodeMemoryError::Host { size, reason };
         // Not every host doubles an anonymous mapping: valgrind does not.
         let views = View::anonymous_pair(size).or_else(|_| View::pair_of_a_file(size));
-        let (writable, executable) = views.map_err(|error| host(error.into()))?;
-        Ok(Self { writable, executable, code: 0, slots: size, populated: [0; 2] })
+        let (writable, [executable, cells]) = views.map_err(|error| host(error.into()))?;
+        Ok(Self { writable, executable, cells, code: 0, slots: size, populated: [0; 2] })
     }
 
     /// Takes `code` bytes for code and `slots` bytes for chain slots; their addresses in the executable view, or
@@ -113,6 +117,12 @@ impl CodeMemory {
             self.executable.populate(range, Advice::LinuxPopulateRead);
             self.populated[1] = end;
         }
+    }
+
+    /// Words that compiled code may write, one for each piece of code that there can be.
+    pub fn cells(&self) -> &[AtomicI32] {
+        // SAFETY: mapped and writable as long as the view, aligned to a page, zero at first; everyone uses them as atomics.
+        unsafe { std::slice::from_raw_parts(self.cells.start.as_ptr().cast(), self.cells.length / 4) }
     }
 
     /// The bytes at an address from [`CodeMemory::allocate`], for code that is not running.
@@ -196,23 +206,41 @@ unsafe impl Send for View {}
 unsafe impl Sync for View {}
 
 impl View {
-    /// Fresh memory, writable and executable.
-    fn anonymous_pair(length: usize) -> rustix::io::Result<(Self, Self)> {
+    /// Fresh memory, writable, and once more, executable, with cells behind it.
+    fn anonymous_pair(length: usize) -> rustix::io::Result<(Self, [Self; 2])> {
         let writable = Self::new(length)?;
-        let executable = writable.again()?;
-        Ok((writable, executable))
+        let [executable, cells] = Self::reserve(length)?;
+        let from = writable.start.as_ptr();
+        // SAFETY: an old size of 0 leaves the old mapping alone and maps the same shared pages elsewhere (mremap(2)), in the place of
+        // a view that nobody knows of.
+        unsafe {
+            mremap_fixed(from, 0, length, MremapFlags::MAYMOVE, executable.start.as_ptr())?;
+            mprotect(executable.start.as_ptr(), length, MprotectFlags::READ | MprotectFlags::EXEC)?;
+        }
+        Ok((writable, [executable, cells]))
     }
 
     /// The same by a file without a name, which `perf` finds no names for.
-    fn pair_of_a_file(length: usize) -> rustix::io::Result<(Self, Self)> {
+    fn pair_of_a_file(length: usize) -> rustix::io::Result<(Self, [Self; 2])> {
         let file = memfd_create("transvisor-code", MemfdFlags::CLOEXEC)?;
         ftruncate(&file, length as u64)?;
-        let map = |rights| {
-            // SAFETY: at no address that is in use.
-            let start = unsafe { mmap(null_mut(), length, rights, MapFlags::SHARED, &file, 0)? };
-            Self::at(start, length)
-        };
-        Ok((map(ProtFlags::READ | ProtFlags::WRITE)?, map(ProtFlags::READ | ProtFlags::EXEC)?))
+        let [executable, cells] = Self::reserve(length)?;
+        let (rights, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
+        // SAFETY: at no address that is in use.
+        let writable = Self::at(unsafe { mmap(null_mut(), length, rights, flags, &file, 0)? }, length)?;
+        let (rights, place) = (ProtFlags::READ | ProtFlags::EXEC, executable.start.as_ptr());
+        // SAFETY: in the place of a view that nobody knows of.
+        unsafe { mmap(place, length, rights, flags | MapFlags::FIXED, &file, 0)? };
+        Ok((writable, [executable, cells]))
+    }
+
+    /// Room for a view of so many bytes, and cells for it behind that.
+    fn reserve(length: usize) -> rustix::io::Result<[Self; 2]> {
+        let room = (length / CODE_ALIGNMENT * size_of::<AtomicI32>()).next_multiple_of(4096);
+        let (rights, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
+        // SAFETY: at no address that is in use.
+        let start = unsafe { mmap_anonymous(null_mut(), length + room, rights, flags)? };
+        Ok([Self::at(start, length)?, Self::at(start.wrapping_byte_add(length), room)?])
     }
 
     /// Fresh memory, writable.
@@ -222,16 +250,6 @@ impl View {
         // SAFETY: at no address that is in use.
         let start = unsafe { mmap_anonymous(null_mut(), length, rights, flags)? };
         Self::at(start, length)
-    }
-
-    /// The same memory once more, executable and not writable.
-    fn again(&self) -> rustix::io::Result<Self> {
-        // SAFETY: an old size of 0 leaves the old mapping alone and maps the same shared pages elsewhere (mremap(2)).
-        let start = unsafe { mremap(self.start.as_ptr(), 0, self.length, MremapFlags::MAYMOVE)? };
-        let view = Self::at(start, self.length)?;
-        // SAFETY: the mapping was just made, and nobody else knows of it.
-        unsafe { mprotect(start, self.length, MprotectFlags::READ | MprotectFlags::EXEC)? };
-        Ok(view)
     }
 
     fn at(start: *mut c_void, length: usize) -> rustix::io::Result<Self> {
@@ -285,8 +303,9 @@ mod tests {
 
     #[test]
     fn a_file_does_as_well() {
-        let (writable, executable) = View::pair_of_a_file(64 << 10).unwrap();
-        let mut memory = CodeMemory { writable, executable, code: 0, slots: 64 << 10, populated: [0; 2] };
+        let (writable, [executable, cells]) = View::pair_of_a_file(64 << 10).unwrap();
+        let mut memory =
+            CodeMemory { writable, executable, cells, code: 0, slots: 64 << 10, populated: [0; 2] };
         run_what_is_written(&mut memory);
     }
 
@@ -316,6 +335,8 @@ mod tests {
             (last_code, last_slot, count) = (code, slot, count + 1);
         }
         assert_eq!(count, (64 << 10) / (1024 + 64));
+        assert_eq!(memory.cells().len(), 1024, "one for each line of the cache");
+        memory.cells()[1023].store(-1, Ordering::Relaxed);
         memory.reset();
         assert!(memory.allocate(60 << 10, 0).is_some());
     }

@@ -147,9 +147,13 @@ impl Links {
             return Installation::Full;
         };
         self.written.store(true, Ordering::Relaxed);
-        let countdown =
-            compiled.counts.then(|| Countdown { counter: self.counters.take(countdown), from: countdown });
-        let counter = countdown.map_or(0, |countdown| self.counters.address(countdown.counter));
+        let cells = self.memory.cells();
+        let countdown = match compiled.counts.then(|| self.counters.take(cells, countdown)) {
+            Some(None) => return Installation::Full,
+            Some(Some(counter)) => Some(Countdown { counter, from: countdown }),
+            None => None,
+        };
+        let counter = countdown.map_or(0, |countdown| countdown.counter.address(cells));
         let bytes = self.memory.bytes(code, compiled.code.len());
         bytes.copy_from_slice(&compiled.code);
         if compiled.link(bytes, code, slots, counter).is_err() {
@@ -222,14 +226,14 @@ impl Links {
     pub fn recount(&mut self, block: &Block, from: u32) {
         let Some(countdown) = self.of(block).and_then(|installed| installed.countdown) else { return };
         block.add_executions(self.executions(countdown));
-        self.counters.set(countdown.counter, from);
+        countdown.counter.set(self.memory.cells(), from);
         if let Some(installed) = self.at(block.installed.load(Ordering::Relaxed)) {
             installed.countdown = Some(Countdown { from, ..countdown });
         }
     }
 
     fn executions(&self, countdown: Countdown) -> u32 {
-        let left = self.counters.left(countdown.counter);
+        let left = countdown.counter.left(self.memory.cells());
         (i64::from(countdown.from) - i64::from(left)) as u32
     }
 

@@ -108,7 +108,7 @@ pub enum RelocationTarget {
     Slot(u32),
     /// The callout of that number.
     Callout(u32),
-    /// The block's counter of executions, at an address that compiled code may write.
+    /// The block's counter of executions, at an address that compiled code may write, and that a 32-bit displacement reaches.
     Counter,
     /// The beginning of what instrumented code counts; likewise.
     Counters,

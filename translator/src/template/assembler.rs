@@ -237,7 +237,6 @@ impl Assembler {
         /// The same of 32.
         add_large_immediate(to: Mem, value: i32) = addq_mi_sxl(Operand::from(to), value);
         compare_immediate8(to: Reg, value: i8) = cmpb_mi(to, value as u8);
-        subtract_immediate32(to: Mem, value: i8) = subl_mi_sxb(Operand::from(to), value);
         set_overflow(to: Reg) = seto_m(to);
         move_if_not_zero(to: Reg, from: Reg) = cmovneq_rm(to, from);
         jump_to(to: Mem) = jmpq_m(Operand::from(to));
@@ -356,6 +355,12 @@ impl Assembler {
     pub fn lea_relative(&mut self, to: Reg) -> u32 {
         self.code.extend([0x48 | (to >> 3) << 2, 0x8d, 0x05 | (to & 7) << 3, 0, 0, 0, 0]);
         self.code.len() as u32 - 4
+    }
+
+    /// `sub dword [rip + …], 1`; gives the place of the displacement, which an immediate byte follows.
+    pub fn decrement_relative(&mut self) -> u32 {
+        self.code.extend([0x83, 0x2d, 0, 0, 0, 0, 1]);
+        self.code.len() as u32 - 5
     }
 
     /// `mov to, …` of 64 bits to be filled in; gives their place.

@@ -36,10 +36,9 @@ impl Template<'_> {
     /// The count of executions if that is wanted, and the guard of the `second` page if there is one.
     pub(super) fn enter(&mut self, rip: u64, counts: bool, second: Option<u64>) {
         if counts {
-            let offset = self.asm.constant_to_come(RAX);
-            let (kind, target) = (RelocationKind::Abs64, RelocationTarget::Counter);
-            self.relocations.push(Relocation { offset, kind, target, addend: 0 });
-            self.asm.subtract_immediate32(Mem::new(RAX, 0), 1);
+            let offset = self.asm.decrement_relative();
+            let (kind, target) = (RelocationKind::Pc32, RelocationTarget::Counter);
+            self.relocations.push(Relocation { offset, kind, target, addend: -5 });
             self.leave_at_entry_if(condition::SIGN, Leave::Hot);
         }
         if let Some(addend) = second {

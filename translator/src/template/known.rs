@@ -10,7 +10,7 @@
 use iced_x86::Mnemonic;
 use memory::tlb::Recent;
 use semantics::{Insn, MemoryOperand, Operand, Register};
-use x86::{PAGE_SIZE, SegmentRegister, Width, state};
+use x86::{PAGE_MASK, PAGE_SIZE, SegmentRegister, Width, state};
 
 use super::{
     Template,
@@ -83,7 +83,11 @@ enum First {
 
 /// By pair of registers: the first two temporaries, and RSP's own.
 #[derive(Clone, Copy, Default)]
-pub(super) struct KnownPages([Option<KnownPage>; 2]);
+pub(super) struct KnownPages {
+    pairs: [Option<KnownPage>; 2],
+    /// The page of a constant address that the first two temporaries are about, and whether it can be written.
+    absolute: Option<(u64, bool)>,
+}
 
 const SHARED: usize = 0;
 const STACK: usize = 1;
@@ -91,19 +95,34 @@ const STACK: usize = 1;
 impl KnownPages {
     /// The first two temporaries are used for something else.
     pub fn forget_shared(&mut self) {
-        self.0[SHARED] = None;
+        (self.pairs[SHARED], self.absolute) = (None, None);
+    }
+
+    /// The page of a constant address was looked up.
+    pub fn know_absolute(&mut self, address: u64, write: bool) {
+        self.forget_shared();
+        self.absolute = Some((address & PAGE_MASK, write));
+    }
+
+    /// Whether the page of a constant address is known to allow the access. It does not cross the page's end.
+    pub fn has_absolute(&self, address: u64, access: Access) -> bool {
+        let last = address.wrapping_add(u64::from(access.bytes) - 1);
+        let known = self.absolute.is_some_and(|(page, write)| {
+            page == address & PAGE_MASK && page == last & PAGE_MASK && (write || !access.write)
+        });
+        known && (!access.aligned || address.is_multiple_of(access.bytes.into()))
     }
 
     /// A guest register changes, or loses its home.
     pub fn forget(&mut self, base: u8) {
-        for known in &mut self.0 {
+        for known in &mut self.pairs {
             *known = known.filter(|known| known.base != base);
         }
     }
 
     /// A guest register is moved by a constant.
     pub fn moved(&mut self, base: u8, by: i32) {
-        for known in self.0.iter_mut() {
+        for known in &mut self.pairs {
             *known = known.and_then(|page| match page.base == base {
                 true => Some(KnownPage {
                     displacement: page.displacement.checked_sub(by)?,
@@ -138,7 +157,8 @@ impl Template<'_> {
         let [_, second] = pair;
         let home = self.registers.home(base);
         let place = Mem::indexed(home, second, displacement);
-        let known = self.known.0[number].filter(|page| page.base == base && (page.write || !access.write));
+        let known =
+            self.known.pairs[number].filter(|page| page.base == base && (page.write || !access.write));
         let bytes = i32::from(access.bytes);
         let is_inside = |page: &KnownPage| {
             page.inside.0 <= displacement && displacement.saturating_add(bytes) <= page.inside.1
@@ -282,6 +302,9 @@ impl Template<'_> {
         let from = self.asm.jump_if(condition::ABOVE_OR_EQUAL);
         self.later_careful(from);
         let (number, _) = self.pair(base);
+        if number == SHARED {
+            self.known.forget_shared();
+        }
         let page = KnownPage {
             base,
             displacement: start,
@@ -290,7 +313,7 @@ impl Template<'_> {
             certainly: run.writes,
             first: First::Distance,
         };
-        self.known.0[number] = Some(page);
+        self.known.pairs[number] = Some(page);
     }
 
     /// Compares an access with a known page.
@@ -318,9 +341,12 @@ impl Template<'_> {
 
     fn know_page(&mut self, base: u8, displacement: i32, access: Access, write: bool, first: First) {
         let (number, _) = self.pair(base);
+        if number == SHARED {
+            self.known.forget_shared();
+        }
         let inside = (displacement, displacement.saturating_add(access.bytes.into()));
         let certainly = access.write;
-        self.known.0[number] = Some(KnownPage { base, displacement, inside, write, certainly, first });
+        self.known.pairs[number] = Some(KnownPage { base, displacement, inside, write, certainly, first });
     }
 
     /// An instruction is about to be written: forgets what its template has another use for. The same behind it, since its own access

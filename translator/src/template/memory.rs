@@ -144,6 +144,16 @@ impl Template<'_> {
             }
             by = Some((base, displacement));
         } else {
+            if let Address::Absolute(address) = address
+                && self.known.has_absolute(address, access)
+            {
+                if self.restores {
+                    self.keep_flags();
+                    self.lose_host_flags();
+                    self.restore_carry();
+                }
+                return Ok(self.absolute_place(address));
+            }
             self.known.forget_shared();
             if let Some(page) = self.recent
                 && address.is_simple()
@@ -154,10 +164,10 @@ impl Template<'_> {
             }
         }
         let beyond = if access.aligned { 0 } else { i32::from(access.bytes) - 1 };
-        if address.is_simple() || matches!(address, Address::Absolute(_)) {
-            self.keep_flags();
-        } else {
+        if matches!(address, Address::Ready) {
             self.last_temporary();
+        } else {
+            self.keep_flags();
         }
         self.lose_host_flags();
         let resume = self.asm.code.len();
@@ -199,8 +209,16 @@ impl Template<'_> {
                 self.asm.and_immediate(first, page_mask);
                 self.asm.compare(first, entry);
             }
-            Address::Computed { .. } | Address::Ready => {
+            Address::Computed { .. } => {
                 self.linear(address, first);
+                self.asm.mov(second, first);
+                self.asm.shift_right(second, INDEX_SHIFT);
+                self.entry(second);
+                self.asm.lea(first, Mem::new(first, beyond));
+                self.asm.and_immediate(first, page_mask);
+                self.asm.compare(first, entry);
+            }
+            Address::Ready => {
                 self.asm.mov(second, first);
                 self.asm.shift_right(second, INDEX_SHIFT);
                 self.entry(second);
@@ -222,19 +240,25 @@ impl Template<'_> {
         Ok(match address {
             Address::Based { base, displacement } => Mem::indexed(base, second, displacement),
             Address::Computed { .. } | Address::Ready => Mem::indexed(first, second, 0),
-            Address::Absolute(address) => match i32::try_from(address as i64) {
-                Ok(address) => Mem::new(second, address),
-                Err(_) => {
-                    self.asm.constant(first, address);
-                    Mem::indexed(first, second, 0)
-                }
-            },
+            Address::Absolute(address) => {
+                self.known.know_absolute(address, access.write);
+                self.absolute_place(address)
+            }
         })
     }
 
-    /// Of an address that has an index: computes it again, where a third register would have to be free otherwise.
+    /// The place of a constant address whose page's addend is in the second temporary, and the page in the first unless that has 32 bits.
+    fn absolute_place(&self, address: u64) -> Mem {
+        let [first, second, _] = self.registers.temporaries;
+        match i32::try_from(address as i64) {
+            Ok(address) => Mem::new(second, address),
+            Err(_) => Mem::indexed(first, second, (address & !PAGE_MASK) as i32),
+        }
+    }
+
+    /// Of an address that is computed: does that again, where a third register would have to be free otherwise.
     fn address_again(&mut self, address: Address, to: Reg) {
-        if address.is_simple() && matches!(address, Address::Computed { .. }) {
+        if matches!(address, Address::Computed { .. }) {
             self.linear(address, to);
         }
     }
