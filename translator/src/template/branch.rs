@@ -2,9 +2,12 @@
 
 use core::mem::offset_of;
 
-use iced_x86::{Code, Mnemonic};
+use iced_x86::{Code, FlowControl, Mnemonic};
 use memory::tlb::{ENTRY_SHIFT, Entry, MAX_ENTRIES};
-use semantics::{Insn, Operand};
+use semantics::{
+    Insn, Operand, Repeat,
+    decode::{BlockEnd, GuestBlock},
+};
 use x86::{CpuState, GuestVirt, PAGE_MASK, PAGE_SHIFT, Width, state};
 
 use super::{
@@ -343,6 +346,17 @@ impl Template<'_> {
             _ => Err(Declined),
         }
     }
+}
+
+/// Whether a block has to poll so that every cycle of blocks does: it may lead to where it is or before, or to an unknown place, or do an
+/// instruction again. From others control goes forward, where it comes to one that polls.
+pub(super) fn needs_poll(block: &GuestBlock) -> bool {
+    let repeats = block.insns.iter().any(|insn| insn.repeat != Repeat::None);
+    let forward = block.insns.last().is_some_and(|last| match last.operand(0) {
+        Operand::Near => last.immediate > last.rip && last.code.flow_control() != FlowControl::Interrupt,
+        _ => block.end != BlockEnd::Terminal,
+    });
+    repeats || !forward
 }
 
 /// A constant target that can be gone to.

@@ -167,11 +167,7 @@ impl Template<'_> {
             && let Some(page) = known.filter(is_inside)
             && (page.certainly || !access.write)
         {
-            if self.restores {
-                self.keep_flags();
-                self.lose_host_flags();
-                self.restore_carry();
-            }
+            self.need_no_lookup();
             return Ok(place);
         }
         let limit = if base == RSP { NEAR_ON_STACK } else { NEAR };
@@ -215,6 +211,15 @@ impl Template<'_> {
             }
         }
         Ok(place)
+    }
+
+    /// The current access is known to be allowed: flags live on.
+    pub(super) fn need_no_lookup(&mut self) {
+        if self.restores {
+            self.keep_flags();
+            self.lose_host_flags();
+            self.restore_carry();
+        }
     }
 
     /// An access by a guest register was found in the TLB array: the first register of its pair has the page, the second its entry. Loads the

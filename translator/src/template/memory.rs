@@ -147,11 +147,7 @@ impl Template<'_> {
             if let Address::Absolute(address) = address
                 && self.known.has_absolute(address, access)
             {
-                if self.restores {
-                    self.keep_flags();
-                    self.lose_host_flags();
-                    self.restore_carry();
-                }
+                self.need_no_lookup();
                 return Ok(self.absolute_place(address));
             }
             self.known.forget_shared();

@@ -34,9 +34,9 @@ mod stack;
 mod string;
 mod vector;
 
-use iced_x86::{FlowControl, Mnemonic};
+use iced_x86::Mnemonic;
 use semantics::{
-    Insn, Kind, Operand, Repeat,
+    Insn, Kind,
     decode::{BlockEnd, GuestBlock},
     table,
 };
@@ -115,7 +115,7 @@ impl TemplateTranslator {
         self.block.counts = counts;
         self.make(block, |template| {
             template.registers = Registers::plan(block.insns.iter());
-            if needs_poll(block) {
+            if branch::needs_poll(block) {
                 template.poll();
             }
             template.enter(block.rip, counts, second);
@@ -175,17 +175,6 @@ impl TemplateTranslator {
         (self.block.guest_instructions, self.block.guest_bytes) = translated?;
         Ok(&self.block)
     }
-}
-
-/// Whether a block has to poll so that every cycle of blocks does: it may lead to where it is or before, or to an unknown place, or do an
-/// instruction again. From others control goes forward, where it comes to one that polls.
-fn needs_poll(block: &GuestBlock) -> bool {
-    let repeats = block.insns.iter().any(|insn| insn.repeat != Repeat::None);
-    let forward = block.insns.last().is_some_and(|last| match last.operand(0) {
-        Operand::Near => last.immediate > last.rip && last.code.flow_control() != FlowControl::Interrupt,
-        _ => block.end != BlockEnd::Terminal,
-    });
-    repeats || !forward
 }
 
 /// A block in the making.
@@ -394,29 +383,6 @@ impl<'a> Template<'a> {
         (self.at, self.index) = (block, index);
         self.insns = self.blocks[block].insns;
         self.page = self.insns[0].rip & PAGE_MASK;
-    }
-
-    /// Gives every register that an instruction touches a home, at the cost of those that are used latest.
-    fn make_room(&mut self, insn: &Insn) {
-        let needed = effects::registers(insn);
-        for guest in numbers(needed & !self.registers.housed()) {
-            let movable = |guest: &u8| self.registers.can_move(*guest) && needed >> guest & 1 == 0;
-            let next_use = |guest: &u8| {
-                let rest = &self.insns[self.index..];
-                rest.iter().position(|insn| effects::registers(insn) >> guest & 1 != 0).unwrap_or(usize::MAX)
-            };
-            let Some(victim) = numbers(self.registers.housed()).filter(movable).max_by_key(next_use) else {
-                // Not reached: an instruction touches fewer registers than have homes.
-                return;
-            };
-            self.keep_flags_without(victim);
-            if self.registers.dirty & 1 << victim != 0 {
-                self.asm.store(Mem::state(gpr_offset(victim)), self.registers.home(victim));
-                self.registers.dirty &= !(1 << victim);
-            }
-            self.registers.replace(victim, guest);
-            self.known.forget(victim);
-        }
     }
 
     /// Whether a callout is done here, as in [`crate::lift`].

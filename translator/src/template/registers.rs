@@ -5,7 +5,7 @@
 //! elsewhere, in registers whose guest counterparts are used least, and so does RAX, unless something implies it; three more are
 //! temporaries. That leaves homes for eleven guest registers, which is all that most code uses. Where it uses more, a
 //! register without a home takes that of one which the current instruction can do without
-//! ([`super::Template::make_room`]).
+//! ([`Template::make_room`]).
 //!
 //! Registers are loaded when first used and stored where something looks at the state: at exits
 //! ([`super::Template::settle`]) and in the cold paths of memory accesses that may fault ([`super::cold`]).
@@ -13,7 +13,8 @@
 use semantics::Insn;
 
 use super::{
-    assembler::{RAX, Reg},
+    Template,
+    assembler::{Mem, RAX, Reg, gpr_offset},
     effects::{self, Set},
 };
 
@@ -130,6 +131,31 @@ impl Registers {
     pub fn rehouse(&mut self, other: &Self) {
         self.loaded &= !self.displaced(other);
         self.home = other.home;
+    }
+}
+
+impl Template<'_> {
+    /// Gives every register that an instruction touches a home, at the cost of those that are used latest.
+    pub(super) fn make_room(&mut self, insn: &Insn) {
+        let needed = effects::registers(insn);
+        for guest in numbers(needed & !self.registers.housed()) {
+            let movable = |guest: &u8| self.registers.can_move(*guest) && needed >> guest & 1 == 0;
+            let next_use = |guest: &u8| {
+                let rest = &self.insns[self.index..];
+                rest.iter().position(|insn| effects::registers(insn) >> guest & 1 != 0).unwrap_or(usize::MAX)
+            };
+            let Some(victim) = numbers(self.registers.housed()).filter(movable).max_by_key(next_use) else {
+                // Not reached: an instruction touches fewer registers than have homes.
+                return;
+            };
+            self.keep_flags_without(victim);
+            if self.registers.dirty & 1 << victim != 0 {
+                self.asm.store(Mem::state(gpr_offset(victim)), self.registers.home(victim));
+                self.registers.dirty &= !(1 << victim);
+            }
+            self.registers.replace(victim, guest);
+            self.known.forget(victim);
+        }
     }
 }
 
