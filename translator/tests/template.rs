@@ -264,6 +264,14 @@ fn what_has_no_template_ends_the_block() {
     let placed = place(template(&[0x48, 0x01, 0xd8, 0xdb, 0xe3]));
     let mut machine = Machine::new();
     machine.state.gpr[3] = 1;
+    assert_eq!(machine.run(&placed), Leave::Unlinked, "what follows may be Cranelift's");
+    assert_eq!((machine.left_through(), placed.block.exits[0].target), (placed.slot(0), CODE + 3));
+    assert_eq!((machine.state.gpr[0], machine.state.instructions), (1, 1));
+    // add rax, rbx; hlt, which is a call of the monitor only where nothing is counted
+    let mut counting = TemplateTranslator::new().instrumented();
+    let placed = place(counting.translate(&guest_block(&[0x48, 0x01, 0xd8, 0xf4]), None).unwrap().clone());
+    let mut machine = Machine::new();
+    machine.state.gpr[3] = 1;
     assert_eq!(machine.run(&placed), Leave::Step);
     assert_eq!((machine.state.rip, machine.state.gpr[0], machine.state.instructions), (CODE + 3, 1, 1));
     let mut translator = TemplateTranslator::new();

@@ -3,7 +3,8 @@
 //! Host and guest are of the same instruction set, so the translation of most instructions is themselves: encoded
 //! again over the registers that guest registers live in ([`registers`]) and over a host address where they touch memory
 //! ([`memory`]). [`effects`] lists them. Instructions that need more have a function in [`stack`], [`branch`] or [`special`].
-//! Whatever is left ends the block and goes to the interpreter ([`crate::abi::Leave::Step`]).
+//! Whatever is left ends the block: what Cranelift compiles follows as a block of its own, the rest goes to the interpreter
+//! ([`crate::abi::Leave::Step`]).
 //!
 //! One pass, no intermediate form: [`Template::block`] walks the instructions; cold paths are noted ([`cold`]) and
 //! written behind the block. Status flags stay in the host's until something would change them ([`flags`]). Of several
@@ -177,6 +178,11 @@ impl TemplateTranslator {
     }
 }
 
+/// Whether an instruction that has no template may begin a block that Cranelift compiles: x87 above all. Then that block follows.
+fn is_compiled(insn: &Insn) -> bool {
+    matches!(table::kind_of(insn), Kind::Lifted)
+}
+
 /// A block in the making.
 struct Template<'a> {
     asm: Box<Assembler>,
@@ -321,7 +327,11 @@ impl<'a> Template<'a> {
                         return Err(TranslateError::FirstDeclined("it has no template"));
                     }
                     self.reset(mark);
-                    self.leave_step(insn.rip);
+                    if is_compiled(insn) {
+                        self.exit(insn.rip);
+                    } else {
+                        self.leave_step(insn.rip);
+                    }
                     self.end_block(index as u16);
                     return Ok((index as u16, bytes));
                 }
