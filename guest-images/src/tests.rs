@@ -174,8 +174,10 @@ fn a_guest_is_fetched_once() {
     assert!(!host.cache.path().join("work").exists());
 
     fs::remove_file(host.scratch.path("apt-get")).unwrap();
-    let (again, steps) = host.fetch();
+    let (again, mut steps) = host.fetch();
     assert_eq!(again.unwrap(), guest);
+    // A child that another test of this process has just forked holds the first fetch's lock until it is another program.
+    steps.retain(|step| !step.starts_with("waiting for another"));
     assert_eq!(steps, [format!("debian: {KERNEL_PACKAGE} from the cache")]);
 }
 
