@@ -2,7 +2,7 @@
 //! blocks, or a single instruction. Everything that stops an instruction comes back here.
 //!
 //! Bounded latency: every turn looks at the exit request and at events. A turn is at most one block of instructions, or
-//! one iteration or page of a REP string instruction, or compiled code, which polls at the entry of every block.
+//! one iteration or page of a REP string instruction, or compiled code, which polls on every cycle of blocks.
 
 use interpreter::BlockExit;
 use monitor::{Event, Stop};
