@@ -18,7 +18,7 @@ use super::{
     bit_string,
     cold::ColdKind,
     effects, float,
-    memory::{Access, Address},
+    memory::{ADDEND, Access, Address},
     vector,
 };
 use crate::locality::page_of;
@@ -224,23 +224,23 @@ impl Template<'_> {
 
     /// An access by a guest register was found in the TLB array: the first register of its pair has the page, the second its entry. Loads the
     /// page's addend there.
-    pub(super) fn know_looked_up(&mut self, base: u8, displacement: i32, access: Access, addend: i32) {
+    pub(super) fn know_looked_up(&mut self, base: u8, displacement: i32, access: Access) {
         let (_, pair) = self.pair(base);
         let [first, second] = pair;
         match self.run(base, displacement, access) {
             Some(run) => {
                 if run.writes && !access.write {
-                    self.asm.compare(first, Mem::new(second, Access::write(0).tag()));
+                    self.asm.compare(first, Mem::new(second, Access::write(access.bytes).tag()));
                     let from = self.asm.jump_if(condition::NOT_EQUAL);
                     self.later_careful(from);
                 }
-                self.asm.load(second, Mem::new(second, addend));
+                self.asm.load(second, Mem::new(second, ADDEND));
                 self.compare_run(run, base, displacement, First::Page, pair);
                 self.restore_carry();
             }
             None => {
                 self.restore_carry();
-                self.asm.load(second, Mem::new(second, addend));
+                self.asm.load(second, Mem::new(second, ADDEND));
                 self.know_page(base, displacement, access, access.write, First::Page);
             }
         }

@@ -22,7 +22,8 @@ const TLB: usize = offset_of!(CpuState, tlb);
 const TLB_MASK: usize = offset_of!(CpuState, tlb_mask);
 const FETCH_TLB: usize = offset_of!(CpuState, fetch_tlb);
 const FETCH_TLB_MASK: usize = offset_of!(CpuState, fetch_tlb_mask);
-const ADDEND: i32 = offset_of!(Entry, addend) as i32;
+/// Of an entry.
+pub(super) const ADDEND: i32 = offset_of!(Entry, addend) as i32;
 /// From an address to the offset of its entry in an endless array.
 const INDEX_SHIFT: u8 = (PAGE_SHIFT - ENTRY_SHIFT) as u8;
 
@@ -74,6 +75,7 @@ impl Access {
         Self { bytes, write: true, aligned: false }
     }
 
+    /// Where an entry has the tag for it.
     pub const fn tag(self) -> i32 {
         if self.write { offset_of!(Entry, write) as i32 } else { offset_of!(Entry, read) as i32 }
     }
@@ -205,29 +207,23 @@ impl Template<'_> {
                 self.asm.and_immediate(first, page_mask);
                 self.asm.compare(first, entry);
             }
-            Address::Computed { .. } => {
+            Address::Computed { .. } | Address::Ready => {
+                // What is ready can't be computed again.
+                let last = if matches!(address, Address::Ready) { third } else { first };
                 self.linear(address, first);
                 self.asm.mov(second, first);
                 self.asm.shift_right(second, INDEX_SHIFT);
                 self.entry(second);
-                self.asm.lea(first, Mem::new(first, beyond));
-                self.asm.and_immediate(first, page_mask);
-                self.asm.compare(first, entry);
-            }
-            Address::Ready => {
-                self.asm.mov(second, first);
-                self.asm.shift_right(second, INDEX_SHIFT);
-                self.entry(second);
-                self.asm.lea(third, Mem::new(first, beyond));
-                self.asm.and_immediate(third, page_mask);
-                self.asm.compare(third, entry);
+                self.asm.lea(last, Mem::new(first, beyond));
+                self.asm.and_immediate(last, page_mask);
+                self.asm.compare(last, entry);
             }
         }
         let from = self.asm.jump_if(condition::NOT_EQUAL);
         let kind = ColdKind::Miss { address, access, temporaries: [first, second] };
         self.note(from, resume, kind);
         if let Some((base, displacement)) = by {
-            self.know_looked_up(base, displacement, access, ADDEND);
+            self.know_looked_up(base, displacement, access);
         } else {
             self.address_again(address, first);
             self.restore_carry();

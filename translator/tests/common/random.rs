@@ -75,9 +75,7 @@ pub fn instruction_of_run(random: &mut Random, base: u8, rip: u64, mode: Mode) -
     bytes.extend(opcode);
     match opcode {
         // ADD, ADC, SBB, SUB of a constant to the base.
-        [0x83] => {
-            bytes.extend([0xc0 | (random.below(4) as u8 & 2 | 4 & random.next() as u8) << 3 | base & 7])
-        }
+        [0x83] => bytes.push(0xc0 | random.pick(&[0, 2, 3, 5]) << 3 | base & 7),
         _ => {
             let register = if opcode == [0x8d] { base } else { register };
             if opcode == [0x8d] {
