@@ -251,6 +251,7 @@ impl Engine {
     fn attach(&mut self) {
         self.state.jump_cache = self.jump_cache.as_ptr();
         self.state.helpers = self.helpers.map_or(std::ptr::null(), HelperTable::as_ptr);
+        translator::carried::attach(&mut self.state);
         self.state.paravirt = self.paravirt;
         self.state.update_mode();
         self.mmu.flush_all(&mut self.state);

@@ -7,7 +7,10 @@
 use std::mem::offset_of;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use translator::abi::{JUMP_CACHE_ENTRIES, JumpEntry, jump_index};
+use translator::{
+    abi::{JUMP_CACHE_ENTRIES, JumpEntry, jump_index},
+    carried,
+};
 use x86::Mode;
 
 /// No mode of a processor.
@@ -57,14 +60,14 @@ impl JumpCache {
         entry.mode.store(EMPTY, Ordering::Release);
         entry.rip.store(rip, Ordering::Release);
         entry.addend.store(addend, Ordering::Release);
-        entry.code.store(code, Ordering::Release);
+        entry.code.store(code + carried::ENTRY, Ordering::Release);
         entry.mode.store(u64::from(mode.0), Ordering::Release);
     }
 
     /// Forgets the entry for `rip` if it leads to `code`.
     pub fn forget(&self, rip: u64, code: u64) {
         let entry = &self.entries[jump_index(rip)];
-        if entry.code.load(Ordering::Acquire) == code {
+        if entry.code.load(Ordering::Acquire) == code + carried::ENTRY {
             entry.mode.store(EMPTY, Ordering::Release);
         }
     }
@@ -92,7 +95,8 @@ mod tests {
         assert_eq!(read(&cache, 0).mode, EMPTY, "rip 0 is not found in an empty cache");
         cache.fill(0x40_1234, Mode(7), 0x1000, 0xc0de);
         let entry = read(&cache, 0x40_1234);
-        assert_eq!((entry.rip, entry.mode, entry.addend, entry.code), (0x40_1234, 7, 0x1000, 0xc0de));
+        let code = 0xc0de + carried::ENTRY;
+        assert_eq!((entry.rip, entry.mode, entry.addend, entry.code), (0x40_1234, 7, 0x1000, code));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use std::{
 };
 
 use semantics::Insn;
-use translator::{CodeBlock, abi::ChainSlot};
+use translator::{CodeBlock, abi::ChainSlot, carried};
 use x86::GuestPhys;
 
 use crate::{
@@ -293,18 +293,23 @@ impl Links {
         })
     }
 
-    /// Makes an exit lead to code.
+    /// Makes an exit lead to the code of a block: through its slot to the beginning, by a jump to where registers are handed over.
     fn lead(&mut self, number: u32, code: u64) {
+        let handed_over = self.slots[number as usize].jump.is_some();
+        self.point(number, if handed_over { code + carried::ENTRY } else { code });
+    }
+
+    fn point(&mut self, number: u32, address: u64) {
         let record = &self.slots[number as usize];
         match record.jump {
             None => {
-                let address = record.address.address(&self.memory);
-                self.memory.store(address + offset_of!(ChainSlot, code) as u64, code);
+                let slot = record.address.address(&self.memory);
+                self.memory.store(slot + offset_of!(ChainSlot, code) as u64, address);
             }
             Some(Jump { displacement, .. }) => {
                 let at = displacement.address(&self.memory);
                 // Code memory is smaller than what 32 bits reach.
-                let displacement = code.wrapping_sub(at + 4) as i32;
+                let displacement = address.wrapping_sub(at + 4) as i32;
                 self.memory.bytes(at, 4).copy_from_slice(&displacement.to_le_bytes());
                 self.written.store(true, Ordering::Relaxed);
             }
@@ -409,8 +414,8 @@ impl Links {
     fn reset_slot(&mut self, number: u32) {
         let record = &mut self.slots[number as usize];
         (record.linked, record.previous, record.next) = (NONE, NONE, NONE);
-        let code = record.jump.map_or(self.stub, |jump| jump.unlinked.address(&self.memory));
-        self.lead(number, code);
+        let address = record.jump.map_or(self.stub, |jump| jump.unlinked.address(&self.memory));
+        self.point(number, address);
     }
 }
 

@@ -6,6 +6,11 @@
 //! (naked assembly) saves the host's callee-saved registers, stores its stack pointer in `CpuState::host_stack`, and
 //! calls the block; what comes back is a [`Leave`].
 //!
+//! **Carried registers.** What templates write has nine guest registers in host registers where one block goes on in another, and older values of them in
+//! `CpuState` ([`crate::carried`]). Each piece of code has two entries: its beginning, with the whole state in `CpuState`, and
+//! [`crate::carried::ENTRY`] behind that, with those registers handed over. The runtime, chain slots and Cranelift's code use the first, jumps that are exits and
+//! the jump cache lead to the second. What templates write loads the registers at the one, what Cranelift compiles stores them at the other.
+//!
 //! **Entry.** A block first polls `CpuState::exit_request`: if it is not 0, it stores its own rip and leaves with
 //! [`Leave::Poll`], having done nothing. One that only leads forward may do without: every cycle polls. Then it adds its number of guest instructions to `CpuState::instructions`. A
 //! block of the template translator may count its executions down in between, in a 32-bit word that the runtime

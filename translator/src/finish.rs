@@ -7,7 +7,7 @@ use cranelift_codegen::{
 };
 
 use crate::{
-    CodeBlock, Relocation, RelocationKind, RelocationTarget, Text, TranslateError,
+    CodeBlock, Relocation, RelocationKind, RelocationTarget, Text, TranslateError, carried,
     lift::{CALLOUT_NAMESPACE, COUNTERS_NAMESPACE, Lifted, SLOT_NAMESPACE},
 };
 
@@ -24,6 +24,8 @@ pub(crate) fn code_block(
     if alignment > CodeBlock::ALIGNMENT {
         return Err(TranslateError::Codegen(format!("code wants an alignment of {alignment} bytes")));
     }
+    let prologue = carried::prologue();
+    let moved = prologue.len() as u32;
     let mut relocations = Vec::with_capacity(lifted.exits.len());
     for found in compiled.buffer.relocs() {
         let refused = || TranslateError::Codegen(format!("unexpected relocation {found:?}"));
@@ -42,11 +44,18 @@ pub(crate) fn code_block(
             COUNTERS_NAMESPACE => RelocationTarget::Counters,
             _ => return Err(refused()),
         };
-        relocations.push(Relocation { offset: found.offset, kind, target, addend: found.addend });
+        relocations.push(Relocation { offset: found.offset + moved, kind, target, addend: found.addend });
     }
+    let instrumentation = lifted.instrumentation.map(|all| {
+        let mut all = all.finished();
+        for range in &mut all.sources {
+            (range.start, range.end) = (range.start + moved, range.end + moved);
+        }
+        Box::new(all)
+    });
     Ok(CodeBlock {
         rip,
-        code,
+        code: [prologue.as_slice(), &code].concat(),
         relocations,
         exits: lifted.exits,
         callouts: lifted.callouts,
@@ -55,7 +64,7 @@ pub(crate) fn code_block(
         guest_instructions: lifted.guest_instructions,
         guest_bytes: lifted.guest_bytes,
         counts: false,
-        instrumentation: lifted.instrumentation.map(|all| Box::new(all.finished())),
+        instrumentation,
         text,
     })
 }

@@ -5,6 +5,7 @@
 
 pub mod abi;
 pub mod addresses;
+pub mod carried;
 mod code_block;
 mod finish;
 pub mod instrument;

@@ -8,6 +8,7 @@ use semantics::decode::{GuestBlock, decode_block};
 use transvisor_translator::{
     CodeBlock, Options, TemplateTranslator, TranslateError, Translator,
     abi::{JumpEntry, Leave},
+    carried,
 };
 use x86::{CpuState, Flags, LazyFlags, Mode, flags, state::NO_SHADOW};
 
@@ -327,8 +328,12 @@ fn indirect_transfers_go_through_the_jump_cache() {
         let mut machine = fresh(target);
         assert_eq!(machine.run(&first), Leave::Indirect, "not there");
         assert_eq!((machine.state.rip, machine.state.gpr[4]), (target, top));
-        let good =
-            JumpEntry { rip: target, code: second.code(), addend: machine.addend(), mode: mode().0.into() };
+        let good = JumpEntry {
+            rip: target,
+            code: second.code() + carried::ENTRY,
+            addend: machine.addend(),
+            mode: mode().0.into(),
+        };
         let mut machine = fresh(target);
         let good = JumpEntry { addend: machine.addend(), ..good };
         *machine.jump_entry(target) = good;

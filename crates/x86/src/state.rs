@@ -74,6 +74,8 @@ pub struct CpuState {
     pub exit_request: AtomicU32,
     /// [`shadow`] bits in force for the next instruction.
     pub interrupt_shadow: u32,
+    /// Functions that the translator has for what compiled code hands over in registers; filled by the engine.
+    pub handover: [*const u8; 6],
     /// Status flags that are not computed yet; only at edges of compiled code.
     pub lazy_flags: LazyFlags,
     /// General registers in encoding order.
@@ -192,6 +194,7 @@ impl CpuState {
             rflags: flags::FIXED_ONE,
             exit_request: AtomicU32::new(0),
             interrupt_shadow: 0,
+            handover: [core::ptr::null(); 6],
             event_waiting: 0,
             shadow_from: NO_SHADOW,
             mode: Mode::default(),

@@ -12,6 +12,7 @@ use super::{Ended, Lifter, registers::RegisterFile};
 use crate::{
     DirectExit,
     abi::{ChainSlot, JUMP_CACHE_ENTRIES, JumpEntry, Leave},
+    carried,
     instrument::Event,
 };
 
@@ -233,8 +234,8 @@ impl Lifter<'_> {
         self.count_event(Event::Indirect, 1);
         let code = self.table_load(entry, offset_of!(JumpEntry, code));
         let signature = self.block_signature();
-        let no_slot = self.word(0);
-        self.b.ins().return_call_indirect(signature, code, &[no_slot]);
+        let go = self.state_load(types::I64, carried::GO);
+        self.b.ins().return_call_indirect(signature, go, &[code]);
     }
 
     /// Not zero if code at `target` may not be run, or lies elsewhere than where `addend` says.

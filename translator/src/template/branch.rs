@@ -12,13 +12,15 @@ use x86::{CpuState, GuestVirt, PAGE_MASK, PAGE_SHIFT, Width, state};
 
 use super::{
     Declined, Flow, Template,
-    assembler::{Jump, Mem, RAX, RCX, RDI, Reg, condition, gpr_offset},
+    assembler::{Jump, Mem, RAX, RCX, Reg, condition},
     cold::ColdKind,
+    registers::{PAIR, SPARE},
     stack::Pushed,
 };
 use crate::{
     AddendField, DirectExit, ExitJump, Relocation, RelocationKind, RelocationTarget,
     abi::{JUMP_CACHE_ENTRIES, JumpEntry, Leave},
+    carried,
     instrument::Event,
     region::{self, next_page},
 };
@@ -30,6 +32,12 @@ const JUMP_CACHE: usize = offset_of!(CpuState, jump_cache);
 const INDEX_SHIFT: u8 = (PAGE_SHIFT - ENTRY_SHIFT) as u8;
 
 impl Template<'_> {
+    /// The beginning: the entry for who has the guest's state in `CpuState`.
+    pub(super) fn load_carried(&mut self) {
+        self.asm.call(Mem::state(carried::LOAD));
+        debug_assert_eq!(self.asm.code.len() as u64, carried::ENTRY);
+    }
+
     /// The poll at the beginning.
     pub(super) fn poll(&mut self) {
         self.asm.compare_immediate32(Mem::state(REQUEST), 0);
@@ -98,22 +106,24 @@ impl Template<'_> {
 
     /// Goes on at a constant target, through a chain slot.
     pub(super) fn exit(&mut self, target: u64) {
-        self.settle();
+        self.hand_over();
         self.count_pending();
         self.chain(target);
     }
 
+    /// Goes on at a constant target through a chain slot, with everything handed over.
     pub(super) fn chain(&mut self, target: u64) {
         let guarded = target & PAGE_MASK != self.page;
-        self.count_event(Event::Direct, 1, RAX);
+        let [entry, other] = SPARE;
+        self.count_event(Event::Direct, 1, other);
         let slot = self.exits.len() as u32;
         let mut addend = None;
         if guarded {
-            self.fetch_entry_of(target, RCX);
-            addend = Some(self.asm.constant_to_come(RAX));
-            self.asm.compare(RAX, Mem::new(RCX, offset_of!(Entry, addend) as i32));
+            self.fetch_entry_of(target, entry);
+            addend = Some(self.asm.constant_to_come(other));
+            self.asm.compare(other, Mem::new(entry, offset_of!(Entry, addend) as i32));
             self.guard_fails_if(condition::NOT_EQUAL, slot);
-            self.compare_execute(target & PAGE_MASK, RCX, RAX);
+            self.compare_execute(target & PAGE_MASK, entry, other);
             self.guard_fails_if(condition::NOT_EQUAL, slot);
         }
         let from = self.asm.jump();
@@ -128,9 +138,9 @@ impl Template<'_> {
         self.exits.push(DirectExit { target, page: self.page, guarded: addend.is_some(), jump });
     }
 
-    /// RDI becomes the address of a slot.
+    /// RAX becomes the address of a slot.
     pub(super) fn slot_address(&mut self, slot: u32) {
-        let offset = self.asm.lea_relative(RDI);
+        let offset = self.asm.lea_relative(RAX);
         let (kind, target) = (RelocationKind::Pc32, RelocationTarget::Slot(slot));
         self.relocations.push(Relocation { offset, kind, target, addend: -4 });
     }
@@ -158,19 +168,36 @@ impl Template<'_> {
         self.note(from, 0, ColdKind::Guard(slot));
     }
 
-    /// Goes on at a computed target, through the jump cache. Flags are saved. `top` is where RSP is if the current instruction
-    /// changes it; then the state is settled.
-    pub(super) fn indirect_exit(&mut self, target: Reg, top: Option<Reg>) {
-        self.settle();
+    /// Goes on at a computed target, through the jump cache. Flags are saved. The current instruction has moved RSP by `moved`.
+    pub(super) fn indirect_exit(&mut self, target: Reg, moved: i32) {
+        // To where it is safe from being handed over.
+        let away = if self.registers.keeps_flags() { RAX } else { SPARE[0] };
+        self.lose_kept_flags();
+        if target != away {
+            self.asm.mov(away, target);
+        }
+        self.hand_over();
         self.count_current();
-        self.indirect_exit_in(target, top, false);
+        if away != RAX {
+            self.asm.mov(RAX, away);
+        }
+        self.look_up_exit(false, ColdKind::Missed(moved));
     }
 
-    /// The same, perhaps in another mode than the block's, which the state has; then the target is canonical.
-    pub(super) fn indirect_exit_in(&mut self, target: Reg, top: Option<Reg>, new_mode: bool) {
-        let free = |register: &Reg| *register != target && Some(*register) != top;
-        let mut registers = [0u8, 1, 2, 6, 7].into_iter().filter(free);
-        let [entry, a, b] = core::array::from_fn(|_| registers.next().unwrap_or(RAX));
+    /// The same to the state's rip, which is canonical, in the mode that the state has. It is the truth about everything.
+    pub(super) fn leave_to_rip(&mut self) {
+        self.hand_over();
+        self.asm.load(RAX, Mem::state(RIP));
+        self.look_up_exit(true, ColdKind::Indirect);
+    }
+
+    /// Goes on at the target in RAX, with everything handed over, perhaps in another mode than the block's, which the state has. `otherwise` if the jump
+    /// cache does not have it.
+    fn look_up_exit(&mut self, new_mode: bool, otherwise: ColdKind) {
+        self.lose_host_flags();
+        let target = RAX;
+        let [entry, a] = SPARE;
+        let [b, _] = PAIR;
         // `abi::jump_index`, scaled to the entry's size.
         self.asm.mov(entry, target);
         self.asm.mov(a, target);
@@ -182,43 +209,31 @@ impl Template<'_> {
         self.asm.add_from(entry, Mem::state(JUMP_CACHE));
         let field = |offset: usize| Mem::new(entry, offset as i32);
         self.asm.compare(target, field(offset_of!(JumpEntry, rip)));
-        let other_rip = self.asm.jump_if(condition::NOT_EQUAL);
+        self.missed_if_different(otherwise);
         if new_mode {
             self.asm.load32(a, Mem::state(offset_of!(CpuState, mode)));
             self.asm.compare(a, field(offset_of!(JumpEntry, mode)));
         } else {
             self.asm.compare_immediate(field(offset_of!(JumpEntry, mode)), self.mode.0 as i32);
         }
-        let other_mode = self.asm.jump_if(condition::NOT_EQUAL);
+        self.missed_if_different(otherwise);
         self.asm.mov(a, target);
         self.asm.shift_right(a, INDEX_SHIFT);
         self.fetch_entry(a);
         self.asm.load(b, Mem::new(a, offset_of!(Entry, addend) as i32));
         self.asm.compare(b, field(offset_of!(JumpEntry, addend)));
-        let elsewhere = self.asm.jump_if(condition::NOT_EQUAL);
+        self.missed_if_different(otherwise);
         self.asm.mov(b, target);
         self.asm.and_immediate(b, PAGE_MASK as i32);
         self.asm.compare(b, Mem::new(a, offset_of!(Entry, execute) as i32));
-        let forbidden = self.asm.jump_if(condition::NOT_EQUAL);
-        self.store_top(top);
+        self.missed_if_different(otherwise);
         self.count_event(Event::Indirect, 1, a);
         self.asm.jump_to(field(offset_of!(JumpEntry, code)));
-
-        for miss in [other_rip, other_mode, elsewhere, forbidden] {
-            self.asm.bind(miss);
-        }
-        if !new_mode {
-            self.abandon_unless_canonical(target, a);
-        }
-        self.store_top(top);
-        self.asm.store(Mem::state(RIP), target);
-        self.leave(Leave::Indirect);
     }
 
-    fn store_top(&mut self, top: Option<Reg>) {
-        if let Some(top) = top {
-            self.asm.store(Mem::state(gpr_offset(RSP)), top);
-        }
+    fn missed_if_different(&mut self, otherwise: ColdKind) {
+        let from = self.asm.jump_if(condition::NOT_EQUAL);
+        self.note(from, 0, otherwise);
     }
 
     /// A transfer to an address that is not canonical raises #GP(0) at the transfer.
@@ -249,7 +264,7 @@ impl Template<'_> {
         if self.course.is_some() {
             self.branch_inside(condition, target, insn.next_rip());
         } else {
-            self.settle();
+            self.hand_over();
             let taken = self.asm.jump_if(condition);
             self.chain(insn.next_rip());
             if target & PAGE_MASK == self.page && self.instrumentation.is_none() {
@@ -274,7 +289,7 @@ impl Template<'_> {
             self.save_flags();
             self.lose_host_flags();
             if !self.foreseen_inside(target) {
-                self.indirect_exit(target, None);
+                self.indirect_exit(target, 0);
             }
         }
         Ok(Flow::Ended)
@@ -305,7 +320,7 @@ impl Template<'_> {
         self.push_value(Pushed::Constant(insn.next_rip()))?;
         self.note_target(insn, last);
         if !self.foreseen_inside(last) {
-            self.indirect_exit(last, None);
+            self.indirect_exit(last, 0);
         }
         Ok(Flow::Ended)
     }
@@ -324,10 +339,10 @@ impl Template<'_> {
 
     /// Leaves by a RET to a target in the last temporary, which moves RSP.
     pub(super) fn return_exit(&mut self, target: Reg, by: i32) {
-        self.settle();
         let top = self.registers.home(RSP);
         self.asm.lea(top, Mem::new(top, by));
-        self.indirect_exit(target, Some(top));
+        self.write_moved(RSP, by);
+        self.indirect_exit(target, by);
     }
 
     /// Notes where a transfer leads, for whoever forms a region around it.

@@ -41,6 +41,17 @@ impl Template<'_> {
                 self.popf()?;
                 self.complete();
             }
+            Mnemonic::Cli | Mnemonic::Sti | Mnemonic::Swapgs => {
+                self.last_temporary();
+                self.lose_host_flags();
+                self.count_current();
+                match insn.mnemonic {
+                    Mnemonic::Cli => self.asm.and_memory(Mem::state(RFLAGS), !flags::IF as i32),
+                    Mnemonic::Sti => self.sti(),
+                    _ => self.swapgs(),
+                }
+                self.complete();
+            }
             other => {
                 // From here on registers are free.
                 self.settle();
@@ -49,9 +60,6 @@ impl Template<'_> {
                 self.registers.loaded = 0;
                 self.count_current();
                 match other {
-                    Mnemonic::Cli => self.asm.and_memory(Mem::state(RFLAGS), !flags::IF as i32),
-                    Mnemonic::Sti => self.sti(),
-                    Mnemonic::Swapgs => self.swapgs(),
                     Mnemonic::Stac => {
                         self.asm.or_memory(Mem::state(RFLAGS), flags::AC as i32);
                         self.call_runtime(RuntimeHelper::SelectView, None);
@@ -91,9 +99,9 @@ impl Template<'_> {
         self.asm.ret();
         self.asm.bind(go);
         if traits & callout::LEADS_ELSEWHERE != 0 {
-            self.asm.load(RDX, Mem::state(offset_of!(CpuState, rip)));
-            self.indirect_exit_in(RDX, None, true);
+            self.leave_to_rip();
         } else {
+            self.hand_over();
             self.chain(insn.next_rip());
         }
     }
@@ -101,12 +109,13 @@ impl Template<'_> {
     /// STI is the last instruction that is counted, so the shadow begins at the state's count.
     fn sti(&mut self) {
         self.abandon_if_event_waits();
-        self.asm.constant(RCX, NO_SHADOW);
-        self.asm.load(RDX, Mem::state(offset_of!(CpuState, instructions)));
-        self.asm.load(RAX, Mem::state(RFLAGS));
-        self.asm.and_immediate(RAX, flags::IF as i32);
-        self.asm.move_if_not_zero(RDX, RCX);
-        self.asm.store(Mem::state(offset_of!(CpuState, shadow_from)), RDX);
+        let [none, count, enabled] = self.registers.temporaries;
+        self.asm.constant(none, NO_SHADOW);
+        self.asm.load(count, Mem::state(offset_of!(CpuState, instructions)));
+        self.asm.load(enabled, Mem::state(RFLAGS));
+        self.asm.and_immediate(enabled, flags::IF as i32);
+        self.asm.move_if_not_zero(count, none);
+        self.asm.store(Mem::state(offset_of!(CpuState, shadow_from)), count);
         self.asm.or_memory(Mem::state(RFLAGS), flags::IF as i32);
     }
 
@@ -116,10 +125,11 @@ impl Template<'_> {
     }
 
     fn swapgs(&mut self) {
-        self.asm.load(RAX, Mem::state(GS_BASE));
-        self.asm.load(RCX, Mem::state(KERNEL_GS_BASE));
-        self.asm.store(Mem::state(GS_BASE), RCX);
-        self.asm.store(Mem::state(KERNEL_GS_BASE), RAX);
+        let [base, other, _] = self.registers.temporaries;
+        self.asm.load(base, Mem::state(GS_BASE));
+        self.asm.load(other, Mem::state(KERNEL_GS_BASE));
+        self.asm.store(Mem::state(GS_BASE), other);
+        self.asm.store(Mem::state(KERNEL_GS_BASE), base);
     }
 
     fn read_tsc(&mut self, with_processor: bool) {

@@ -15,7 +15,8 @@ use super::{
     registers::{Registers, numbers},
 };
 use crate::{
-    abi::{ChainSlot, FIRST_RUNTIME_HELPER, Leave, RuntimeHelper, SlowPath},
+    abi::{FIRST_RUNTIME_HELPER, Leave, RuntimeHelper, SlowPath},
+    carried,
     instrument::Event,
     misses::Miss,
 };
@@ -70,6 +71,10 @@ pub(super) enum ColdKind {
     Unlinked(u32),
     /// Abandons the instruction.
     Abandon,
+    /// Leaves to the target in RAX, for which the jump cache has no code; abandons the instruction, which has moved RSP by so much, if it is not canonical.
+    Missed(i32),
+    /// Leaves to the target in RAX, which is canonical.
+    Indirect,
     /// Calls what an entry of the function table has, and goes on. It keeps all registers.
     Call(usize),
     /// Does the instruction once more, through a chain slot, and so with a poll. The state is settled.
@@ -106,11 +111,15 @@ impl Newer {
     const FLAGS: u64 = 1 << 32;
     /// Their kind too.
     const KIND: u64 = 1 << 33;
+    /// All carried registers, in place.
+    const CARRIED: u64 = 1 << 34;
 
     fn of(registers: &Registers, flags: &Flags) -> Self {
         let (image, kind) = flags.unsaved();
-        let flags = if image { Self::FLAGS } else { 0 } | if kind { Self::KIND } else { 0 };
-        Self(u64::from(registers.dirty) | u64::from(registers.dirty_xmm) << Self::XMM | flags)
+        let (gpr, carried) = registers.newer();
+        let bit = |set: bool, bit: u64| if set { bit } else { 0 };
+        let others = bit(image, Self::FLAGS) | bit(kind, Self::KIND) | bit(carried, Self::CARRIED);
+        Self(u64::from(gpr) | u64::from(registers.dirty_xmm) << Self::XMM | others)
     }
 
     fn includes(self, other: Self) -> bool {
@@ -129,9 +138,21 @@ impl Template<'_> {
     /// Writes all cold paths.
     pub(super) fn finish(&mut self) {
         let mut done = 0;
+        let mut missed = None;
         // There are more of them while they are written.
         while let Some(&cold) = self.cold.get(done) {
             done += 1;
+            // Four checks of an exit lead to the same.
+            if let ColdKind::Missed(_) | ColdKind::Indirect = cold.kind {
+                let place = (cold.block, cold.index, cold.pending);
+                match missed {
+                    Some((of, at)) if of == place => {
+                        self.asm.bind_at(cold.from, at);
+                        continue;
+                    }
+                    _ => missed = Some((place, self.asm.code.len())),
+                }
+            }
             let block = self.blocks[cold.block];
             self.return_to(cold.block, cold.index);
             (self.registers, self.flags, self.pending) = (cold.registers, cold.flags, cold.pending);
@@ -147,20 +168,16 @@ impl Template<'_> {
                 ColdKind::Recent { page, address, access, temporaries } => {
                     self.linear(address, temporaries[0]);
                     self.miss(access, RuntimeHelper::RecentMiss, page, temporaries);
-                    self.asm.load(temporaries[1], Mem::state(SCRATCH));
                     self.asm.jump_back(cold.resume);
                 }
                 ColdKind::Near { base, displacement, access, pair, recent, forgets } => {
-                    let [first, second] = pair;
+                    let [first, _] = pair;
                     self.linear(Address::Based { base, displacement }, first);
                     let helper =
                         if recent.is_some() { RuntimeHelper::RecentMiss } else { RuntimeHelper::NearMiss };
                     self.miss(access, helper, recent.unwrap_or(0), pair);
-                    self.asm.load(second, Mem::state(SCRATCH));
                     if forgets {
                         self.asm.constant(first, FAR);
-                    } else {
-                        self.asm.and_immediate(first, !PAGE_MASK as i32);
                     }
                     self.asm.jump_back(cold.resume);
                 }
@@ -170,10 +187,12 @@ impl Template<'_> {
                     self.asm.jump_back(cold.resume);
                 }
                 ColdKind::Again => {
+                    self.hand_over();
                     self.uncount(1);
                     self.chain(rip);
                 }
                 ColdKind::AtEntry(leave) => {
+                    self.asm.call(Mem::state(carried::STORE));
                     self.asm.store_constant(Mem::state(RIP), self.blocks[0].insns[0].rip, RCX);
                     self.leave(leave);
                 }
@@ -187,7 +206,7 @@ impl Template<'_> {
                     self.leave(leave);
                 }
                 ColdKind::Exit(target) => {
-                    self.settle();
+                    self.hand_over();
                     self.count_pending();
                     self.chain(target);
                 }
@@ -197,23 +216,37 @@ impl Template<'_> {
                         jump.unlinked = here;
                     }
                     self.slot_address(slot);
-                    self.asm.jump_to(Mem::new(RDI, offset_of!(ChainSlot, code) as i32));
+                    self.asm.jump_to(Mem::state(carried::EXIT));
                 }
                 ColdKind::Guard(slot) => {
                     self.slot_address(slot);
-                    self.asm.store(Mem::state(SCRATCH), RDI);
-                    self.leave(Leave::Guard);
+                    self.asm.jump_to(Mem::state(carried::GUARD));
                 }
-                ColdKind::Abandon => {
+                ColdKind::Abandon => self.abandon(rip),
+                ColdKind::Missed(by) => {
+                    self.asm.call(Mem::state(carried::MISSED));
+                    if by != 0 {
+                        let top = self.registers.home(super::RSP);
+                        self.asm.lea(top, Mem::new(top, -by));
+                    }
+                    self.abandon(rip);
+                }
+                ColdKind::Indirect => {
                     self.settle();
-                    self.uncount(0);
-                    self.asm.store_constant(Mem::state(RIP), rip, RCX);
-                    self.leave(Leave::Step);
+                    self.asm.store(Mem::state(RIP), RAX);
+                    self.leave(Leave::Indirect);
                 }
             }
         }
         self.write_tails();
         self.end_source();
+    }
+
+    fn abandon(&mut self, rip: u64) {
+        self.settle();
+        self.uncount(0);
+        self.store_rip(rip);
+        self.leave(Leave::Step);
     }
 
     /// Corrects the count of instructions where only `done` are done of those from the current one on.
@@ -222,7 +255,7 @@ impl Template<'_> {
         if uncounted != 0 {
             self.asm.add_immediate(Mem::state(INSTRUCTIONS), -uncounted);
         }
-        self.count_event(Event::Undone, self.undone() - done, RCX);
+        self.count_event(Event::Undone, self.undone() - done, self.registers.temporaries[0]);
     }
 
     /// Calls what sees to a miss of the current instruction's access, whose address is in the first temporary.
@@ -259,6 +292,9 @@ impl Template<'_> {
             self.asm.pop(RAX);
         }
         self.count_event(Event::Undone, -self.undone(), second);
+        if helper != RuntimeHelper::FillMiss {
+            self.asm.load(second, Mem::state(SCRATCH));
+        }
     }
 
     /// What misses have in common: storing what is newer than in the state, and the call. What stores more goes on into what stores a
@@ -315,6 +351,9 @@ impl Template<'_> {
     }
 
     fn store_newer(&mut self, newer: Newer, place: &TailPlace) {
+        if newer.0 & Newer::CARRIED != 0 {
+            self.asm.call(Mem::state(carried::STORE));
+        }
         for guest in numbers(newer.0 as u16) {
             self.asm.store(Mem::state(gpr_offset(guest)), place.homes[usize::from(guest)]);
         }
@@ -335,6 +374,9 @@ impl Template<'_> {
         self.asm.load(second, Mem::state(offset_of!(CpuState, helpers)));
         // Jumped to, it would find the stack out of alignment.
         self.asm.call(Mem::new(second, 8 * (FIRST_RUNTIME_HELPER + place.helper as usize) as i32));
+        if place.helper != RuntimeHelper::FillMiss {
+            self.asm.and_immediate(first, !PAGE_MASK as i32);
+        }
         self.asm.ret();
     }
 

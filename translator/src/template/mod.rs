@@ -11,8 +11,8 @@
 //! blocks that run into each other, [`region`] makes one piece of code.
 //!
 //! **State.** An instruction changes guest registers only after its last access. So wherever one may fault or leave, host
-//! registers and `CpuState` together have the state of its start, and [`Template::settle`] stores what only the former have:
-//! before an exit, and in the cold path of an access.
+//! registers and `CpuState` together have the state of its start. [`Template::settle`] stores what only the former have, before the runtime
+//! gets control, and in the cold path of an access; [`Template::hand_over`] what another block does not find in registers.
 
 mod assembler;
 mod bit_string;
@@ -56,7 +56,7 @@ use cold::{Cold, ColdKind, Tail};
 use flags::Flags;
 use known::KnownPages;
 use region::Course;
-use registers::{Registers, numbers};
+use registers::Registers;
 
 const RSP: u8 = state::RSP as u8;
 
@@ -116,10 +116,12 @@ impl TemplateTranslator {
         self.block.counts = counts;
         self.make(block, |template| {
             template.registers = Registers::plan(block.insns.iter());
+            template.load_carried();
             if branch::needs_poll(block) {
                 template.poll();
             }
             template.enter(block.rip, counts, second);
+            template.take_over();
             template.begin_block(block, 0, None);
             template.block(block)
         })
@@ -485,16 +487,5 @@ impl<'a> Template<'a> {
     fn write_xmm(&mut self, index: u8) {
         self.registers.loaded_xmm |= 1 << index;
         self.registers.dirty_xmm |= 1 << index;
-    }
-
-    /// Makes `CpuState` the whole truth but for rip. Changes no host flags.
-    fn settle(&mut self) {
-        for guest in numbers(core::mem::take(&mut self.registers.dirty)) {
-            self.asm.store(Mem::state(gpr_offset(guest)), self.registers.home(guest));
-        }
-        for index in numbers(core::mem::take(&mut self.registers.dirty_xmm)) {
-            self.asm.store_xmm(Mem::state(xmm_offset(index)), index);
-        }
-        self.save_flags();
     }
 }

@@ -29,7 +29,7 @@ use super::{
 use crate::{
     TranslateError,
     abi::Leave,
-    locality,
+    carried, locality,
     region::{Plan, Region, same_page},
 };
 
@@ -120,8 +120,10 @@ impl<'a> Template<'a> {
         let insns = || region.blocks.iter().flat_map(|block| &block.guest.insns);
         let first = &region.blocks[0];
         self.registers = Registers::plan(insns());
+        self.load_carried();
         self.poll();
         self.enter(first.guest.rip, false, first.second);
+        self.take_over();
         let has_float = !self.mode.float_traps() && !self.mode.sse_traps() && insns().any(uses_mxcsr);
         self.insns = &first.guest.insns;
         let jumped = insns().filter(|insn| !locality::is_step(insn)).map(effects::written);
@@ -221,7 +223,7 @@ impl<'a> Template<'a> {
                 self.direct_exit(target);
             }
             Way::ReturnExit(target, by) => self.return_exit(target, by),
-            Way::IndirectExit(target) => self.indirect_exit(target, None),
+            Way::IndirectExit(target) => self.indirect_exit(target, 0),
             // `next_block` has it written.
             Way::Careful(_) => {}
         }
@@ -290,7 +292,9 @@ impl<'a> Template<'a> {
         let (homes, has_float) = (course.homes, course.has_float);
         let housed = homes.housed();
         let course_flags = course.plan.carried[number].flags;
-        let written = course.plan.written[number];
+        // Those that are carried are newer than in the state from the start.
+        let mut written = course.plan.written[number];
+        written.gpr |= carried::ALL;
         let loaded = written.or(course.plan.live[number]);
         let moved = self.registers.displaced(&homes);
         for guest in numbers(self.registers.dirty & (moved | !housed | !written.gpr)) {

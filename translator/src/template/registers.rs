@@ -1,31 +1,44 @@
 //! Guest registers in host registers.
 //!
-//! Host and guest have the same registers, so a guest register's home is the host register of that name, and whatever
-//! instructions imply (CL, RDX:RAX, AH) is where they expect it. Only RSP (the host's stack) and R15 (the state) live
-//! elsewhere, in registers whose guest counterparts are used least, and so does RAX, unless something implies it; three more are
-//! temporaries. That leaves homes for eleven guest registers, which is all that most code uses. Where it uses more, a
-//! register without a home takes that of one which the current instruction can do without
+//! Host and guest have the same registers, so a guest register's home is mostly the host register of that name, and whatever
+//! instructions imply (CL, RDX:RAX, AH) is where they expect it. Nine of them are *carried*: blocks hand them over in fixed homes
+//! ([`crate::carried`]), and within a block they are there unless something implies RAX or the block uses others more. R15 is the
+//! state, RSP the host's stack, three host registers are temporaries; what is left is home to others, or serves accesses by RSP.
+//! Where code uses more guest registers than there are homes, one without takes that of one which the current instruction can do without
 //! ([`Template::make_room`]).
 //!
-//! Registers are loaded when first used and stored where something looks at the state: at exits
-//! ([`super::Template::settle`]) and in the cold paths of memory accesses that may fault ([`super::cold`]).
+//! What is not carried is loaded when first used and stored where something looks at the state: at exits
+//! ([`Template::hand_over`], [`super::Template::settle`]) and in the cold paths of memory accesses that may fault ([`super::cold`]).
 
 use semantics::Insn;
 
 use super::{
     Template,
-    assembler::{Mem, RAX, Reg, gpr_offset},
+    assembler::{Mem, RAX, Reg, gpr_offset, xmm_offset},
     effects::{self, Set},
+    known::KnownPages,
 };
+use crate::carried;
 
-/// Host registers with other duties: the stack pointer and the state.
-const TAKEN: Set = 1 << 4 | 1 << 15;
 /// Temporaries.
 pub(super) const TEMPORARIES: usize = 3;
-/// Guest registers that have homes at the same time.
-const MOST: usize = 16 - 2 - TEMPORARIES;
+/// Two of them, which are never anyone's home.
+pub(super) const SPARE: [Reg; 2] = [9, 10];
+/// Homes of what is not carried, or for accesses by RSP.
+pub(super) const PAIR: [Reg; 2] = [11, 13];
 /// Of a guest register that is in `CpuState` only.
 const NOWHERE: Reg = 16;
+
+/// The homes of carried registers, by guest register.
+const CARRIED: [Reg; 16] = {
+    let mut homes = [NOWHERE; 16];
+    let mut n = 0;
+    while n < carried::HOMES.len() {
+        homes[carried::HOMES[n].0 as usize] = carried::HOMES[n].1;
+        n += 1;
+    }
+    homes
+};
 
 /// Where guest registers are.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -47,7 +60,21 @@ pub(super) struct Registers {
 }
 
 impl Registers {
-    /// Homes for what `insns` use, most of all for what they use most.
+    /// As they are handed over.
+    pub fn carried() -> Self {
+        Self {
+            home: CARRIED,
+            fixed: 0,
+            temporaries: [SPARE[0], SPARE[1], RAX],
+            stack_pair: Some(PAIR),
+            loaded: carried::ALL,
+            dirty: carried::ALL,
+            loaded_xmm: 0,
+            dirty_xmm: 0,
+        }
+    }
+
+    /// Homes for what `insns` use, most of all for what they use most. Nothing is in them yet.
     pub fn plan<'a>(insns: impl Iterator<Item = &'a Insn>) -> Self {
         let mut uses = [0_u32; 16];
         let mut fixed = 0;
@@ -57,30 +84,38 @@ impl Registers {
                 uses[usize::from(guest)] += 1;
             }
         }
-        let is_used = |guest: &u8| uses[usize::from(*guest)] != 0;
-        let mut wanted: Vec<u8> = (0..16).filter(is_used).collect();
-        if wanted.len() > MOST {
-            wanted.sort_by_key(|&guest| (fixed >> guest & 1 == 0, u32::MAX - uses[usize::from(guest)]));
-            wanted.truncate(MOST);
+        let mut plan = Self { fixed, loaded: 0, dirty: 0, ..Self::carried() };
+        let rax = usize::from(RAX);
+        if fixed & effects::RAX != 0 {
+            plan.temporaries[2] = core::mem::replace(&mut plan.home[rax], RAX);
         }
-        let away = if fixed & effects::RAX == 0 { TAKEN | effects::RAX } else { TAKEN };
-        let at_home = wanted.iter().fold(0, |set: Set, guest| set | 1 << guest) & !away;
-        let mut free = !(away | at_home);
-        let mut take = || {
-            let register = free.trailing_zeros() as Reg;
-            free &= !(1 << register);
-            register
-        };
-        let last = |take: &mut dyn FnMut() -> Reg| if fixed & effects::RAX == 0 { RAX } else { take() };
-        let temporaries = [take(), take(), last(&mut take)];
-        let mut home = [NOWHERE; 16];
-        for guest in wanted {
-            home[usize::from(guest)] = if away >> guest & 1 == 0 { guest } else { take() };
+        let mut free = PAIR.into_iter();
+        loop {
+            let homeless = (0..16).filter(|&guest| uses[guest] != 0 && plan.home[guest] == NOWHERE);
+            let Some(guest) = homeless.max_by_key(|&guest| uses[guest]) else { break };
+            if let Some(home) = free.next() {
+                (plan.home[guest], plan.stack_pair) = (home, None);
+                continue;
+            }
+            let movable = (0..16)
+                .filter(|&other| plan.home[other] != NOWHERE && fixed >> other & 1 == 0 && other != rax);
+            let victim = movable.min_by_key(|&other| uses[other]).filter(|&other| uses[other] < uses[guest]);
+            let Some(victim) = victim else { break };
+            plan.home[guest] = core::mem::replace(&mut plan.home[victim], NOWHERE);
         }
-        let others = free & free.wrapping_sub(1);
-        let stack_pair = (home[4] != NOWHERE && others != 0)
-            .then(|| [free.trailing_zeros() as Reg, others.trailing_zeros() as Reg]);
-        Self { home, fixed, temporaries, stack_pair, loaded: 0, dirty: 0, loaded_xmm: 0, dirty_xmm: 0 }
+        plan
+    }
+
+    /// Those carried registers that are where they are handed over.
+    fn in_place(&self) -> Set {
+        let set = (0..16).filter(|&guest| self.home[guest] == CARRIED[guest]);
+        set.fold(0, |set, guest| set | 1 << guest) & carried::ALL & self.loaded
+    }
+
+    /// What is newer than in the state, and whether all carried registers are in place, and among it; then they are not in the set.
+    pub fn newer(&self) -> (Set, bool) {
+        let carried = self.in_place() == carried::ALL && (self.dirty & carried::ALL).count_ones() > 1;
+        (if carried { self.dirty & !carried::ALL } else { self.dirty }, carried)
     }
 
     /// Whether flags can be kept in RAX.
@@ -135,6 +170,69 @@ impl Registers {
 }
 
 impl Template<'_> {
+    /// At an entry, where carried registers are as they are handed over: has them where the plan wants them.
+    pub(super) fn take_over(&mut self) {
+        for (guest, carried) in carried::HOMES {
+            match self.registers.home[usize::from(guest)] {
+                NOWHERE => {
+                    self.asm.store(Mem::state(gpr_offset(guest)), carried);
+                    continue;
+                }
+                home if home == carried => {}
+                home => self.asm.mov(home, carried),
+            }
+            self.registers.loaded |= 1 << guest;
+            self.registers.dirty |= 1 << guest;
+        }
+    }
+
+    /// Has carried registers where they are handed over, and the state the truth about everything else but rip. Changes no host flags, and of the
+    /// temporaries only the last.
+    pub(super) fn hand_over(&mut self) {
+        let in_place = self.registers.in_place();
+        let in_rax = self.registers.home[usize::from(RAX)] == RAX && self.registers.loaded & 1 != 0;
+        let moved = in_place | Set::from(in_rax);
+        for guest in numbers(self.registers.dirty & !moved) {
+            self.asm.store(Mem::state(gpr_offset(guest)), self.registers.home(guest));
+        }
+        self.store_dirty_xmm();
+        self.save_flags();
+        if in_rax {
+            self.asm.mov(CARRIED[usize::from(RAX)], RAX);
+        }
+        let missing = carried::ALL & !moved;
+        if missing == carried::ALL {
+            self.asm.call(Mem::state(carried::LOAD));
+        } else {
+            for guest in numbers(missing) {
+                self.asm.load(CARRIED[usize::from(guest)], Mem::state(gpr_offset(guest)));
+            }
+        }
+        let (loaded_xmm, dirty) = (self.registers.loaded_xmm, self.registers.dirty & moved);
+        self.registers = Registers { loaded_xmm, dirty, ..Registers::carried() };
+        self.known = KnownPages::default();
+    }
+
+    fn store_dirty_xmm(&mut self) {
+        for index in numbers(core::mem::take(&mut self.registers.dirty_xmm)) {
+            self.asm.store_xmm(Mem::state(xmm_offset(index)), index);
+        }
+    }
+
+    /// Makes `CpuState` the whole truth but for rip. Changes no host flags.
+    pub(super) fn settle(&mut self) {
+        let (newer, carried) = self.registers.newer();
+        self.registers.dirty = 0;
+        if carried {
+            self.asm.call(Mem::state(carried::STORE));
+        }
+        for guest in numbers(newer) {
+            self.asm.store(Mem::state(gpr_offset(guest)), self.registers.home(guest));
+        }
+        self.store_dirty_xmm();
+        self.save_flags();
+    }
+
     /// Gives every register that an instruction touches a home, at the cost of those that are used latest.
     pub(super) fn make_room(&mut self, insn: &Insn) {
         let needed = effects::registers(insn);

@@ -13,7 +13,7 @@ use semantics::Insn;
 use transvisor_translator::{
     CodeBlock,
     abi::{ChainSlot, JUMP_CACHE_ENTRIES, JumpEntry, Leave, TABLE_LENGTH},
-    mxcsr,
+    carried, mxcsr,
 };
 use x86::{CpuState, Segment, SegmentRegister, control, segment::attribute};
 
@@ -89,7 +89,8 @@ impl Placed {
         if let Some(jump) = self.block.exits[slot].jump {
             let base = self.code.as_ptr().cast_mut();
             let field = self.code() + u64::from(jump.displacement);
-            let displacement = i32::try_from(to.code().wrapping_sub(field + 4) as i64).expect("within reach");
+            let displacement = i32::try_from((to.code() + carried::ENTRY).wrapping_sub(field + 4) as i64)
+                .expect("within reach");
             let protect = |rights| {
                 // SAFETY: exactly the pages of the code, which nobody runs now.
                 let protected = unsafe { libc::mprotect(base.cast(), self.slots, rights) };
@@ -203,6 +204,7 @@ impl Machine {
         machine.state.fetch_tlb_mask = machine.state.tlb_mask;
         machine.state.jump_cache = machine.jumps.as_mut_ptr().cast();
         machine.state.helpers = machine.table.as_ptr();
+        transvisor_translator::carried::attach(&mut machine.state);
         machine.state.engine = (&raw mut *machine.ram).cast();
         machine
     }

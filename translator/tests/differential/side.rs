@@ -42,6 +42,7 @@ impl Side {
             map(&mut state, mmu.ram());
         }
         state.helpers = table.as_ptr();
+        transvisor_translator::carried::attach(&mut state);
         state.jump_cache = jumps.as_ptr().cast_mut().cast();
         state.engine = (&raw mut *mmu).cast();
         mmu.select_view(&mut state);
