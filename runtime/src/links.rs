@@ -501,6 +501,25 @@ mod tests {
     }
 
     #[test]
+    fn a_jump_leads_behind_the_beginning_and_back_to_its_own_cold_path() {
+        let mut f = fixture();
+        let c = block(3, 0x1200);
+        let mut jumping = code(0x1200, &[(0x1100, false)]);
+        jumping.exits[0].jump = Some(translator::ExitJump { displacement: 20, unlinked: 40, addend: None });
+        assert!(install(&mut f.links, &[&c], &jumping));
+        let (from, slot) = (c.code().unwrap() + 20, f.links.slots.last().unwrap().address);
+        let leads_to = |links: &mut Links| {
+            let bytes: [u8; 4] = links.memory.bytes(from, 4).try_into().unwrap();
+            (from + 4).wrapping_add_signed(i32::from_le_bytes(bytes).into())
+        };
+        let slot = slot.address(&f.links.memory);
+        f.links.link(slot, &f.b, 0);
+        assert_eq!(leads_to(&mut f.links), f.b.code().unwrap() + carried::ENTRY);
+        f.links.remove(&f.b);
+        assert_eq!(leads_to(&mut f.links), c.code().unwrap() + 40);
+    }
+
+    #[test]
     fn a_dead_owner_is_no_longer_linked() {
         let mut f = fixture();
         f.links.link(f.slots[0], &f.b, 0);

@@ -25,7 +25,7 @@
 //! only if `execute == page of target && addend == slot.addend`; otherwise it leaves with [`Leave::Guard`], slot in
 //! scratch[0]. That catches every change of mapping, permission, view and address space, because all of them
 //! change the array or the entry. Code may also take an exit by a jump of its own ([`crate::ExitJump`]), which leads to
-//! the same `lea` and jump through the slot until the runtime points it at the next block; it then takes the addend from
+//! a jump through the slot ([`crate::carried`]) until the runtime points it at the next block; it then takes the addend from
 //! its own bytes too. Same-page targets need no guard: the key of a block includes its linear page, so
 //! whoever runs in the page runs it under the same mapping.
 //!
@@ -122,7 +122,7 @@ pub struct ChainSlot {
 pub struct JumpEntry {
     /// Guest rip.
     pub rip: u64,
-    /// Host address of the block.
+    /// Host address of the block's entry for who hands registers over ([`crate::carried::ENTRY`]).
     pub code: u64,
     /// TLB addend of the page that the block lies in.
     pub addend: u64,

@@ -3,6 +3,8 @@
 //! What templates write keeps nine guest registers in [`HOMES`] from block to block: there it neither loads nor stores them.
 //! `CpuState` has older values of them meanwhile. Each piece of code therefore has two entries. Whoever has the guest's state in
 //! `CpuState` enters it at its beginning, whoever has those registers in their homes enters it [`ENTRY`] bytes behind that.
+//!
+//! The functions are called or jumped to by compiled code only, in the frame of [`crate::abi`]: r15 is the state, and a `ret` of the block's own would leave it.
 
 use core::arch::naked_asm;
 use core::mem::offset_of;
@@ -46,10 +48,9 @@ pub fn attach(state: &mut CpuState) {
 const GPR: usize = offset_of!(CpuState, gpr);
 
 macro_rules! with_homes {
-    ($($line:expr),* ; $($operand:tt)*) => {
+    ($($line:expr),*) => {
         naked_asm!(
             $($line,)*
-            $($operand)*
             rax = const GPR,
             rcx = const GPR + 8,
             rdx = const GPR + 2 * 8,
@@ -76,7 +77,7 @@ unsafe extern "C" fn store() {
         "mov [r15 + {rsi}], rsi",
         "mov [r15 + {rdi}], rdi",
         "mov [r15 + {r12}], r12",
-        "ret";
+        "ret"
     )
 }
 
@@ -93,7 +94,7 @@ unsafe extern "C" fn load() {
         "mov rsi, [r15 + {rsi}]",
         "mov rdi, [r15 + {rdi}]",
         "mov r12, [r15 + {r12}]",
-        "ret";
+        "ret"
     )
 }
 

@@ -10,7 +10,7 @@ use crate::{abi::ChainSlot, addresses::AddressField, instrument::Instrumentation
 pub struct CodeBlock {
     /// Offset within CS of the guest block.
     pub rip: u64,
-    /// Host code, entry at the first byte, with zeros where relocations go. To be placed at [`CodeBlock::ALIGNMENT`].
+    /// Host code, entered at the first byte or [`crate::carried::ENTRY`] behind that, with zeros where relocations go. To be placed at [`CodeBlock::ALIGNMENT`].
     pub code: Vec<u8>,
     /// Places in `code` that depend on where code and slots lie.
     pub relocations: Vec<Relocation>,
