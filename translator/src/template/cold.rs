@@ -83,11 +83,20 @@ pub(super) enum ColdKind {
 
 /// A call of what misses have in common.
 #[derive(Clone, Copy)]
-pub(super) struct Tail {
+struct Tail {
     call: Jump,
     place: TailPlace,
     /// What is newer than in the state.
     newer: Newer,
+}
+
+/// All of them.
+#[derive(Default)]
+pub(super) struct Tails {
+    noted: Vec<Tail>,
+    /// While those of one place are written: what the ones to come store, and what is written, with its place.
+    sets: Vec<Newer>,
+    written: Vec<(Newer, usize)>,
 }
 
 /// What a tail depends on besides what it stores.
@@ -286,7 +295,7 @@ impl Template<'_> {
         let call = self.asm.call_forward();
         let newer = Newer::of(&self.registers, &self.flags);
         let place = TailPlace { base, helper, page, temporaries, homes: self.registers.homes() };
-        self.tails.push(Tail { call, place, newer });
+        self.tails.noted.push(Tail { call, place, newer });
         if kept {
             self.asm.pop(RAX);
             self.asm.pop(RAX);
@@ -301,15 +310,17 @@ impl Template<'_> {
     /// part of it.
     fn write_tails(&mut self) {
         let mut tails = core::mem::take(&mut self.tails);
-        while let Some(&Tail { place, .. }) = tails.first() {
-            let mut sets: Vec<Newer> = vec![Newer(0)];
-            for tail in tails.iter().filter(|tail| tail.place == place) {
+        let Tails { noted, sets, written } = &mut tails;
+        while let Some(&Tail { place, .. }) = noted.first() {
+            sets.clear();
+            written.clear();
+            sets.push(Newer(0));
+            for tail in noted.iter().filter(|tail| tail.place == place) {
                 if !sets.contains(&tail.newer) {
                     sets.push(tail.newer);
                 }
             }
             sets.sort_by_key(|newer| newer.0.count_ones());
-            let mut written: Vec<(Newer, usize)> = Vec::new();
             while let Some(mut newer) = sets.pop() {
                 loop {
                     written.push((newer, self.asm.code.len()));
@@ -339,7 +350,7 @@ impl Template<'_> {
                     }
                 }
             }
-            tails.retain(|tail| {
+            noted.retain(|tail| {
                 let same = tail.place == place;
                 if let Some((_, at)) = written.iter().find(|(newer, _)| same && *newer == tail.newer) {
                     self.asm.bind_at(tail.call, *at);

@@ -8,6 +8,8 @@ use super::{
     Declined, Template,
     assembler::{Mem, RAX, Reg},
     effects::{Effects, FlagUse, Use},
+    encoding,
+    form::{self, Field},
     known,
     memory::Access,
     registers::numbers,
@@ -123,8 +125,12 @@ impl Template<'_> {
         memory: Option<Mem>,
         instead: Option<(u32, Reg)>,
     ) -> Result<(), Declined> {
+        let code = canonical(insn.code);
+        if self.encode_simply(code, insn, memory, instead).is_some() {
+            return Ok(());
+        }
         let mut host = Instruction::default();
-        host.set_code(canonical(insn.code));
+        host.set_code(code);
         let op_code = host.op_code();
         for n in 0..op_code.op_count() {
             let operand = insn.operand(n as usize);
@@ -158,6 +164,39 @@ impl Template<'_> {
         // CMPXCHG16B is carried out atomically whether it says so or not.
         host.set_has_lock_prefix(insn.lock || insn.mnemonic == Mnemonic::Cmpxchg16b);
         if self.asm.instruction(&host) { Ok(()) } else { Err(Declined) }
+    }
+}
+
+impl Template<'_> {
+    /// The same, if it has a [`Form`](super::form::Form) and nothing is special about it.
+    fn encode_simply(
+        &mut self,
+        code: Code,
+        insn: &Insn,
+        memory: Option<Mem>,
+        instead: Option<(u32, Reg)>,
+    ) -> Option<()> {
+        let form = form::of(code)?;
+        if insn.lock || insn.mnemonic == Mnemonic::Cmpxchg16b {
+            return None;
+        }
+        let register = |number: u8| match (insn.operand(number.into()), instead) {
+            (_, Some((other, register))) if other == u32::from(number) => Some(register),
+            (Operand::Gpr(Register { index, high: false, .. }), _) => Some(self.registers.home(index)),
+            (Operand::Xmm(index), _) => Some(index),
+            _ => None,
+        };
+        let field = match form.register {
+            Field::Operand(number) => register(number)?,
+            Field::Digit(digit) => digit,
+        };
+        let operand = match register(form.operand) {
+            Some(register) => encoding::Operand::Register(register),
+            None if insn.operand(form.operand.into()) == Operand::Memory => memory?.into(),
+            None => return None,
+        };
+        self.asm.of_form(form, field, operand, insn.immediate);
+        Some(())
     }
 }
 

@@ -21,8 +21,10 @@ mod callouts;
 mod cold;
 mod count;
 mod effects;
+mod encoding;
 mod flags;
 mod float;
+mod form;
 mod instruction;
 mod instrument;
 mod known;
@@ -52,7 +54,7 @@ use crate::{
     region::{Region, next_page},
 };
 use assembler::{Assembler, Mem, Reg, gpr_offset, xmm_offset};
-use cold::{Cold, ColdKind, Tail};
+use cold::{Cold, ColdKind, Tails};
 use flags::Flags;
 use known::KnownPages;
 use region::Course;
@@ -81,6 +83,10 @@ pub struct TemplateTranslator {
     instruments: bool,
     /// The last translation: what it allocated serves the next one.
     block: CodeBlock,
+    /// So do these, which are empty.
+    cold: Vec<Cold>,
+    tails: Tails,
+    blocks: Vec<Written<'static>>,
 }
 
 impl Default for TemplateTranslator {
@@ -92,7 +98,15 @@ impl Default for TemplateTranslator {
 impl TemplateTranslator {
     /// A translator. It needs nothing of the host but what every guest is promised.
     pub fn new() -> Self {
-        Self { assembler: None, counts: false, instruments: false, block: CodeBlock::default() }
+        Self {
+            assembler: None,
+            counts: false,
+            instruments: false,
+            block: CodeBlock::default(),
+            cold: Vec::new(),
+            tails: Tails::default(),
+            blocks: Vec::new(),
+        }
     }
 
     /// A translator whose blocks count their executions down and leave with [`crate::abi::Leave::Hot`] when the count has
@@ -147,8 +161,7 @@ impl TemplateTranslator {
         if first.mode.checks_alignment() {
             return Err(TranslateError::Mode("alignment checks"));
         }
-        let mut assembler = self.assembler.take().unwrap_or_default();
-        assembler.code = core::mem::take(&mut self.block.code);
+        let assembler = self.assembler.take().unwrap_or_default();
         let mut template = Template::new(assembler, first);
         template.relocations = core::mem::take(&mut self.block.relocations);
         template.exits = core::mem::take(&mut self.block.exits);
@@ -160,6 +173,9 @@ impl TemplateTranslator {
         template.addends.clear();
         template.asm.addresses = self.block.addresses.take().unwrap_or_default();
         template.asm.addresses.clear();
+        template.cold = core::mem::take(&mut self.cold);
+        template.tails = core::mem::take(&mut self.tails);
+        template.blocks = emptied(core::mem::take(&mut self.blocks));
         if self.instruments {
             template.instrument();
         }
@@ -168,7 +184,11 @@ impl TemplateTranslator {
             template.finish();
         }
         let Template { mut asm, relocations, exits, callouts, addends, instrumentation, .. } = template;
-        self.block.code = core::mem::take(&mut asm.code);
+        (self.tails, self.blocks) = (template.tails, emptied(template.blocks));
+        self.cold = template.cold;
+        self.cold.clear();
+        self.block.code.clear();
+        self.block.code.extend_from_slice(asm.code.bytes());
         self.block.addresses = Some(core::mem::take(&mut asm.addresses));
         self.block.addends = addends;
         self.assembler = Some(asm);
@@ -183,6 +203,12 @@ impl TemplateTranslator {
 /// Whether an instruction that has no template may begin a block that Cranelift compiles: x87 above all. Then that block follows.
 fn is_compiled(insn: &Insn) -> bool {
     matches!(table::kind_of(insn), Kind::Lifted)
+}
+
+/// The same list without its elements, for others that live elsewhere: collecting from a list of the same layout takes over its memory.
+fn emptied<'b>(mut list: Vec<Written<'_>>) -> Vec<Written<'b>> {
+    list.clear();
+    list.into_iter().map(|written| Written { insns: &[], ..written }).collect()
 }
 
 /// A block in the making.
@@ -207,7 +233,7 @@ struct Template<'a> {
     /// The region that is being written.
     course: Option<Course>,
     cold: Vec<Cold>,
-    tails: Vec<Tail>,
+    tails: Tails,
     relocations: Vec<Relocation>,
     exits: Vec<DirectExit>,
     /// Those that the monitor is called for.
@@ -255,7 +281,7 @@ struct Mark {
 
 impl<'a> Template<'a> {
     fn new(mut asm: Box<Assembler>, block: &GuestBlock) -> Self {
-        asm.code.clear();
+        asm.code.truncate(0);
         let registers = Registers::plan([].iter());
         Self {
             asm,
@@ -270,8 +296,8 @@ impl<'a> Template<'a> {
             counted_at: 0,
             pending: 0,
             course: None,
-            cold: Vec::with_capacity(16),
-            tails: Vec::new(),
+            cold: Vec::new(),
+            tails: Tails::default(),
             relocations: Vec::new(),
             exits: Vec::new(),
             callouts: Vec::new(),
@@ -385,7 +411,7 @@ impl<'a> Template<'a> {
         self.blocks[self.at].total = total;
         if self.course.is_none() {
             debug_assert!(total < 0x80, "a block has at most {} instructions", semantics::decode::MAX_BLOCK);
-            self.asm.code[self.counted_at] = total as u8;
+            self.asm.code.bytes_mut()[self.counted_at] = total as u8;
         }
         self.know_counted(total);
     }

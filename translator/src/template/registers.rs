@@ -48,6 +48,8 @@ pub(super) struct Registers {
     fixed: Set,
     /// Free for any use. The last is RAX, where flags are kept ([`super::flags`]), unless the guest's is in it.
     pub temporaries: [Reg; TEMPORARIES],
+    /// More guest registers are used than there are homes.
+    crowded: bool,
     /// Two more for accesses by RSP ([`super::known`]), if there are any left.
     pub stack_pair: Option<[Reg; 2]>,
     /// Guest registers in their homes.
@@ -65,6 +67,7 @@ impl Registers {
         Self {
             home: CARRIED,
             fixed: 0,
+            crowded: false,
             temporaries: [SPARE[0], SPARE[1], RAX],
             stack_pair: Some(PAIR),
             loaded: carried::ALL,
@@ -75,19 +78,25 @@ impl Registers {
     }
 
     /// Homes for what `insns` use, most of all for what they use most. Nothing is in them yet.
-    pub fn plan<'a>(insns: impl Iterator<Item = &'a Insn>) -> Self {
-        let mut uses = [0_u32; 16];
-        let mut fixed = 0;
-        for insn in insns {
+    pub fn plan<'a>(insns: impl Iterator<Item = &'a Insn> + Clone) -> Self {
+        let (mut used, mut fixed) = (0, 0);
+        for insn in insns.clone() {
             fixed |= effects::implied(insn);
-            for guest in numbers(effects::registers(insn)) {
-                uses[usize::from(guest)] += 1;
-            }
+            used |= effects::registers(insn);
         }
         let mut plan = Self { fixed, loaded: 0, dirty: 0, ..Self::carried() };
         let rax = usize::from(RAX);
         if fixed & effects::RAX != 0 {
             plan.temporaries[2] = core::mem::replace(&mut plan.home[rax], RAX);
+        }
+        if used & !carried::ALL == 0 {
+            return plan;
+        }
+        let mut uses = [0_u32; 16];
+        for insn in insns {
+            for guest in numbers(effects::registers(insn)) {
+                uses[usize::from(guest)] += 1;
+            }
         }
         let mut free = PAIR.into_iter();
         loop {
@@ -103,6 +112,7 @@ impl Registers {
             let Some(victim) = victim else { break };
             plan.home[guest] = core::mem::replace(&mut plan.home[victim], NOWHERE);
         }
+        plan.crowded = used & !plan.housed() != 0;
         plan
     }
 
@@ -235,6 +245,9 @@ impl Template<'_> {
 
     /// Gives every register that an instruction touches a home, at the cost of those that are used latest.
     pub(super) fn make_room(&mut self, insn: &Insn) {
+        if !self.registers.crowded {
+            return;
+        }
         let needed = effects::registers(insn);
         for guest in numbers(needed & !self.registers.housed()) {
             let movable = |guest: &u8| self.registers.can_move(*guest) && needed >> guest & 1 == 0;
