@@ -7,7 +7,8 @@
 //! something new that is worth it.
 //!
 //! What finds a translation is its *content*: rip, mode, and all bytes of the guest block, compared one by one with those in
-//! guest memory. Where these lie physically does not matter, and KASLR may have moved the kernel's image ([`slide`]). What was kept by another build
+//! guest memory. Where these lie physically does not matter, and KASLR may have moved the kernel's image ([`slide`]). Position-independent
+//! code of processes is not kept. What was kept by another build
 //! of this program or on another processor is not used ([`file`], which says who is trusted with what, too).
 
 mod bytes;
@@ -193,7 +194,7 @@ impl Translations {
         code: &mut CodeBlock,
         mut read: impl FnMut(&mut [u8], bool) -> Option<(u64, C)>,
     ) -> Option<(Found, C)> {
-        let kept = self.kept.as_ref()?;
+        let kept = self.kept.as_ref().filter(|_| comes_back(rip, mode))?;
         let records = kept.file.records();
         for start in kept.file.find(hash(rip, mode)) {
             match Record::key(records, start) {
@@ -314,6 +315,9 @@ impl Translations {
     /// Notes a translation of blocks, which is entered at the first; `changes` says whether code near it has changed before.
     pub(crate) fn note(&self, guests: &[Guest<'_>], code: &CodeBlock, changes: bool) {
         let Some(Guest { block, .. }) = guests.first() else { return };
+        if !comes_back(block.rip, block.mode) {
+            return;
+        }
         let new = &mut *self.lock();
         if new.bytes >= file::LARGEST || new.failed.is_some() || new.is_saved {
             return;
@@ -454,6 +458,12 @@ const LONGEST_BLOCK: usize = semantics::decode::MAX_BLOCK * semantics::decode::M
 
 /// Records of a page that are looked at.
 const MOST_OF_PAGE: usize = 1024;
+
+/// Whether code may be where it is in another run. That of processes above 4 GiB is position-independent, and randomized address spaces have it elsewhere
+/// each time: kept, it crowds out what is found again.
+fn comes_back(rip: u64, mode: Mode) -> bool {
+    mode.cpl() != 3 || rip < 1 << 32
+}
 
 /// The page of a record, as it was when it was kept.
 fn page_of(rip: u64, mode: Mode) -> (u64, u32) {

@@ -23,12 +23,16 @@ const PLACE: u64 = 0xffff_ffff_8123_4560;
 const SYMBOL: u32 = 0x8256_7891;
 
 fn mode64() -> Mode {
+    state64().mode
+}
+
+fn state64() -> CpuState {
     let mut state = CpuState::new();
     state.cr0 |= control::cr0::PE | control::cr0::PG;
     state.efer |= control::efer::LMA | control::efer::LME;
     state.segments[1].attributes |= attribute::LONG;
     state.update_mode();
-    state.mode
+    state
 }
 
 /// A part of an instruction.

@@ -7,11 +7,13 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
+use semantics::decode::decode_block;
 use translator::{CodeBlock, TemplateTranslator, addresses::SLIDE};
+use x86::{CpuState, Mode};
 
 use super::{
     super::{Guest, Refusal, Saved, Translations, bytes::checksum, file::HEADER},
-    PLACE, Part, blocks, decode, encode, ends, facts, instructions, mode64, record_of,
+    PLACE, Part, blocks, decode, encode, ends, facts, instructions, mode64, record_of, state64,
 };
 
 /// A file in a directory of its own.
@@ -100,6 +102,26 @@ fn what_was_kept_is_found() {
     assert!(found(&translations, 9 * SLIDE) >= all - 1);
     assert!(translations.usage().loaded as usize >= 2 * all - 1);
     assert_eq!(translations.save().unwrap(), Saved::Unchanged);
+}
+
+#[test]
+fn code_that_will_be_elsewhere_is_not_kept() {
+    let scratch = Scratch::new();
+    let (translations, _) = Translations::open(&scratch.file());
+    let translations = translations.unwrap();
+    let user = CpuState { cpl: 3, ..state64() };
+    let notes = |rip: u64, mode: Mode| {
+        let before = translations.usage().new;
+        let block = decode_block(&[0x90, 0xc3], rip, mode);
+        let code = TemplateTranslator::counting().translate(&block, None).unwrap().clone();
+        let guest = Guest { block: &block, bytes: &[0x90, 0xc3], end: block.end, crosses: false };
+        translations.note(&[guest], &code, false);
+        translations.usage().new > before
+    };
+    assert!(notes(0x40_1000, Mode::of(&user)), "a program at a fixed address");
+    assert!(!notes(0x5555_5555_5000, Mode::of(&user)));
+    assert!(!notes(0x7fff_f7dd_0000, Mode::of(&user)));
+    assert!(notes(0x5555_5555_5000, mode64()), "no process");
 }
 
 #[test]
