@@ -4,16 +4,16 @@
 //!
 //! [`CodeCache`] is shared by all vCPUs of a machine (today there is one); everything in it is behind one lock, which
 //! is a leaf: nobody calls memory, the monitor or the translator while holding it. Each vCPU owns its [`crate::lookup::Lookup`]
-//! (hot lookups without the lock) and its registered [`JumpCache`], which compiled code reads. [`Block`]s are reference-counted: in the
-//! map, in page records, in lookups.
+//! (hot lookups without the lock) and its registered [`JumpCache`], which compiled code reads. [`Block`]s are reference-counted: in
+//! [page records](crate::page_record), in lookups.
 //!
 //! # Life of a block
 //!
 //! 1. The vCPU calls [`CodeCache::watch_page`], and if the page was not marked, takes write permission out of the
 //!    TLBs ([`memory::Mmu::protect_page`]). Only then does it read and decode the bytes: later writes are noticed.
-//! 2. [`CodeCache::insert`] enters it in the map and in the record of its page (both pages, if it crosses).
+//! 2. [`CodeCache::insert`] enters it in the record of its page (both pages, if it crosses).
 //! 3. It is translated ([`CodeCache::install`]) and others chain to it ([`CodeCache::link`]), or the interpreter runs it.
-//! 4. It dies when a byte of it is about to be overwritten ([`crate::invalidate`]): `dead` is set, it leaves the map and the page
+//! 4. It dies when a byte of it is about to be overwritten ([`crate::invalidate`]): `dead` is set, it leaves the page
 //!    records, all slots that lead to it get the stub back, and jump caches forget it. Lookups see `dead`.
 //!    The code bytes stay where they are: frames that are in it finish undisturbed.
 //!
@@ -31,7 +31,6 @@
 //! [`CodeCache::generation`] tells those who keep slot addresses across a call whether they still mean anything.
 
 use std::{
-    hash::{BuildHasher, BuildHasherDefault},
     mem::offset_of,
     ops::Range,
     sync::{
@@ -40,7 +39,6 @@ use std::{
     },
 };
 
-use hashbrown::hash_table::{Entry, HashTable};
 use memory::CodePages;
 use semantics::decode::BlockEnd;
 use translator::{CodeBlock, abi::ChainSlot};
@@ -50,9 +48,10 @@ use crate::{
     block::{Block, BlockId, BlockKey},
     code_memory::CodeMemory,
     enter,
-    hash::{Map, Mix},
+    hash::Map,
     jump_cache::JumpCache,
     links::{Installation, Links},
+    page_record::PageRecord,
 };
 
 /// More blocks than this are not kept: some 100 MB of host memory without their code, by their sizes, if a guest
@@ -72,8 +71,9 @@ pub struct CodeCache {
 
 /// What the lock guards.
 pub(crate) struct Inner {
-    pub(crate) blocks: Blocks,
+    /// Living blocks, and how many there are.
     pub(crate) pages: Map<GuestPhys, PageRecord>,
+    pub(crate) blocks: usize,
     pub(crate) links: Links,
     pub(crate) jump_caches: Vec<Arc<JumpCache>>,
     next_id: u64,
@@ -99,68 +99,9 @@ pub struct Counters {
     pub links: u64,
 }
 
-/// What is made from one guest-physical page.
-#[derive(Default)]
-pub(crate) struct PageRecord {
-    /// Living blocks with bytes in the page.
-    pub(crate) blocks: Vec<Arc<Block>>,
-    /// Bit n: some living block has bytes in the n-th 64 bytes of the page. Answers most writes to data beside code.
-    pub(crate) occupied: u64,
-    /// Writes that killed translated blocks of this page.
-    pub(crate) invalidations: u32,
-}
-
-/// The living blocks by their keys, which are in the blocks: a word for each, not five.
-pub(crate) struct Blocks(HashTable<Arc<Block>>);
-
-/// Blocks that there is room for from the start, a kernel's worth: to grow the table means to look at every block.
-const EXPECTED: usize = 100_000;
-
-impl Blocks {
-    fn new() -> Self {
-        Self(HashTable::with_capacity(EXPECTED))
-    }
-
+impl Inner {
     fn find(&self, key: &BlockKey) -> Option<&Arc<Block>> {
-        self.0.find(hash(key), |block| block.key == *key)
-    }
-
-    /// Enters a block; gives the one whose place it takes.
-    fn insert(&mut self, block: Arc<Block>) -> Option<Arc<Block>> {
-        let key = block.key;
-        match self.0.entry(hash(&key), |other| other.key == key, |other| hash(&other.key)) {
-            Entry::Occupied(mut entry) => Some(core::mem::replace(entry.get_mut(), block)),
-            Entry::Vacant(entry) => {
-                entry.insert(block);
-                None
-            }
-        }
-    }
-
-    /// Takes out this block, if it is the living one of its key.
-    pub(crate) fn remove(&mut self, block: &Block) {
-        if let Ok(entry) = self.0.find_entry(hash(&block.key), |other| other.id == block.id) {
-            entry.remove();
-        }
-    }
-
-    fn drain(&mut self) -> impl Iterator<Item = Arc<Block>> {
-        self.0.drain()
-    }
-
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-}
-
-fn hash(key: &BlockKey) -> u64 {
-    BuildHasherDefault::<Mix>::default().hash_one(key)
-}
-
-impl PageRecord {
-    fn enter(&mut self, block: &Arc<Block>, page: GuestPhys) {
-        self.occupied |= block.occupies(page);
-        self.blocks.push(Arc::clone(block));
+        self.pages.get(&key.first.page())?.find(key)
     }
 }
 
@@ -176,8 +117,8 @@ impl CodeCache {
             generation: AtomicU64::new(0),
             code,
             inner: Mutex::new(Inner {
-                blocks: Blocks::new(),
                 pages: Map::default(),
+                blocks: 0,
                 links: Links::new(memory, stub, written),
                 jump_caches: Vec::new(),
                 next_id: 0,
@@ -199,7 +140,7 @@ impl CodeCache {
 
     /// The living block of that key.
     pub fn find(&self, key: &BlockKey) -> Option<Arc<Block>> {
-        self.lock().blocks.find(key).cloned()
+        self.lock().find(key).cloned()
     }
 
     /// Enters a block of that many bytes. Its pages must be watched since before they were read.
@@ -210,12 +151,14 @@ impl CodeCache {
         inner.counters.blocks += 1;
         let record = inner.pages.entry(key.first.page()).or_default();
         let block = Arc::new(Block::new(id, key, bytes, second, end, record.invalidations));
-        record.enter(&block, key.first.page());
+        let old = record.insert(Arc::clone(&block));
+        inner.blocks += 1;
         if let Some(second) = second {
-            inner.pages.entry(second).or_default().enter(&block, second);
+            inner.pages.entry(second).or_default().reach(Arc::clone(&block), second);
         }
-        if let Some(old) = inner.blocks.insert(Arc::clone(&block)) {
+        if let Some(old) = old {
             // Two vCPUs decoded it at the same time; the later one stays.
+            inner.blocks -= 1;
             inner.kill(&old);
         }
         block
@@ -228,7 +171,7 @@ impl CodeCache {
 
     /// Number of blocks that are kept.
     pub fn len(&self) -> usize {
-        self.lock().blocks.len()
+        self.lock().blocks
     }
 
     /// Whether there is none.
@@ -304,7 +247,7 @@ impl CodeCache {
             for &(slot, rip) in &exits {
                 let first = GuestPhys(block.key.first.page().0 | rip & !x86::PAGE_MASK);
                 let key = BlockKey { first, rip, ..block.key };
-                if let Some(target) = inner.blocks.find(&key) {
+                if let Some(target) = inner.pages.get(&first.page()).and_then(|record| record.find(&key)) {
                     inner.links.link(slot, target, 0);
                     inner.counters.links += 1;
                 }
@@ -337,14 +280,9 @@ impl CodeCache {
     pub fn clear(&self) {
         let inner = &mut *self.lock();
         self.drop_code(inner);
-        for block in inner.blocks.drain() {
-            block.die();
-        }
+        inner.blocks = 0;
         // Marks stay: the next write to such a page finds no block there and takes the mark away.
-        for record in inner.pages.values_mut() {
-            record.blocks.clear();
-            record.occupied = 0;
-        }
+        inner.pages.values_mut().for_each(PageRecord::clear);
     }
 
     /// Unlinks all exits of one block with code, the `choice`-th modulo their number. For stress tests.

@@ -12,17 +12,18 @@ use x86::{GuestPhys, PAGE_SIZE};
 use crate::{
     block::Block,
     block_cache::{CodeCache, Inner},
+    page_record::PageRecord,
 };
 
 impl CodeWatch for CodeCache {
     fn code_written(&self, first: GuestPhys, length: u64) -> bool {
         let inner = &mut *self.lock();
         let Some(record) = inner.pages.get_mut(&first.page()) else { return true };
-        if record.occupied & chunks(first.page_offset(), length) == 0 {
-            return record.blocks.is_empty();
+        if !record.meets(chunks(first.page_offset(), length)) {
+            return record.is_empty();
         }
         let dead: Vec<Arc<Block>> =
-            record.blocks.iter().filter(|block| block.overlaps(first, length)).cloned().collect();
+            record.all().filter(|block| block.overlaps(first, length)).cloned().collect();
         // Interpreted code costs nothing to lose: a kernel patches its text thousands of times before it is warm.
         if dead.iter().any(|block| inner.links.is_translated(block)) {
             record.invalidations = record.invalidations.saturating_add(1);
@@ -31,7 +32,7 @@ impl CodeWatch for CodeCache {
             inner.counters.invalidated += 1;
             inner.kill(block);
         }
-        inner.pages.get(&first.page()).is_none_or(|record| record.blocks.is_empty())
+        inner.pages.get(&first.page()).is_none_or(PageRecord::is_empty)
     }
 }
 
@@ -39,11 +40,11 @@ impl Inner {
     /// Takes a block out of everything that could lead to it.
     pub(crate) fn kill(&mut self, block: &Arc<Block>) {
         block.die();
-        self.blocks.remove(block);
         for page in [Some(block.key.first.page()), block.second].into_iter().flatten() {
-            if let Some(record) = self.pages.get_mut(&page) {
-                record.blocks.retain(|other| other.id != block.id);
-                record.occupied = record.blocks.iter().fold(0, |all, other| all | other.occupies(page));
+            if let Some(record) = self.pages.get_mut(&page)
+                && record.remove(block, page)
+            {
+                self.blocks -= 1;
             }
         }
         // What it is a part of dies with it; the other parts live and count anew.

@@ -27,6 +27,7 @@ mod jump_cache;
 mod kick;
 mod links;
 mod lookup;
+mod page_record;
 pub mod persistent;
 pub mod profile;
 mod region;

@@ -35,6 +35,7 @@ mod source;
 mod special;
 mod stack;
 mod string;
+mod translator;
 mod vector;
 
 use iced_x86::Mnemonic;
@@ -46,12 +47,12 @@ use semantics::{
 use x86::{Mode, PAGE_MASK, state};
 
 use crate::{
-    AddendField, CodeBlock, DirectExit, Relocation, TranslateError,
+    AddendField, DirectExit, Relocation, TranslateError,
     abi::Leave,
     instrument::Instrumentation,
     lift::callouts::{is_called, is_own},
     locality,
-    region::{Region, next_page},
+    region::next_page,
 };
 use assembler::{Assembler, Mem, Reg, gpr_offset, xmm_offset};
 use cold::{Cold, ColdKind, Tails};
@@ -59,6 +60,8 @@ use flags::Flags;
 use known::KnownPages;
 use region::Course;
 use registers::Registers;
+
+pub use translator::TemplateTranslator;
 
 const RSP: u8 = state::RSP as u8;
 
@@ -75,140 +78,9 @@ enum Flow {
     Ended,
 }
 
-/// Translates guest blocks by templates.
-pub struct TemplateTranslator {
-    /// Here unless it is at work.
-    assembler: Option<Box<Assembler>>,
-    counts: bool,
-    instruments: bool,
-    /// The last translation: what it allocated serves the next one.
-    block: CodeBlock,
-    /// So do these, which are empty.
-    cold: Vec<Cold>,
-    tails: Tails,
-    blocks: Vec<Written<'static>>,
-}
-
-impl Default for TemplateTranslator {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl TemplateTranslator {
-    /// A translator. It needs nothing of the host but what every guest is promised.
-    pub fn new() -> Self {
-        Self {
-            assembler: None,
-            counts: false,
-            instruments: false,
-            block: CodeBlock::default(),
-            cold: Vec::new(),
-            tails: Tails::default(),
-            blocks: Vec::new(),
-        }
-    }
-
-    /// A translator whose blocks count their executions down and leave with [`crate::abi::Leave::Hot`] when the count has
-    /// run out; see [`CodeBlock::counts`].
-    pub fn counting() -> Self {
-        Self { counts: true, ..Self::new() }
-    }
-
-    /// The same, but its blocks count what they do: see [`crate::instrument`].
-    pub fn instrumented(self) -> Self {
-        Self { instruments: true, ..self }
-    }
-
-    /// Translates a guest block, or its beginning. `second` is [`crate::region::RegionBlock::second`].
-    pub fn translate(
-        &mut self,
-        block: &GuestBlock,
-        second: Option<u64>,
-    ) -> Result<&CodeBlock, TranslateError> {
-        let counts = self.counts;
-        self.block.counts = counts;
-        self.make(block, |template| {
-            template.registers = Registers::plan(block.insns.iter());
-            template.load_carried();
-            if branch::needs_poll(block) {
-                template.poll();
-            }
-            template.enter(block.rip, counts, second);
-            template.take_over();
-            template.begin_block(block, 0, None);
-            template.block(block)
-        })
-    }
-
-    /// Translates a region; its executions are not counted.
-    pub fn translate_region(&mut self, region: &Region) -> Result<&CodeBlock, TranslateError> {
-        let Some(first) = region.blocks.first() else {
-            return Err(TranslateError::FirstDeclined("an empty region"));
-        };
-        self.block.counts = false;
-        self.make(&first.guest, |template| template.region(region))
-    }
-
-    fn make<'a>(
-        &mut self,
-        first: &'a GuestBlock,
-        write: impl FnOnce(&mut Template<'a>) -> Result<(u16, u16), TranslateError>,
-    ) -> Result<&CodeBlock, TranslateError> {
-        if !first.mode.is_64bit() {
-            return Err(TranslateError::Mode("not 64-bit"));
-        }
-        if first.mode.checks_alignment() {
-            return Err(TranslateError::Mode("alignment checks"));
-        }
-        let assembler = self.assembler.take().unwrap_or_default();
-        let mut template = Template::new(assembler, first);
-        template.relocations = core::mem::take(&mut self.block.relocations);
-        template.exits = core::mem::take(&mut self.block.exits);
-        template.relocations.clear();
-        template.exits.clear();
-        template.callouts = core::mem::take(&mut self.block.callouts);
-        template.callouts.clear();
-        template.addends = core::mem::take(&mut self.block.addends);
-        template.addends.clear();
-        template.asm.addresses = self.block.addresses.take().unwrap_or_default();
-        template.asm.addresses.clear();
-        template.cold = core::mem::take(&mut self.cold);
-        template.tails = core::mem::take(&mut self.tails);
-        template.blocks = emptied(core::mem::take(&mut self.blocks));
-        if self.instruments {
-            template.instrument();
-        }
-        let translated = write(&mut template);
-        if translated.is_ok() {
-            template.finish();
-        }
-        let Template { mut asm, relocations, exits, callouts, addends, instrumentation, .. } = template;
-        (self.tails, self.blocks) = (template.tails, emptied(template.blocks));
-        self.cold = template.cold;
-        self.cold.clear();
-        self.block.code.clear();
-        self.block.code.extend_from_slice(asm.code.bytes());
-        self.block.addresses = Some(core::mem::take(&mut asm.addresses));
-        self.block.addends = addends;
-        self.assembler = Some(asm);
-        (self.block.relocations, self.block.exits, self.block.callouts) = (relocations, exits, callouts);
-        self.block.instrumentation = instrumentation.map(|all| Box::new(all.finished()));
-        self.block.rip = first.rip;
-        (self.block.guest_instructions, self.block.guest_bytes) = translated?;
-        Ok(&self.block)
-    }
-}
-
 /// Whether an instruction that has no template may begin a block that Cranelift compiles: x87 above all. Then that block follows.
 fn is_compiled(insn: &Insn) -> bool {
     matches!(table::kind_of(insn), Kind::Lifted)
-}
-
-/// The same list without its elements, for others that live elsewhere: collecting from a list of the same layout takes over its memory.
-fn emptied<'b>(mut list: Vec<Written<'_>>) -> Vec<Written<'b>> {
-    list.clear();
-    list.into_iter().map(|written| Written { insns: &[], ..written }).collect()
 }
 
 /// A block in the making.
