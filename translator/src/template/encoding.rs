@@ -52,16 +52,16 @@ impl Code {
         }
     }
 
-    /// Appends the `count` lowest bytes of a number, up to 8.
+    /// Appends the `count` lowest bytes of a number, up to 7.
     #[inline]
     pub fn put(&mut self, bytes: u64, count: usize) {
         self.put_both((bytes, count), (0, 0));
     }
 
-    /// Appends the lowest bytes of two numbers.
+    /// Appends the lowest bytes of two numbers: up to 7, and up to 8.
     #[inline]
     pub fn put_both(&mut self, head: (u64, usize), tail: (u64, usize)) {
-        debug_assert!(head.1 <= 8 && tail.1 <= 8);
+        debug_assert!(head.1 < 8 && tail.1 <= 8);
         let Some(to) = self.bytes.get_mut(self.length..self.length + STORED) else {
             self.grow();
             return self.put_both(head, tail);
