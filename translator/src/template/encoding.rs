@@ -60,7 +60,7 @@ impl Code {
 
     /// Appends the lowest bytes of two numbers: up to 7, and up to 8.
     #[inline]
-    pub fn put_both(&mut self, head: (u64, usize), tail: (u64, usize)) {
+    fn put_both(&mut self, head: (u64, usize), tail: (u64, usize)) {
         debug_assert!(head.1 < 8 && tail.1 <= 8);
         let Some(to) = self.bytes.get_mut(self.length..self.length + STORED) else {
             self.grow();
