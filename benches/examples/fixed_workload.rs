@@ -1,7 +1,8 @@
 //! Work that is the same in every run, for counting host instructions: `cargo xtask callgrind` runs it under valgrind.
 //!
 //! `fixed_workload interpret`: 1.4 million guest instructions, interpreted. `fixed_workload decode`: the 64-bit blocks of
-//! `tests/lift`, decoded 2,000 times. `fixed_workload translate`: the same, decoded and compiled twice. Nothing depends on
+//! `tests/lift`, decoded 2,000 times. `fixed_workload translate`: the same, decoded and compiled twice.
+//! `fixed_workload templates`: those that templates translate, decoded once and translated 500 times. Nothing depends on
 //! time, addresses, threads or random numbers.
 
 extern crate runtime as transvisor_runtime;
@@ -14,7 +15,7 @@ use std::{fs, hint::black_box, path::Path, process::ExitCode};
 use common::Guest;
 use runtime::EngineConfig;
 use semantics::decode::{GuestBlock, decode_block};
-use translator::{HostCode, Options, Translator};
+use translator::{HostCode, Options, TemplateTranslator, Translator};
 use x86::{CpuState, Mode, Segment, control, segment::attribute};
 
 fn main() -> ExitCode {
@@ -25,8 +26,9 @@ fn main() -> ExitCode {
             (0..2000).for_each(|_| drop(black_box(blocks(&code))));
         }
         Some("translate") => translate(),
+        Some("templates") => templates(),
         _ => {
-            eprintln!("usage: fixed_workload interpret|decode|translate");
+            eprintln!("usage: fixed_workload interpret|decode|translate|templates");
             return ExitCode::from(2);
         }
     }
@@ -94,6 +96,20 @@ fn translate() {
             black_box(translator.translate(&block).expect("a block that the goldens have").code.len());
         }
     }
+}
+
+fn templates() {
+    let mut translator = TemplateTranslator::counting();
+    let blocks = blocks(&code());
+    let mut translated = 0;
+    for _ in 0..500 {
+        for block in &blocks {
+            if let Ok(code) = translator.translate(block, None) {
+                translated += usize::from(!black_box(code).code.is_empty());
+            }
+        }
+    }
+    assert!(translated > 500 * blocks.len() / 2, "most of them have templates: {translated}");
 }
 
 fn mode() -> Mode {

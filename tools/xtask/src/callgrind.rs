@@ -1,12 +1,12 @@
 //! Host instructions of a fixed workload, counted by valgrind and compared with a golden file: a regression of the
-//! interpreter, the decoder or the translator shows without a quiet machine.
+//! interpreter, the decoder or a translator shows without a quiet machine.
 
 use std::{fmt::Write, fs, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result, bail, ensure};
 
 /// What `fixed_workload` of `transvisor-benches` can do.
-const WORKLOADS: [&str; 3] = ["interpret", "decode", "translate"];
+const WORKLOADS: [&str; 4] = ["interpret", "decode", "translate", "templates"];
 /// A count may differ from the golden one by this part of it.
 const TOLERANCE: f64 = 0.03;
 
