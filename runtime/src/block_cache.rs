@@ -71,8 +71,8 @@ pub struct CodeCache {
 
 /// What the lock guards.
 pub(crate) struct Inner {
-    /// Living blocks, and how many there are.
     pub(crate) pages: Map<GuestPhys, PageRecord>,
+    /// Living blocks in them.
     pub(crate) blocks: usize,
     pub(crate) links: Links,
     pub(crate) jump_caches: Vec<Arc<JumpCache>>,
@@ -99,10 +99,9 @@ pub struct Counters {
     pub links: u64,
 }
 
-impl Inner {
-    fn find(&self, key: &BlockKey) -> Option<&Arc<Block>> {
-        self.pages.get(&key.first.page())?.find(key)
-    }
+/// The living block of a key.
+fn find<'a>(pages: &'a Map<GuestPhys, PageRecord>, key: &BlockKey) -> Option<&'a Arc<Block>> {
+    pages.get(&key.first.page())?.find(key)
 }
 
 impl CodeCache {
@@ -140,7 +139,7 @@ impl CodeCache {
 
     /// The living block of that key.
     pub fn find(&self, key: &BlockKey) -> Option<Arc<Block>> {
-        self.lock().find(key).cloned()
+        find(&self.lock().pages, key).cloned()
     }
 
     /// Enters a block of that many bytes. Its pages must be watched since before they were read.
@@ -247,7 +246,7 @@ impl CodeCache {
             for &(slot, rip) in &exits {
                 let first = GuestPhys(block.key.first.page().0 | rip & !x86::PAGE_MASK);
                 let key = BlockKey { first, rip, ..block.key };
-                if let Some(target) = inner.pages.get(&first.page()).and_then(|record| record.find(&key)) {
+                if let Some(target) = find(&inner.pages, &key) {
                     inner.links.link(slot, target, 0);
                     inner.counters.links += 1;
                 }

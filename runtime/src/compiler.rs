@@ -231,7 +231,9 @@ impl Compiler {
         self.nanoseconds += taken;
         match code {
             Ok(code) => {
-                if let Some(translations) = &self.translations {
+                if let Some(translations) = &self.translations
+                    && translations.wants(guest.rip, guest.mode)
+                {
                     let mut bytes = [0; MAX_BLOCK * MAX_LENGTH];
                     let bytes = &mut bytes[..block.bytes.into()];
                     finder::read_block(block, mmu, bytes);
@@ -307,7 +309,12 @@ impl Compiler {
 
 /// Has a region kept, if its code can be. A block that only leads to itself is kept as the block that it is, with code that counts.
 fn note_region(translations: &Translations, formed: &Formed, code: &CodeBlock) {
-    if code.addresses.is_none() || formed.members.len() == 1 {
+    let is_wanted = formed
+        .region
+        .blocks
+        .first()
+        .is_some_and(|first| translations.wants(first.guest.rip, first.guest.mode));
+    if code.addresses.is_none() || formed.members.len() == 1 || !is_wanted {
         return;
     }
     let parts = formed.members.iter().zip(&formed.region.blocks).zip(&formed.bytes);

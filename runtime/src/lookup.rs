@@ -11,7 +11,7 @@ use x86::{CpuState, GuestVirt};
 
 use crate::block::{Block, Extent};
 
-/// More, up to 32,768, make no program faster.
+/// With 32,768 of them gcc, sqlite3 and the interpreter were no faster.
 const SETS: usize = 1 << 11;
 
 /// What a block is looked up by.

@@ -194,7 +194,7 @@ impl Translations {
         code: &mut CodeBlock,
         mut read: impl FnMut(&mut [u8], bool) -> Option<(u64, C)>,
     ) -> Option<(Found, C)> {
-        let kept = self.kept.as_ref().filter(|_| comes_back(rip, mode))?;
+        let kept = self.kept.as_ref().filter(|_| self.wants(rip, mode))?;
         let records = kept.file.records();
         for start in kept.file.find(hash(rip, mode)) {
             match Record::key(records, start) {
@@ -312,12 +312,15 @@ impl Translations {
         self.loaded_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Whether code at `rip` may be there in another run. That of processes above 4 GiB is position-independent, and randomized address spaces have it
+    /// elsewhere each time: kept, it would crowd out what is found again. Whoever [notes](Self::note) code asks before.
+    pub(crate) fn wants(&self, rip: u64, mode: Mode) -> bool {
+        mode.cpl() != 3 || rip < 1 << 32
+    }
+
     /// Notes a translation of blocks, which is entered at the first; `changes` says whether code near it has changed before.
     pub(crate) fn note(&self, guests: &[Guest<'_>], code: &CodeBlock, changes: bool) {
         let Some(Guest { block, .. }) = guests.first() else { return };
-        if !comes_back(block.rip, block.mode) {
-            return;
-        }
         let new = &mut *self.lock();
         if new.bytes >= file::LARGEST || new.failed.is_some() || new.is_saved {
             return;
@@ -458,12 +461,6 @@ const LONGEST_BLOCK: usize = semantics::decode::MAX_BLOCK * semantics::decode::M
 
 /// Records of a page that are looked at.
 const MOST_OF_PAGE: usize = 1024;
-
-/// Whether code may be where it is in another run. That of processes above 4 GiB is position-independent, and randomized address spaces have it elsewhere
-/// each time: kept, it crowds out what is found again.
-fn comes_back(rip: u64, mode: Mode) -> bool {
-    mode.cpl() != 3 || rip < 1 << 32
-}
 
 /// The page of a record, as it was when it was kept.
 fn page_of(rip: u64, mode: Mode) -> (u64, u32) {

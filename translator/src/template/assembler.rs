@@ -1,5 +1,5 @@
 //! The instructions that the translator adds around guest instructions, one function each over [`super::encoding`], and guest
-//! instructions over host registers, encoded by iced-x86, which takes any of them by its number.
+//! instructions over host registers: by their [form](super::form), or, if they have none, by iced-x86.
 
 use core::mem::offset_of;
 
@@ -329,14 +329,14 @@ impl Assembler {
         }
         let constants = self.encoder.get_constant_offsets();
         let buffer = self.encoder.take_buffer();
-        let mut bytes = [0; 16];
-        bytes[..buffer.len()].copy_from_slice(&buffer);
         for (offset, size) in [
             (constants.displacement_offset(), constants.displacement_size()),
             (constants.immediate_offset(), constants.immediate_size()),
         ] {
-            let word =
-                |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+            let word = |at: usize| {
+                let bytes = buffer.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
+                bytes.map_or(0, u32::from_le_bytes)
+            };
             if size == 4 || size == 8 && word(offset + 4) == u32::MAX {
                 self.note_address(self.code.len() + offset, word(offset));
             }

@@ -17,6 +17,8 @@ pub(super) struct Form {
     pub operand: u8,
     /// What the operand that is an immediate takes.
     pub immediate: Immediate,
+    /// An operand is a count in CL, which is where it has to be.
+    pub counts_by_cl: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,6 +73,7 @@ fn read(info: &OpCodeInfo) -> Option<Form> {
     };
     let digit = u8::try_from(info.group_index()).ok();
     let (mut register, mut operand, mut immediate) = (digit.map(Field::Digit), None, Immediate::None);
+    let mut counts_by_cl = false;
     for number in 0..info.op_count() {
         use OpCodeOperandKind as Kind;
         match info.op_kind(number) {
@@ -105,24 +108,31 @@ fn read(info: &OpCodeInfo) -> Option<Form> {
                 immediate = Immediate::Byte;
             }
             Kind::imm32 | Kind::imm32sex64 if immediate == Immediate::None => immediate = Immediate::Word,
-            // A shift's count, which the opcode says; CL is where instructions want it.
-            Kind::imm8_const_1 | Kind::cl => {}
+            // A shift's count, which the opcode says.
+            Kind::imm8_const_1 => {}
+            Kind::cl => counts_by_cl = true,
             _ => return None,
         }
     }
-    Some(Form { opcode, register: register.unwrap_or(Field::Digit(0)), operand: operand?, immediate })
+    Some(Form {
+        opcode,
+        register: register.unwrap_or(Field::Digit(0)),
+        operand: operand?,
+        immediate,
+        counts_by_cl,
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use iced_x86::{Encoder, Instruction, OpKind, Register};
+    use iced_x86::{Encoder, Instruction, Register};
     use x86::Width;
 
     use super::*;
     use crate::template::{
         assembler::{Assembler, Mem},
         encoding::Operand,
-        instruction::{gpr, immediate_kind},
+        instruction::{gpr, immediate_kind, set_memory},
     };
 
     /// Registers of all halves, and those that ModRM has another meaning for.
@@ -161,14 +171,7 @@ mod tests {
                 match operand {
                     Operand::Register(number) => instruction.set_op_register(n, register(kind, number)),
                     Operand::Memory(mem) => {
-                        instruction.set_op_kind(n, OpKind::Memory);
-                        instruction.set_memory_base(Register::RAX + u32::from(mem.base));
-                        if let Some((index, scale)) = mem.index {
-                            instruction.set_memory_index(Register::RAX + u32::from(index));
-                            instruction.set_memory_index_scale(1 << scale);
-                        }
-                        instruction.set_memory_displacement64(i64::from(mem.displacement) as u64);
-                        instruction.set_memory_displ_size(u32::from(mem.displacement != 0));
+                        set_memory(&mut instruction, n, mem);
                     }
                 }
             } else if kind == OpCodeOperandKind::cl {

@@ -6,7 +6,7 @@ use x86::Width;
 
 use super::{
     Declined, Template,
-    assembler::{Mem, RAX, Reg},
+    assembler::{Mem, RAX, RCX, Reg},
     effects::{Effects, FlagUse, Use},
     encoding,
     form::{self, Field},
@@ -144,15 +144,7 @@ impl Template<'_> {
                 }
                 Operand::Xmm(index) => host.set_op_register(n, Iced::XMM0 + u32::from(index)),
                 Operand::Memory => {
-                    let memory = memory.ok_or(Declined)?;
-                    host.set_op_kind(n, OpKind::Memory);
-                    host.set_memory_base(Iced::RAX + u32::from(memory.base));
-                    if let Some((index, scale)) = memory.index {
-                        host.set_memory_index(Iced::RAX + u32::from(index));
-                        host.set_memory_index_scale(1 << scale);
-                    }
-                    host.set_memory_displacement64(i64::from(memory.displacement) as u64);
-                    host.set_memory_displ_size(u32::from(memory.displacement != 0));
+                    set_memory(&mut host, n, memory.ok_or(Declined)?);
                 }
                 Operand::Immediate => {
                     host.set_op_kind(n, immediate_kind(op_code.op_kind(n)).ok_or(Declined)?);
@@ -180,6 +172,7 @@ impl Template<'_> {
         if insn.lock || insn.mnemonic == Mnemonic::Cmpxchg16b {
             return None;
         }
+        debug_assert!(!form.counts_by_cl || self.registers.home(RCX) == RCX, "see `effects::implied`");
         let register = |number: u8| match (insn.operand(number.into()), instead) {
             (_, Some((other, register))) if other == u32::from(number) => Some(register),
             (Operand::Gpr(Register { index, high: false, .. }), _) => Some(self.registers.home(index)),
@@ -198,6 +191,18 @@ impl Template<'_> {
         self.asm.of_form(form, field, operand, insn.immediate);
         Some(())
     }
+}
+
+/// Makes memory the operand of a number.
+pub(super) fn set_memory(host: &mut Instruction, operand: u32, memory: Mem) {
+    host.set_op_kind(operand, OpKind::Memory);
+    host.set_memory_base(Iced::RAX + u32::from(memory.base));
+    if let Some((index, scale)) = memory.index {
+        host.set_memory_index(Iced::RAX + u32::from(index));
+        host.set_memory_index_scale(1 << scale);
+    }
+    host.set_memory_displacement64(i64::from(memory.displacement) as u64);
+    host.set_memory_displ_size(u32::from(memory.displacement != 0));
 }
 
 /// iced's name of a host register.

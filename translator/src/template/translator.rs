@@ -19,7 +19,7 @@ pub struct TemplateTranslator {
     instruments: bool,
     /// The last translation: what it allocated serves the next one.
     block: CodeBlock,
-    /// So do these, which are empty.
+    /// So do these.
     cold: Vec<Cold>,
     tails: Tails,
     blocks: Vec<Written<'static>>,
@@ -99,17 +99,12 @@ impl TemplateTranslator {
         }
         let assembler = self.assembler.take().unwrap_or_default();
         let mut template = Template::new(assembler, first);
-        template.relocations = core::mem::take(&mut self.block.relocations);
-        template.exits = core::mem::take(&mut self.block.exits);
-        template.relocations.clear();
-        template.exits.clear();
-        template.callouts = core::mem::take(&mut self.block.callouts);
-        template.callouts.clear();
-        template.addends = core::mem::take(&mut self.block.addends);
-        template.addends.clear();
-        template.asm.addresses = self.block.addresses.take().unwrap_or_default();
-        template.asm.addresses.clear();
-        template.cold = core::mem::take(&mut self.cold);
+        template.relocations = taken(&mut self.block.relocations);
+        template.exits = taken(&mut self.block.exits);
+        template.callouts = taken(&mut self.block.callouts);
+        template.addends = taken(&mut self.block.addends);
+        template.asm.addresses = self.block.addresses.as_mut().map(taken).unwrap_or_default();
+        template.cold = taken(&mut self.cold);
         template.tails = core::mem::take(&mut self.tails);
         template.blocks = emptied(core::mem::take(&mut self.blocks));
         if self.instruments {
@@ -120,9 +115,7 @@ impl TemplateTranslator {
             template.finish();
         }
         let Template { mut asm, relocations, exits, callouts, addends, instrumentation, .. } = template;
-        (self.tails, self.blocks) = (template.tails, emptied(template.blocks));
-        self.cold = template.cold;
-        self.cold.clear();
+        (self.cold, self.tails, self.blocks) = (template.cold, template.tails, emptied(template.blocks));
         self.block.code.clear();
         self.block.code.extend_from_slice(asm.code.bytes());
         self.block.addresses = Some(core::mem::take(&mut asm.addresses));
@@ -136,8 +129,27 @@ impl TemplateTranslator {
     }
 }
 
+/// A list's memory.
+fn taken<T>(list: &mut Vec<T>) -> Vec<T> {
+    list.clear();
+    core::mem::take(list)
+}
+
 /// The same list without its elements, for others that live elsewhere: collecting from a list of the same layout takes over its memory.
 fn emptied<'b>(mut list: Vec<Written<'_>>) -> Vec<Written<'b>> {
     list.clear();
     list.into_iter().map(|written| Written { insns: &[], ..written }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_keeps_its_memory_when_it_is_emptied() {
+        let mut list = Vec::with_capacity(17);
+        list.push(Written { insns: &[], total: 0, source: 0 });
+        let emptied = emptied(list);
+        assert_eq!((emptied.len(), emptied.capacity()), (0, 17));
+    }
 }

@@ -7,7 +7,6 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use semantics::decode::decode_block;
 use translator::{CodeBlock, TemplateTranslator, addresses::SLIDE};
 use x86::{CpuState, Mode};
 
@@ -105,23 +104,15 @@ fn what_was_kept_is_found() {
 }
 
 #[test]
-fn code_that_will_be_elsewhere_is_not_kept() {
+fn code_that_will_be_elsewhere_is_not_wanted() {
     let scratch = Scratch::new();
     let (translations, _) = Translations::open(&scratch.file());
     let translations = translations.unwrap();
-    let user = CpuState { cpl: 3, ..state64() };
-    let notes = |rip: u64, mode: Mode| {
-        let before = translations.usage().new;
-        let block = decode_block(&[0x90, 0xc3], rip, mode);
-        let code = TemplateTranslator::counting().translate(&block, None).unwrap().clone();
-        let guest = Guest { block: &block, bytes: &[0x90, 0xc3], end: block.end, crosses: false };
-        translations.note(&[guest], &code, false);
-        translations.usage().new > before
-    };
-    assert!(notes(0x40_1000, Mode::of(&user)), "a program at a fixed address");
-    assert!(!notes(0x5555_5555_5000, Mode::of(&user)));
-    assert!(!notes(0x7fff_f7dd_0000, Mode::of(&user)));
-    assert!(notes(0x5555_5555_5000, mode64()), "no process");
+    let user = Mode::of(&CpuState { cpl: 3, ..state64() });
+    assert!(translations.wants(0x40_1000, user), "a program at a fixed address");
+    assert!(!translations.wants(0x5555_5555_5000, user));
+    assert!(!translations.wants(0x7fff_f7dd_0000, user));
+    assert!(translations.wants(0x5555_5555_5000, mode64()), "no process");
 }
 
 #[test]
