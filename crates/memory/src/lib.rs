@@ -12,6 +12,7 @@ pub mod mmu;
 pub mod ram;
 pub mod tlb;
 pub mod walk;
+pub mod window;
 
 pub use code_pages::{CodePages, CodeWatch};
 pub use device_memory::DeviceMemory;
@@ -19,4 +20,5 @@ pub use mmio::{MmioAccess, MmioLog};
 pub use mmu::{AtomicOp, Mmu, Stop};
 pub use ram::{Ram, RamError};
 pub use walk::Access;
+pub use window::WindowStats;
 pub use x86::{GuestPhys, GuestVirt};

@@ -2,7 +2,8 @@
 //!
 //! This file has the accesses that hit, and what changes translations. An access that misses goes to `slow`, which
 //! resolves pages (TLB array, else page walk), tells the watch about writes to code, and asks the board where there
-//! is no RAM; `bytes` has what is longer than a page. Read-modify-writes are in `atomic`; `quiet` has the accesses that give up instead of stopping.
+//! is no RAM; `bytes` has what is longer than a page. Read-modify-writes are in `atomic`; `quiet` has the accesses that give up instead of stopping,
+//! `window` brings pages where compiled code accesses them by itself.
 
 mod atomic;
 mod bytes;
@@ -10,6 +11,7 @@ mod quiet;
 mod slow;
 #[cfg(test)]
 mod tests;
+mod window;
 
 use std::sync::Arc;
 
@@ -111,8 +113,8 @@ impl Mmu {
         &self.code_pages
     }
 
-    /// Points `state.tlb` and `state.fetch_tlb`, and their masks, at the arrays for the state's CPL, AC, SMAP and address space. To be
-    /// called after CPL, RFLAGS.AC, or anything that [`Mmu::flush_all`] is for has changed. Cheap.
+    /// Points `state.tlb` and `state.fetch_tlb`, and their masks, at the arrays for the state's CPL, AC, SMAP and address space, and says
+    /// whether that space may use the window. To be called after CPL, RFLAGS.AC, or anything that [`Mmu::flush_all`] is for has changed. Cheap.
     #[inline]
     pub fn select_view(&mut self, state: &mut CpuState) {
         if self.crowded {
@@ -127,6 +129,7 @@ impl Mmu {
         (self.fetch_table, self.fetch_mask) = (array.table(), array.mask());
         state.fetch_tlb = self.fetch_table.cast();
         state.fetch_tlb_mask = self.fetch_mask;
+        state.window = self.spaces.window_switch(self.view, state);
     }
 
     #[cold]
@@ -278,6 +281,7 @@ impl Mmu {
         if known && !keep {
             self.spaces.flush_local(Some(pcid));
         }
+        self.spaces.note_switch(state);
         self.spaces.adjust();
         self.select_view(state);
     }
@@ -295,7 +299,7 @@ impl Mmu {
         self.spaces.flush_page(address);
     }
 
-    /// Makes writes to the guest-physical page slow again in every view: it now holds translated code.
+    /// Makes writes to the guest-physical page slow again in every view, and in the window: it now holds translated code.
     pub fn protect_page(&mut self, page: GuestPhys) {
         let Some(index) = self.ram.page_index(page) else { return };
         let stored = std::mem::replace(&mut self.stored[index], Stored::NOWHERE);

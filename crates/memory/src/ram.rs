@@ -1,5 +1,7 @@
 //! Guest RAM: one or two host mappings, and the way from a guest-physical address to a host pointer.
 
+mod shared;
+
 use std::sync::{Arc, Mutex};
 
 use vm_memory::mmap::MmapRegionBuilder;
@@ -61,6 +63,7 @@ struct Inner {
     memory: GuestMemoryMmap,
     /// Held over read-modify-writes that no single host instruction does.
     split_lock: Mutex<()>,
+    sharing: shared::Sharing,
 }
 
 // SAFETY: the pointers are into mappings that `inner` owns and that all threads may access; whoever dereferences them
@@ -101,7 +104,11 @@ impl Ram {
         low.expose_provenance();
         high.expose_provenance();
         Ok(Self {
-            inner: Arc::new(Inner { memory, split_lock: Mutex::new(()) }),
+            inner: Arc::new(Inner {
+                memory,
+                split_lock: Mutex::new(()),
+                sharing: shared::Sharing::default(),
+            }),
             low,
             low_size,
             high,

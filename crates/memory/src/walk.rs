@@ -102,15 +102,7 @@ pub fn translate(
         }
         // Another processor has changed an entry since it was read: walk again.
         let Some(dirty) = path.touch(ram, access == Access::Write) else { continue };
-        return Ok(Translation {
-            page: path.page,
-            read: rights.read,
-            write: rights.write,
-            execute: rights.execute,
-            dirty,
-            global: path.leaf & paging::GLOBAL != 0 && state.cr4 & cr4::PGE != 0,
-            size_shift: path.size_shift,
-        });
+        return Ok(path.translation(state, &rights, dirty));
     }
 }
 
@@ -124,6 +116,19 @@ pub fn look_up(ram: &Ram, state: &CpuState, address: u64) -> Option<GuestPhys> {
     let mut path = Path::default();
     descend(ram, state, mode, address, &mut path).ok()?;
     Some(path.page.offset(offset))
+}
+
+/// What [`translate`] would give for a load, if no flag is to be set for it: accessed flags are set already. Touches nothing.
+pub(crate) fn peek(ram: &Ram, state: &CpuState, view: View, address: u64) -> Option<Translation> {
+    let mode = PagingMode::of(state);
+    if mode == PagingMode::None {
+        return None;
+    }
+    let mut path = Path::default();
+    descend(ram, state, mode, address, &mut path).ok()?;
+    let rights = Rights::of(state, view, &path);
+    let accessed = path.lacking & paging::ACCESSED == 0;
+    (accessed && rights.read).then(|| path.translation(state, &rights, path.leaf & paging::DIRTY != 0))
 }
 
 /// Error-code bits that say what the access was (SDM Vol. 3A 4.7).
@@ -189,6 +194,19 @@ impl Path {
         self.lacking |= !value;
         self.any |= value;
         self.leaf = value;
+    }
+
+    #[inline(always)]
+    fn translation(&self, state: &CpuState, rights: &Rights, dirty: bool) -> Translation {
+        Translation {
+            page: self.page,
+            read: rights.read,
+            write: rights.write,
+            execute: rights.execute,
+            dirty,
+            global: self.leaf & paging::GLOBAL != 0 && state.cr4 & cr4::PGE != 0,
+            size_shift: self.size_shift,
+        }
     }
 
     /// Sets the accessed flags and, for a write, the leaf's dirty flag (SDM Vol. 3A 4.8). Returns whether the leaf

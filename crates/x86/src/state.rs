@@ -82,6 +82,8 @@ pub struct CpuState {
     pub gpr: [u64; 16],
     /// Instruction pointer (offset within CS).
     pub rip: u64,
+    /// Not zero: code at CPL 3 may access memory through the window (`memory::window`).
+    pub window: u64,
     /// Status flags, in source form. The truth about CF PF AF ZF SF OF, unless compiled code has left them lazy.
     pub flags: Flags,
     /// RFLAGS without the status flags (those bits are zero here), bit 1 set.
@@ -189,6 +191,7 @@ impl CpuState {
         let mut state = Self {
             gpr,
             rip: 0xfff0,
+            window: 0,
             flags: Flags::from_bits(0),
             lazy_flags: LazyFlags::default(),
             rflags: flags::FIXED_ONE,

@@ -96,8 +96,8 @@ impl Mmu {
         Ok(Ok(Hit { page: translation.page, addend, slow_store: marked }))
     }
 
-    /// Some array is about to have a store entry for the page, at a linear address.
-    fn note_store(&mut self, page: GuestPhys, address: GuestVirt) {
+    /// Some array, or the window, is about to allow stores to the page, at a linear address.
+    pub(super) fn note_store(&mut self, page: GuestPhys, address: GuestVirt) {
         if let Some(index) = self.ram.page_index(page) {
             self.stored[index].add(address);
         }

@@ -7,3 +7,4 @@ mod mmio;
 mod rights;
 mod smoke;
 mod structures;
+mod window;

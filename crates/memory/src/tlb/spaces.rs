@@ -1,12 +1,14 @@
 //! The address spaces whose translations are kept: one set of arrays for each recent PCID (SDM Vol. 3A 4.10.1).
 //!
-//! Without PCIDs there is one. A CR3 load with PCIDs only changes which set is current.
+//! Without PCIDs there is one. A CR3 load with PCIDs only changes which set is current. What is dropped from a set is dropped from the
+//! window ([`crate::window`]) too, if that shows its pages.
 
 use x86::control::cr4;
-use x86::{CpuState, GuestPhys, GuestVirt};
+use x86::{CpuState, GuestPhys, GuestVirt, paging};
 
 use super::View;
 use super::array::Array;
+use crate::window::Window;
 
 /// How many PCIDs are remembered; Linux uses six.
 const MAX_SPACES: usize = 8;
@@ -19,6 +21,11 @@ const ARRAYS: usize = DATA_ARRAYS + 2;
 /// The PCID in force: 0 while CR4.PCIDE is clear.
 pub fn pcid_of(state: &CpuState) -> u16 {
     if state.cr4 & cr4::PCIDE != 0 { state.cr3 as u16 & 0xfff } else { 0 }
+}
+
+/// Where the paging structures begin.
+fn root_of(state: &CpuState) -> u64 {
+    state.cr3 & paging::ADDRESS
 }
 
 struct Space {
@@ -43,6 +50,8 @@ pub struct Spaces {
     /// Counts switches.
     clock: u64,
     large: LargePages,
+    /// The window on one of them.
+    pub window: Option<Window>,
 }
 
 impl Spaces {
@@ -53,6 +62,29 @@ impl Spaces {
             current: 0,
             clock: 0,
             large: LargePages::new(),
+            window: None,
+        }
+    }
+
+    /// Number of the current address space.
+    pub fn current(&self) -> usize {
+        self.current
+    }
+
+    /// [`CpuState::window`] for the current address space, in a view.
+    #[inline]
+    pub fn window_switch(&mut self, view: View, state: &CpuState) -> u64 {
+        let Some(window) = &mut self.window else { return 0 };
+        if view == View::User && window.is_due(state.instructions) {
+            window.review((self.current, root_of(state)), state.instructions);
+        }
+        window.switch(self.current)
+    }
+
+    /// After [`Spaces::switch`], with CR3 as it is now.
+    pub fn note_switch(&mut self, state: &CpuState) {
+        if let Some(window) = &mut self.window {
+            window.switched((self.current, root_of(state)), state.instructions);
         }
     }
 
@@ -107,6 +139,9 @@ impl Spaces {
         if known.is_none() {
             space.arrays.iter_mut().for_each(Array::flush);
             space.pcid = Some(pcid);
+            if let Some(window) = &mut self.window {
+                window.recycled(number);
+            }
         }
         space.used = self.clock;
         self.current = number;
@@ -126,6 +161,9 @@ impl Spaces {
         }
         self.spaces[self.current].pcid = Some(pcid);
         self.large.clear();
+        if let Some(window) = &mut self.window {
+            window.flush(self.current);
+        }
     }
 
     /// Drops what is not global, of one PCID or of all.
@@ -135,6 +173,9 @@ impl Spaces {
                 space.arrays.iter_mut().for_each(Array::flush_local);
             }
         }
+        if let Some(window) = &mut self.window {
+            window.flush_spaces(|number| pcid.is_none() || self.spaces[number].pcid == pcid);
+        }
     }
 
     /// Drops the page that holds `address`, of whatever size, from all address spaces (INVLPG must drop it from the
@@ -143,10 +184,16 @@ impl Spaces {
         for shift in LargePages::SHIFTS {
             if self.large.may_contain(address.0, shift) {
                 self.all_arrays().for_each(|array| array.drop_range(address.0, shift));
+                if let Some(window) = &mut self.window {
+                    window.flush_range(address, shift);
+                }
             }
         }
-        let page = address.page().0;
-        self.all_arrays().for_each(|array| array.drop_page(page));
+        let page = address.page();
+        self.all_arrays().for_each(|array| array.drop_page(page.0));
+        if let Some(window) = &mut self.window {
+            window.flush_page(page);
+        }
     }
 
     /// Remembers that the page of `address` is part of a large one.
@@ -159,6 +206,9 @@ impl Spaces {
     pub fn protect(&mut self, page: GuestPhys, slot: Option<usize>) {
         for space in &mut self.spaces {
             space.arrays[..DATA_ARRAYS].iter_mut().for_each(|array| array.protect(page, slot));
+        }
+        if let Some(window) = &mut self.window {
+            window.protect(page);
         }
     }
 

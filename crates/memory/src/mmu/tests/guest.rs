@@ -29,7 +29,12 @@ pub struct Guest {
 impl Guest {
     /// No paging, real mode.
     pub fn new() -> Self {
-        let ram = Ram::new(RAM_SIZE).unwrap();
+        Self::with_ram(RAM_SIZE)
+    }
+
+    /// The same with so much RAM.
+    pub fn with_ram(size: u64) -> Self {
+        let ram = Ram::new(size).unwrap();
         let pages = CodePages::new(&ram);
         let mut guest =
             Self { mmu: Mmu::new(ram.clone(), pages), ram, state: CpuState::new(), next_table: FIRST_TABLE };
@@ -39,14 +44,19 @@ impl Guest {
 
     /// 64-bit mode with 4-level paging and an empty root; WP, NXE and PGE set.
     pub fn long() -> Self {
-        let mut guest = Self::new();
+        Self::new().into_long()
+    }
+
+    /// A new guest in that mode.
+    pub fn into_long(mut self) -> Self {
+        let guest = &mut self;
         guest.state.cr0 |= cr0::PE | cr0::PG | cr0::WP;
         guest.state.cr4 |= cr4::PAE | cr4::PGE;
         guest.state.efer |= efer::LME | efer::LMA | efer::NXE;
         guest.state.cr3 = ROOT;
         guest.state.segments[1].attributes |= attribute::LONG;
         guest.changed();
-        guest
+        self
     }
 
     /// 32-bit protected mode with 32-bit paging; WP, PSE and PGE set.
