@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use memory::Mmu;
 use profiler::model::Tier;
 use semantics::decode::{MAX_BLOCK, MAX_LENGTH};
-use translator::{CodeBlock, TemplateTranslator, Translator};
+use translator::{CodeBlock, TemplateTranslator, Translator, windows::Windows};
 use x86::CpuState;
 
 use crate::{
@@ -39,6 +39,8 @@ pub struct Compiler {
     profile: Option<Arc<Recorder>>,
     /// Where translations are kept for later runs.
     translations: Option<Arc<Translations>>,
+    /// Accesses in what templates made; in a box, since those who handle faults know its place.
+    windows: Box<Windows>,
 }
 
 impl Compiler {
@@ -69,6 +71,7 @@ impl Compiler {
             declined: 0,
             profile: None,
             translations: None,
+            windows: Box::default(),
         }
     }
 
@@ -88,6 +91,16 @@ impl Compiler {
         if let Some(translations) = &self.translations {
             translations.rest();
         }
+    }
+
+    /// Has regions of user processes access memory in the window, which is open.
+    pub fn use_windows(&mut self) {
+        self.templates.use_windows(true);
+    }
+
+    /// Where compiled code accesses the window.
+    pub fn windows(&self) -> *const Windows {
+        &raw const *self.windows
     }
 
     /// What it decides by.
@@ -202,7 +215,12 @@ impl Compiler {
                 if let Some(translations) = &self.translations {
                     note_region(translations, &formed, code);
                 }
-                put(&self.cache, self.profile.as_ref(), &formed.members, (code, Tier::Region), NEVER, taken);
+                let made = (code, Tier::Region);
+                if let Some(address) =
+                    put(&self.cache, self.profile.as_ref(), &formed.members, made, NEVER, taken)
+                {
+                    self.windows.installed(self.cache.generation(), address, code);
+                }
             }
         }
         self.phase(Phase::Dispatch);
@@ -314,7 +332,9 @@ fn note_region(translations: &Translations, formed: &Formed, code: &CodeBlock) {
         .blocks
         .first()
         .is_some_and(|first| translations.wants(first.guest.rip, first.guest.mode));
-    if code.addresses.is_none() || formed.members.len() == 1 || !is_wanted {
+    // What faults lead to is not kept.
+    if code.addresses.is_none() || formed.members.len() == 1 || !is_wanted || !code.window_accesses.is_empty()
+    {
         return;
     }
     let parts = formed.members.iter().zip(&formed.region.blocks).zip(&formed.bytes);
@@ -329,6 +349,7 @@ fn note_region(translations: &Translations, formed: &Formed, code: &CodeBlock) {
     translations.note(&guests, code, formed.members.iter().any(|member| member.changes != 0));
 }
 
+/// Installs code, after an eviction if need be; gives its address, if it was.
 fn put(
     cache: &CodeCache,
     profile: Option<&Arc<Recorder>>,
@@ -336,7 +357,7 @@ fn put(
     (code, tier): (&CodeBlock, Tier),
     countdown: u32,
     nanoseconds: u64,
-) {
+) -> Option<u64> {
     // What tells one installation of a head's code from the next.
     let installed = || (cache.generation(), members.first().and_then(|head| head.code()));
     let before = installed();
@@ -345,11 +366,10 @@ fn put(
         // If it does not fit now either, it is larger than all of code memory, and stays interpreted.
         cache.install(members, code, countdown);
     }
-    if let Some(profile) = profile
-        && let after = installed()
-        && let (_, Some(address)) = after
-        && after != before
-    {
+    let after = installed();
+    let address = after.1.filter(|_| after != before)?;
+    if let Some(profile) = profile {
         profile.installed(members, (code, tier), address, nanoseconds);
     }
+    Some(address)
 }

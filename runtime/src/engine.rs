@@ -7,7 +7,10 @@ use std::sync::{Arc, atomic::Ordering};
 
 use memory::{CodePages, Mmu, Ram};
 use semantics::decode::MAX_BLOCK;
-use translator::{Options, Translator};
+use translator::{
+    Options, Translator,
+    windows::{self, Handled},
+};
 use vcpu::{Clock, EngineError, Entry, Exit, Kick, Statistics, Vcpu};
 use x86::{CpuState, Segment};
 
@@ -27,6 +30,9 @@ use crate::{
     stress::Stress,
     tier::{DEFAULT_HOT_THRESHOLD, DEFAULT_TEMPLATE_THRESHOLD, DEFAULT_THRESHOLD, EngineMode, Policy},
 };
+
+/// What short-lived processes do not reach: some 10 ms.
+const DEFAULT_WINDOW_PATIENCE: u64 = 20_000_000;
 
 /// How an engine works.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,6 +57,10 @@ pub struct EngineConfig {
     pub profile: bool,
     /// Announce paravirtual features, and have them.
     pub paravirt: bool,
+    /// Hot code of user processes accesses guest memory by the host's own MMU, where the host allows that ([`memory::window`]).
+    pub windows: bool,
+    /// Instructions that a process must have run before its hot code does.
+    pub window_patience: u64,
     /// For tests: drop code, blocks, links and caches at random, by this seed.
     pub stress: Option<u64>,
 }
@@ -68,6 +78,8 @@ impl Default for EngineConfig {
             background: true,
             profile: false,
             paravirt: true,
+            windows: true,
+            window_patience: DEFAULT_WINDOW_PATIENCE,
             stress: None,
         }
     }
@@ -108,6 +120,8 @@ pub struct Engine {
     /// Blocks have the length that they have by default.
     usual_blocks: bool,
     pub(crate) profile: Option<Arc<Recorder>>,
+    /// Compiled code may access the window.
+    windows: bool,
 }
 
 pub(crate) fn failed(what: String) -> EngineError {
@@ -190,7 +204,19 @@ impl Engine {
             paravirt: config.paravirt,
             usual_blocks: config.longest_block == MAX_BLOCK,
             profile,
+            windows: false,
         };
+        if config.windows
+            && !config.profile
+            && translates
+            && windows::prepare()
+            && engine.mmu.open_window(config.window_patience)
+        {
+            engine.windows = true;
+            if let Some(compiler) = &mut engine.compiler {
+                compiler.use_windows();
+            }
+        }
         engine.attach();
         Ok(engine)
     }
@@ -247,6 +273,10 @@ impl Engine {
         monitor::Context { state: &mut self.state, mmu: &mut self.mmu, clock: &self.clock }
     }
 
+    fn windows_of_code(&self) -> Option<*const windows::Windows> {
+        self.compiler.as_ref().filter(|_| self.windows).map(Compiler::windows)
+    }
+
     /// Points the state at this engine's tables, and derives what follows from its registers.
     fn attach(&mut self) {
         self.state.jump_cache = self.jump_cache.as_ptr();
@@ -265,7 +295,11 @@ impl Vcpu for Engine {
         if let Some(profile) = &self.profile {
             profile.enter_engine();
         }
+        // SAFETY: both are in boxes, which live as long as the engine; the rest is `Engine::enter`'s to see to.
+        let handled =
+            self.windows_of_code().map(|windows| unsafe { Handled::new(windows, &raw mut *self.state) });
         let exit = self.run_guest(entry);
+        drop(handled);
         if let (Ok(Exit::Halt), Some(compiler)) = (&exit, &self.compiler) {
             compiler.rest();
         }
@@ -309,7 +343,7 @@ impl Vcpu for Engine {
     }
 
     fn statistics(&self) -> Statistics {
-        let counters = self.cache.counters();
+        let (counters, window) = (self.cache.counters(), self.mmu.window_stats());
         Statistics {
             instructions: self.state.instructions,
             interpreted: self.interpreted,
@@ -321,6 +355,8 @@ impl Vcpu for Engine {
             evictions: counters.evictions,
             exits: self.exits,
             tlb_fills: self.mmu.fills,
+            window_pages: window.mapped,
+            window_faults: window.faults,
         }
     }
 }

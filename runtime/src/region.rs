@@ -47,7 +47,8 @@ pub(crate) fn form(
     state: &CpuState,
     mmu: &Mmu,
 ) -> Option<Formed> {
-    let mut formed = Formed { members: Vec::new(), region: Region { blocks: Vec::new() }, bytes: Vec::new() };
+    let mut formed =
+        Formed { members: Vec::new(), region: Region::new(Vec::new(), state), bytes: Vec::new() };
     let mut seen = Set::default();
     seen.insert(head.key.rip);
     let mut waiting = VecDeque::from([Arc::clone(head)]);
@@ -77,6 +78,7 @@ pub(crate) fn form(
         formed.members.push(block);
         formed.bytes.push(bytes);
     }
+    formed.region = Region::new(formed.region.blocks, state);
     Some(formed)
 }
 

@@ -74,6 +74,7 @@ impl Way {
             template_threshold: u32::MAX,
             patient: false,
             code_memory: 64 << 20,
+            windows: false,
             ..EngineConfig::default()
         };
         let templates =
@@ -88,7 +89,14 @@ impl Way {
                 EngineConfig { mode: EngineMode::Translate, longest_block: 1, threshold: 3, ..config }
             }
             Self::Templates => templates,
-            Self::TemplatesRegion => EngineConfig { longest_block: 1, hot_threshold: 2, ..templates },
+            // There is one window in a process: who asks first has it.
+            Self::TemplatesRegion => EngineConfig {
+                longest_block: 1,
+                hot_threshold: 2,
+                windows: true,
+                window_patience: 0,
+                ..templates
+            },
             Self::TemplatesSingly | Self::TemplatesChained => EngineConfig { longest_block: 1, ..templates },
         }
     }

@@ -7,6 +7,7 @@ use std::{io, ptr};
 
 use iced_x86::{Instruction, Mnemonic};
 use libc::{c_int, c_void, pid_t};
+use memory::window;
 use x86::{fpu::X87, state::RSP};
 
 use crate::{
@@ -277,6 +278,9 @@ unsafe fn child_main(memory: c_int) -> ! {
     // SAFETY: async-signal-safe system calls; the fixed addresses are refused rather than overwritten if something
     // lies there.
     unsafe {
+        // An engine's window is the parent's.
+        let end = window::host_of(window::HIGH.end - 1) + 1 + window::UNUSED;
+        libc::munmap(window::LOW.start as *mut c_void, (end - window::LOW.start) as usize);
         let fixed = libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE;
         let code = libc::mmap(
             CODE as *mut c_void,

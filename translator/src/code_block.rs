@@ -23,6 +23,8 @@ pub struct CodeBlock {
     /// Places in `code` that may hold addresses in the kernel's image, by which the code can be made that of the same
     /// guest code elsewhere. `None`: they are not known, and the code may hold addresses of this process too.
     pub addresses: Option<Vec<AddressField>>,
+    /// Accesses in `code` to the window, in no order.
+    pub window_accesses: Vec<WindowAccess>,
     /// Guest instructions that a run through the block executes (what its entry adds to `CpuState::instructions`).
     pub guest_instructions: u16,
     /// Guest bytes that the block was made from, from `rip` on.
@@ -68,6 +70,16 @@ pub struct ExitJump {
     pub unlinked: u32,
     /// Of a guarded exit: offset of the addend that the guard compares with, 64 bits.
     pub addend: Option<u32>,
+}
+
+/// An instruction in the code that accesses the window ([`memory::window`]). If the host faults at it, nothing has been changed, and
+/// control is to go on where the access is looked up in the TLB.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WindowAccess {
+    /// Offset of the instruction.
+    pub access: u32,
+    /// Offset of where to go on.
+    pub refused: u32,
 }
 
 /// A place in code, 64 bits, that holds the addend of the TLB's entry for a page.

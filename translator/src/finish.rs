@@ -60,6 +60,7 @@ pub(crate) fn code_block(
         exits: lifted.exits,
         callouts: lifted.callouts,
         addends: Vec::new(),
+        window_accesses: Vec::new(),
         addresses: None,
         guest_instructions: lifted.guest_instructions,
         guest_bytes: lifted.guest_bytes,

@@ -19,6 +19,7 @@ mod substitute;
 mod template;
 mod text;
 mod thunks;
+pub mod windows;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -32,7 +33,7 @@ use settings::HostFeatures;
 
 pub use code_block::{
     AddendField, CodeBlock, DirectExit, ExitJump, OutOfReach, Relocation, RelocationKind, RelocationTarget,
-    Text,
+    Text, WindowAccess,
 };
 pub use settings::{HostCode, Options, RegisterAllocator};
 pub use template::TemplateTranslator;

@@ -10,11 +10,12 @@ use iced_x86::{
     Decoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
     RflagsBits,
 };
+use memory::window::{HIGH, LOW};
 use semantics::{
     Insn, MemoryOperand, Operand,
     decode::{GuestBlock, options},
 };
-use x86::{Mode, PAGE_MASK};
+use x86::{CpuState, Mode, PAGE_MASK, SegmentRegister};
 
 use crate::locality;
 
@@ -70,6 +71,48 @@ impl RegionBlock {
 pub struct Region {
     /// The first is where the region is entered.
     pub blocks: Vec<RegionBlock>,
+    /// Which [`Pointer`]s led to the low part of the window ([`memory::window`]) when it was formed: where their accesses are looked for first.
+    pub low: u32,
+}
+
+impl Region {
+    /// Of blocks, with pointers as they are in a state that is about to enter it.
+    pub fn new(blocks: Vec<RegionBlock>, state: &CpuState) -> Self {
+        // A register that points nowhere now points to where code lies, if that is low: there are its data too.
+        let code = blocks.first().map_or(0, |first| first.guest.rip);
+        let is_low = |value: u64| LOW.contains(&value) || LOW.contains(&code) && !HIGH.contains(&value);
+        let bit = |pointer: Pointer, value: u64| if is_low(value) { pointer.bit() } else { 0 };
+        let registers = (0..16).map(|n| bit(Pointer::Register(n), state.gpr[usize::from(n)]));
+        let segments = [SegmentRegister::Fs, SegmentRegister::Gs];
+        let segments =
+            segments.map(|segment| bit(Pointer::Segment(segment), state.segments[segment as usize].base));
+        Self { blocks, low: registers.chain(segments).fold(0, |low, bit| low | bit) }
+    }
+}
+
+/// What an address is computed from, above all.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pointer {
+    /// The general register of that number.
+    Register(u8),
+    /// A segment's base.
+    Segment(SegmentRegister),
+}
+
+impl From<u8> for Pointer {
+    fn from(register: u8) -> Self {
+        Self::Register(register)
+    }
+}
+
+impl Pointer {
+    /// Its bit in [`Region::low`].
+    pub fn bit(self) -> u32 {
+        match self {
+            Self::Register(number) => 1 << (number & 15),
+            Self::Segment(segment) => 0x1_0000 << segment as u32,
+        }
+    }
 }
 
 /// Sets of registers, by number.

@@ -123,7 +123,7 @@ fn every_block_of_a_region_has_its_counters_and_sources() {
         let guest = decode_block(&bytes[at..], RIP + at as u64, long_mode_state().mode);
         RegionBlock::new(guest, &bytes[at..], 0, None, None)
     });
-    let region = Region { blocks: blocks.to_vec() };
+    let region = Region { blocks: blocks.to_vec(), low: 0 };
     let code = Translator::new(options(true)).unwrap().translate_region(&region).unwrap();
     let all = code.instrumentation.as_deref().unwrap();
     let mut numbers: Vec<(usize, u16)> =

@@ -6,11 +6,11 @@ mod common;
 
 use std::{collections::VecDeque, fmt::Write, fs, path::Path};
 
-use common::{long_mode_state, protected_state};
+use common::{long_mode_state, protected_state, user_state};
 use iced_x86::{Decoder, DecoderOptions, Formatter, NasmFormatter};
 use semantics::{Operand, decode::decode_block};
 use transvisor_translator::{
-    CodeBlock, HostCode, Options, TemplateTranslator, Translator,
+    CodeBlock, HostCode, Options, TemplateTranslator, Translator, WindowAccess,
     region::{Region, RegionBlock},
 };
 use x86::Mode;
@@ -18,12 +18,14 @@ use x86::Mode;
 const SEPARATOR: &str = "----\n";
 
 /// What stands above the dashes: comments (`#`), `mode 32`, `rip 401000`, `region` (all blocks that can be reached from
-/// the first one, together), `template` (by templates), and lines of bytes.
+/// the first one, together), `template` (by templates), `window` (of a user process, with the window), and lines of bytes.
 struct Case {
     mode: Mode,
     rip: u64,
     region: bool,
     template: bool,
+    /// Of a user process, which accesses memory in the window.
+    window: bool,
     bytes: Vec<u8>,
 }
 
@@ -33,6 +35,7 @@ fn parse(name: &str, text: &str) -> Case {
         rip: 0xffff_ffff_8100_0100,
         region: false,
         template: false,
+        window: false,
         bytes: Vec::new(),
     };
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
@@ -44,6 +47,9 @@ fn parse(name: &str, text: &str) -> Case {
             case.region = true;
         } else if line == "template" {
             case.template = true;
+        } else if line == "window" {
+            case.window = true;
+            case.mode = user_state().mode;
         } else if line == "mode 32" {
             case.mode = protected_state().mode;
         } else {
@@ -73,7 +79,7 @@ fn region(case: &Case) -> Region {
             waiting.push_back(last.immediate);
         }
     }
-    Region { blocks }
+    Region { blocks, low: 0 }
 }
 
 fn assembly(bits: u32, bytes: &[u8], rip: u64) -> String {
@@ -109,6 +115,11 @@ fn describe(case: &Case, block: &CodeBlock) -> String {
         let guard = if exit.guarded { ", guarded" } else { "" };
         writeln!(out, "slot {n}: {:x}{guard}", exit.target).unwrap();
     }
+    let mut accesses = block.window_accesses.clone();
+    accesses.sort_by_key(|access| access.access);
+    for WindowAccess { access, refused } in accesses {
+        writeln!(out, "window {access:x}: else {refused:x}").unwrap();
+    }
     write!(out, "\n{clif}").unwrap();
     out
 }
@@ -133,6 +144,7 @@ fn lifts_are_as_written_down() {
         let (head, golden) = text.split_once(SEPARATOR).unwrap_or((&text, ""));
         let case = parse(&name, head);
         let mut templates = TemplateTranslator::new();
+        templates.use_windows(case.window);
         let translated = if case.template && case.region {
             templates.translate_region(&region(&case)).cloned()
         } else if case.template {

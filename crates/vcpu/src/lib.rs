@@ -146,6 +146,10 @@ pub struct Statistics {
     pub exits: u64,
     /// Softmmu misses that led to a page walk.
     pub tlb_fills: u64,
+    /// Pages that compiled code was let to access by the host's own MMU.
+    pub window_pages: u64,
+    /// Its accesses there that the host faulted at.
+    pub window_faults: u64,
 }
 
 /// A virtual processor and the engine that runs it.

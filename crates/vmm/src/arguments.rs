@@ -228,6 +228,9 @@ pub struct RunArguments {
     /// Memory for compiled code
     #[arg(long, value_name = "SIZE")]
     pub code_memory: Option<Size>,
+    /// Never access guest memory by the host's own MMU, which hot code of processes does where it can; debuggers see SIGSEGV from that
+    #[arg(long)]
+    pub no_window: bool,
     /// Keep translated code from run to run: `auto` (in the cache directory), `off`, or a file
     #[arg(long, value_name = "WHERE", default_value = "auto", overrides_with = "translation_cache")]
     pub translation_cache: TranslationCacheArgument,

@@ -103,6 +103,7 @@ impl Config {
             stress: arguments.stress,
             ..EngineConfig::default()
         };
+        engine.windows &= !arguments.no_window;
         if let Some(threshold) = arguments.template_threshold {
             engine.template_threshold = threshold;
         }

@@ -69,6 +69,10 @@ pub struct Report {
     pub evictions: u64,
     /// Softmmu misses that led to a page walk.
     pub tlb_fills: u64,
+    /// Pages that translated code could access by the host's own MMU.
+    pub window_pages: u64,
+    /// Its accesses there that the host faulted at.
+    pub window_faults: u64,
     /// Exits to the board.
     pub exits: ExitCounts,
     /// What came of translations that are kept, if they are.
@@ -162,6 +166,8 @@ impl Report {
             invalidated: 0,
             evictions: 0,
             tlb_fills: 0,
+            window_pages: 0,
+            window_faults: 0,
             exits: ExitCounts::default(),
             translations: None,
         }
@@ -179,6 +185,8 @@ impl Report {
         self.invalidated += s.invalidated;
         self.evictions += s.evictions;
         self.tlb_fills += s.tlb_fills;
+        self.window_pages += s.window_pages;
+        self.window_faults += s.window_faults;
     }
 
     fn write_counters(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -200,7 +208,11 @@ impl Report {
             self.invalidated,
             self.evictions
         )?;
-        writeln!(f, "memory        {} TLB fills", self.tlb_fills)
+        writeln!(
+            f,
+            "memory        {} TLB fills, {} pages in the window by {} faults",
+            self.tlb_fills, self.window_pages, self.window_faults
+        )
     }
 
     /// Ends the measurement.

@@ -24,6 +24,7 @@ fn code(rip: u64, exits: &[(u64, bool)]) -> CodeBlock {
             .collect(),
         callouts: Vec::new(),
         addends: Vec::new(),
+        window_accesses: Vec::new(),
         addresses: None,
         guest_instructions: 1,
         guest_bytes: 4,

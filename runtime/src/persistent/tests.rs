@@ -220,7 +220,7 @@ fn record_of_region(parts: &[(u64, Vec<u8>)], by: u64, addend: u64) -> Option<(V
     let place = PLACE.wrapping_add(by);
     let block =
         |(at, bytes): &(u64, Vec<u8>)| RegionBlock::new(decode(bytes, place + at), bytes, addend, None, None);
-    let region = Region { blocks: parts.iter().map(block).collect() };
+    let region = Region { blocks: parts.iter().map(block).collect(), low: 0 };
     let mut templates = TemplateTranslator::counting();
     let code = templates.translate_region(&region).ok()?;
     let guests: Vec<Guest<'_>> = region

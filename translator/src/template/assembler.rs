@@ -20,6 +20,9 @@ pub(super) const RCX: Reg = 1;
 pub(super) const RDX: Reg = 2;
 pub(super) const RSI: Reg = 6;
 pub(super) const RDI: Reg = 7;
+/// The prefix of GS.
+const WINDOW_PREFIX: u64 = 0x65;
+
 /// Holds the address of `CpuState`.
 pub(super) const STATE: Reg = 15;
 
@@ -36,17 +39,29 @@ pub(super) mod condition {
     pub const COUNT_NOT_ZERO: u8 = 17;
 }
 
+/// Whose an address is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Space {
+    /// The host's.
+    Host,
+    /// The guest's: the access is in the high part of the [window](super::window), or in the low one.
+    High,
+    Low,
+}
+
 /// `base + (index << scale) + displacement`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Mem {
     pub base: Reg,
     pub index: Option<(Reg, u8)>,
     pub displacement: i32,
+    /// Whose address it is.
+    pub space: Space,
 }
 
 impl Mem {
     pub const fn new(base: Reg, displacement: i32) -> Self {
-        Self { base, index: None, displacement }
+        Self { base, index: None, displacement, space: Space::Host }
     }
 
     /// A field of `CpuState`.
@@ -55,7 +70,7 @@ impl Mem {
     }
 
     pub const fn indexed(base: Reg, index: Reg, displacement: i32) -> Self {
-        Self { base, index: Some((index, 0)), displacement }
+        Self { base, index: Some((index, 0)), displacement, space: Space::Host }
     }
 }
 
@@ -69,6 +84,8 @@ pub(super) struct Assembler {
     pub code: Code,
     /// Constants in it that may be addresses in the kernel's image: all, whoever wrote them.
     pub addresses: Vec<AddressField>,
+    /// Where instructions begin that access the window, of the guest's current one.
+    pub windows: Vec<u32>,
     encoder: Encoder,
 }
 
@@ -87,7 +104,7 @@ macro_rules! instructions {
 
 impl Default for Assembler {
     fn default() -> Self {
-        Self { code: Code::default(), addresses: Vec::new(), encoder: Encoder::new(64) }
+        Self { code: Code::default(), addresses: Vec::new(), windows: Vec::new(), encoder: Encoder::new(64) }
     }
 }
 
@@ -344,6 +361,22 @@ impl Assembler {
         self.code.extend(&buffer);
         self.encoder.set_buffer(buffer);
         true
+    }
+
+    /// An access to memory is about to be written, which has its prefix, if it needs one, from here.
+    #[inline]
+    pub fn begin_access(&mut self, mem: Mem) {
+        if mem.space != Space::Host {
+            self.note_window();
+            if mem.space == Space::High {
+                self.code.put(WINDOW_PREFIX, 1);
+            }
+        }
+    }
+
+    /// An access to the window is about to be written, prefix and all.
+    pub fn note_window(&mut self) {
+        self.windows.push(self.code.len() as u32);
     }
 
     /// Notes a constant of 32 bits, or the low half of one that has ones above it, if it may be an address.

@@ -14,6 +14,7 @@ use x86::{
 use super::{
     Declined, Flow, Template,
     assembler::{Mem, RAX, RCX, RDX, RSI, condition, gpr_offset},
+    memory::{Access, Address},
     stack::Pushed,
 };
 use crate::{
@@ -162,7 +163,8 @@ impl Template<'_> {
 
     /// AC decides which TLB array is right, and TF traps.
     fn popf(&mut self) -> Result<(), Declined> {
-        let (place, top) = self.top()?;
+        let top = self.read(RSP as u8);
+        let place = self.lookup(Address::Based { base: top, displacement: 0 }, Access::read(8))?;
         let [first, second, _] = self.registers.temporaries;
         let image = self.last_temporary();
         self.asm.load(image, place);

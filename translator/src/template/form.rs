@@ -130,7 +130,7 @@ mod tests {
 
     use super::*;
     use crate::template::{
-        assembler::{Assembler, Mem},
+        assembler::{Assembler, Mem, Space},
         encoding::Operand,
         instruction::{gpr, immediate_kind, set_memory},
     };
@@ -143,8 +143,10 @@ mod tests {
         let bases = [0, 4, 5, 12, 13, 15];
         let indices = [None, Some((0, 0)), Some((5, 1)), Some((12, 2)), Some((13, 3))];
         let all = bases.into_iter().flat_map(|base| indices.map(|index| (base, index)));
-        all.flat_map(|(base, index)| displacements.map(|displacement| Mem { base, index, displacement }))
-            .collect()
+        all.flat_map(|(base, index)| {
+            displacements.map(|displacement| Mem { base, index, displacement, space: Space::Host })
+        })
+        .collect()
     }
 
     fn register(kind: OpCodeOperandKind, number: u8) -> Register {

@@ -6,12 +6,12 @@ use x86::Width;
 
 use super::{
     Declined, Template,
-    assembler::{Mem, RAX, RCX, Reg},
+    assembler::{Mem, RAX, RCX, Reg, Space},
     effects::{Effects, FlagUse, Use},
     encoding,
     form::{self, Field},
     known,
-    memory::Access,
+    memory::{Access, Address},
     registers::numbers,
     source,
 };
@@ -46,7 +46,7 @@ impl Template<'_> {
             self.read(guest);
         }
         let memory = match memory {
-            Some(what) => Some(self.operand(insn, what, effects.aligned)?),
+            Some(what) => Some(self.operand_place(insn, what, effects.aligned)?),
             None => None,
         };
         match effects.flags {
@@ -66,6 +66,9 @@ impl Template<'_> {
                         Some(by) => self.write_moved(register.index, by),
                         None => self.write(register.index),
                     };
+                    if register.width == Width::Dword {
+                        self.known.shorten(register.index);
+                    }
                 }
                 Operand::Xmm(index) if effects.operands[n].writes() => self.write_xmm(index),
                 _ => {}
@@ -99,23 +102,40 @@ impl Template<'_> {
         {
             return None;
         }
+        let memory = memory.filter(|_| matches!(insn.memory_bytes, 1 | 4 | 8))?;
+        self.asm.begin_access(memory);
         match insn.memory_bytes {
-            1 => self.asm.load8(RAX, memory?),
-            4 => self.asm.load32(RAX, memory?),
-            8 => self.asm.load(RAX, memory?),
-            _ => return None,
+            1 => self.asm.load8(RAX, memory),
+            4 => self.asm.load32(RAX, memory),
+            _ => self.asm.load(RAX, memory),
         }
         Some(n as u32)
     }
 
     /// The memory operand, looked up.
     pub(super) fn operand(&mut self, insn: &Insn, what: Use, aligned: bool) -> Result<Mem, Declined> {
+        let (address, access) = self.operand_access(insn, what, aligned)?;
+        self.lookup(address, access)
+    }
+
+    /// The same, perhaps in the window: for who accesses it next, and changes nothing before that.
+    pub(super) fn operand_place(&mut self, insn: &Insn, what: Use, aligned: bool) -> Result<Mem, Declined> {
+        let (address, access) = self.operand_access(insn, what, aligned)?;
+        self.place(address, access)
+    }
+
+    fn operand_access(
+        &mut self,
+        insn: &Insn,
+        what: Use,
+        aligned: bool,
+    ) -> Result<(Address, Access), Declined> {
         let bytes = match insn.memory_bytes {
             bytes @ (1 | 2 | 4 | 8 | 16) => bytes as u8,
             _ => return Err(Declined),
         };
         let address = self.address(insn);
-        self.lookup(address, Access { bytes, write: what.writes(), aligned })
+        Ok((address, Access { bytes, write: what.writes(), aligned }))
     }
 
     /// Encodes the instruction with `memory` for its memory operand and `instead`, if any, for the operand of that number.
@@ -153,6 +173,9 @@ impl Template<'_> {
                 _ => return Err(Declined),
             }
         }
+        if memory.is_some_and(|memory| memory.space != Space::Host) {
+            self.asm.note_window();
+        }
         // CMPXCHG16B is carried out atomically whether it says so or not.
         host.set_has_lock_prefix(insn.lock || insn.mnemonic == Mnemonic::Cmpxchg16b);
         if self.asm.instruction(&host) { Ok(()) } else { Err(Declined) }
@@ -185,7 +208,10 @@ impl Template<'_> {
         };
         let operand = match register(form.operand) {
             Some(register) => encoding::Operand::Register(register),
-            None if insn.operand(form.operand.into()) == Operand::Memory => memory?.into(),
+            None if insn.operand(form.operand.into()) == Operand::Memory => {
+                self.asm.begin_access(memory?);
+                memory?.into()
+            }
             None => return None,
         };
         self.asm.of_form(form, field, operand, insn.immediate);
@@ -196,6 +222,9 @@ impl Template<'_> {
 /// Makes memory the operand of a number.
 pub(super) fn set_memory(host: &mut Instruction, operand: u32, memory: Mem) {
     host.set_op_kind(operand, OpKind::Memory);
+    if memory.space == Space::High {
+        host.set_segment_prefix(Iced::GS);
+    }
     host.set_memory_base(Iced::RAX + u32::from(memory.base));
     if let Some((index, scale)) = memory.index {
         host.set_memory_index(Iced::RAX + u32::from(index));

@@ -17,7 +17,8 @@ use super::{
     assembler::{Jump, Mem, Reg, condition},
     bit_string,
     cold::ColdKind,
-    effects, float,
+    effects::{self, Set},
+    float,
     memory::{ADDEND, Access, Address},
     vector,
 };
@@ -33,6 +34,9 @@ const NEAR: u32 = 256;
 
 /// A distance from which no near access comes into the page.
 pub(super) const FAR: u64 = 1 << 24;
+
+/// By how much registers may be moved before they are looked at again: far less than what lies unused above that.
+const FARTHEST: u32 = 1 << 28;
 
 /// A page that an access was in. The second register of the pair has its addend.
 #[derive(Clone, Copy)]
@@ -87,6 +91,13 @@ pub(super) struct KnownPages {
     pairs: [Option<KnownPage>; 2],
     /// The page of a constant address that the first two temporaries are about, and whether it can be written.
     absolute: Option<(u64, bool)>,
+    /// Registers that were found to point into the window, and by how much all of them together have been moved since.
+    checked: Set,
+    moved: u32,
+    /// Registers whose upper halves are zero.
+    short: Set,
+    /// A constant address that is in the first temporary.
+    pub constant: Option<u64>,
 }
 
 const SHARED: usize = 0;
@@ -95,7 +106,32 @@ const STACK: usize = 1;
 impl KnownPages {
     /// The first two temporaries are used for something else.
     pub fn forget_shared(&mut self) {
-        (self.pairs[SHARED], self.absolute) = (None, None);
+        (self.pairs[SHARED], self.absolute, self.constant) = (None, None, None);
+    }
+
+    /// No page is known any more.
+    pub fn forget_pages(&mut self) {
+        (self.pairs, self.absolute) = ([None; 2], None);
+    }
+
+    /// A register was found to point into the window.
+    pub fn check(&mut self, base: u8) {
+        self.checked |= 1 << base;
+    }
+
+    /// Whether it is, but for constants that it was moved by.
+    pub fn is_checked(&self, base: u8) -> bool {
+        self.checked >> base & 1 != 0
+    }
+
+    /// Whether a register's upper half is known to be zero.
+    pub fn is_short(&self, register: u8) -> bool {
+        self.short >> register & 1 != 0
+    }
+
+    /// So it is.
+    pub fn shorten(&mut self, register: u8) {
+        self.short |= 1 << register;
     }
 
     /// The page of a constant address was looked up.
@@ -118,10 +154,18 @@ impl KnownPages {
         for known in &mut self.pairs {
             *known = known.filter(|known| known.base != base);
         }
+        self.checked &= !(1 << base);
     }
 
     /// A guest register is moved by a constant.
     pub fn moved(&mut self, base: u8, by: i32) {
+        self.short &= !(1 << base);
+        if self.checked >> base & 1 != 0 {
+            self.moved = self.moved.saturating_add(by.unsigned_abs());
+            if self.moved > FARTHEST {
+                (self.checked, self.moved) = (0, 0);
+            }
+        }
         for known in &mut self.pairs {
             *known = known.and_then(|page| match page.base == base {
                 true => Some(KnownPage {

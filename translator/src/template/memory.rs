@@ -14,7 +14,7 @@ use x86::{CpuState, PAGE_MASK, PAGE_SHIFT, Segment, SegmentRegister, Width};
 
 use super::{
     Declined, Template,
-    assembler::{Jump, Mem, Reg, condition},
+    assembler::{Jump, Mem, Reg, Space, condition},
     cold::ColdKind,
 };
 
@@ -110,11 +110,11 @@ impl Template<'_> {
             Address::Based { base, displacement } => self.asm.lea(to, Mem::new(base, displacement)),
             Address::Computed { base, index, displacement, narrow, segment } => {
                 let mem = match base {
-                    Some(base) => Mem { base, index, displacement: displacement as i32 },
+                    Some(base) => Mem { base, index, displacement: displacement as i32, space: Space::Host },
                     None => {
                         let cut = if narrow { displacement & 0xffff_ffff } else { displacement };
                         self.asm.constant(to, cut);
-                        Mem { base: to, index, displacement: 0 }
+                        Mem { base: to, index, displacement: 0, space: Space::Host }
                     }
                 };
                 match (base, index, narrow) {
@@ -129,6 +129,14 @@ impl Template<'_> {
                     self.asm.add_from(to, Mem::state(offset));
                 }
             }
+        }
+    }
+
+    /// The place of an access: in the window, or looked up, as [`Template::lookup`] says.
+    pub(super) fn place(&mut self, address: Address, access: Access) -> Result<Mem, Declined> {
+        match self.in_window(address, access) {
+            Some(place) => Ok(place),
+            None => self.lookup(address, access),
         }
     }
 
@@ -203,7 +211,7 @@ impl Template<'_> {
                 self.linear(address, second);
                 self.asm.shift_right(second, INDEX_SHIFT);
                 self.entry(second);
-                self.asm.lea(first, Mem { base, index, displacement: last });
+                self.asm.lea(first, Mem { base, index, displacement: last, space: Space::Host });
                 self.asm.and_immediate(first, page_mask);
                 self.asm.compare(first, entry);
             }

@@ -37,6 +37,7 @@ mod stack;
 mod string;
 mod translator;
 mod vector;
+mod window;
 
 use iced_x86::Mnemonic;
 use semantics::{
@@ -47,7 +48,7 @@ use semantics::{
 use x86::{Mode, PAGE_MASK, state};
 
 use crate::{
-    AddendField, DirectExit, Relocation, TranslateError,
+    AddendField, DirectExit, Relocation, TranslateError, WindowAccess,
     abi::Leave,
     instrument::Instrumentation,
     lift::callouts::{is_called, is_own},
@@ -60,6 +61,7 @@ use flags::Flags;
 use known::KnownPages;
 use region::Course;
 use registers::Registers;
+use window::Windows;
 
 pub use translator::TemplateTranslator;
 
@@ -114,10 +116,17 @@ struct Template<'a> {
     /// The guest's MXCSR is known to be in the host's register.
     mxcsr_loaded: bool,
     known: KnownPages,
+    /// If accesses are made there.
+    windows: Option<Windows>,
+    /// They may be.
+    uses_windows: bool,
+    accesses: Vec<WindowAccess>,
     /// Every access is checked by itself.
     careful: bool,
     /// In a region: registers that point anywhere, and those that are small ([`crate::locality`]).
     strange: Option<locality::Set>,
+    /// The former, before the current instruction.
+    came_strange: locality::Set,
     small: locality::Set,
     /// Those that it only moves by constants.
     steady: locality::Set,
@@ -154,6 +163,7 @@ struct Mark {
 impl<'a> Template<'a> {
     fn new(mut asm: Box<Assembler>, block: &GuestBlock) -> Self {
         asm.code.truncate(0);
+        asm.windows.clear();
         let registers = Registers::plan([].iter());
         Self {
             asm,
@@ -176,8 +186,12 @@ impl<'a> Template<'a> {
             addends: Vec::new(),
             mxcsr_loaded: false,
             known: KnownPages::default(),
+            windows: None,
+            uses_windows: false,
+            accesses: Vec::new(),
             careful: false,
             strange: None,
+            came_strange: 0,
             small: 0,
             steady: 0,
             recent: None,
@@ -214,10 +228,12 @@ impl<'a> Template<'a> {
             match flow {
                 Ok(Flow::Next) => {
                     self.complete();
+                    self.note_windows(Flow::Next);
                     bytes += u16::from(insn.length);
                     self.keep_known(keeps);
                 }
                 Ok(Flow::Ended) => {
+                    self.note_windows(Flow::Ended);
                     self.end_block(index as u16 + 1);
                     return Ok((index as u16 + 1, bytes + u16::from(insn.length)));
                 }
@@ -253,6 +269,7 @@ impl<'a> Template<'a> {
     /// Whether the instruction's access is likely to be near where others were.
     fn guess(&mut self, insn: &Insn) {
         if let Some(strange) = &mut self.strange {
+            self.came_strange = *strange;
             self.recent = locality::recent_page(insn, *strange | !self.steady, self.small);
             *strange = locality::after(insn, *strange);
             self.small = locality::small(insn, self.small);
@@ -341,6 +358,10 @@ impl<'a> Template<'a> {
 
     fn reset(&mut self, mark: Mark) {
         self.asm.code.truncate(mark.code);
+        self.asm.windows.clear();
+        if let Some(windows) = &mut self.windows {
+            windows.forget();
+        }
         self.cold.truncate(mark.cold);
         if let Some(course) = &mut self.course {
             course.let_wait(mark.waiting);

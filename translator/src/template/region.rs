@@ -25,6 +25,7 @@ use super::{
     known::KnownPages,
     registers::{Registers, numbers},
     vector,
+    window::From,
 };
 use crate::{
     TranslateError,
@@ -41,13 +42,13 @@ const MOST_PENDING: i32 = 60;
 
 /// What is known at a place in the code.
 #[derive(Clone, Copy)]
-struct Known {
-    registers: Registers,
-    flags: Flags,
-    known: KnownPages,
-    pending: i32,
+pub(super) struct Known {
+    pub registers: Registers,
+    pub flags: Flags,
+    pub known: KnownPages,
+    pub pending: i32,
     /// Block and instruction.
-    at: (usize, usize),
+    pub at: (usize, usize),
 }
 
 /// A way on that is written later.
@@ -58,7 +59,7 @@ struct Waiting {
 }
 
 #[derive(Clone, Copy)]
-enum Way {
+pub(super) enum Way {
     /// To a constant target.
     Direct(u64),
     /// By a RET that moves RSP by so much, to that target.
@@ -69,6 +70,8 @@ enum Way {
     IndirectExit(Reg),
     /// On in the block of that number, with every access checked by itself.
     Careful(usize),
+    /// The same, but only the current instruction; then on with what is known [there](super::window::After).
+    Once(usize, usize),
 }
 
 /// What is written next.
@@ -77,6 +80,8 @@ enum Next {
     Block(usize),
     /// What is left of it, once more: see [`Way::Careful`].
     Careful(usize),
+    /// The current instruction, once more: see [`Way::Once`].
+    Once(usize),
 }
 
 /// A block of the region that is being written.
@@ -96,16 +101,55 @@ pub(super) struct Course {
     homes: Registers,
     has_float: bool,
     waiting: Vec<Waiting>,
+    /// Written when no other way is left.
+    behind: Vec<(From, Known, Way)>,
+    /// Those that go on without the window.
+    refused: Vec<(From, Known, Way)>,
     /// What is written next, right here.
     next: Option<usize>,
     /// The number of the block that is being written.
     current: usize,
+    /// [`Region::low`].
+    low: u32,
 }
 
 impl Course {
     /// How many ways wait.
     pub fn waiting(&self) -> usize {
         self.waiting.len()
+    }
+
+    /// Which pointers were low when the region was formed.
+    pub fn low(&self) -> u32 {
+        self.low
+    }
+
+    /// The registers that point anywhere when a block begins.
+    pub fn strange(&self, number: usize) -> locality::Set {
+        self.plan.strange[number]
+    }
+
+    /// The number of the block that is being written.
+    pub fn current(&self) -> usize {
+        self.current
+    }
+
+    /// A way on that is written when no other is left.
+    pub fn wait_behind(&mut self, from: From, known: Known, way: Way) {
+        match way {
+            Way::Once(..) => self.behind.push((from, known, way)),
+            _ => self.refused.push((from, known, way)),
+        }
+    }
+
+    /// All blocks are to be written anew.
+    pub fn begin_anew(&mut self) {
+        self.nodes.fill(Node::default());
+    }
+
+    /// Has those written that go on without the window.
+    pub fn write_refused(&mut self) {
+        self.behind.append(&mut self.refused);
     }
 
     /// Has no more of them wait than so many.
@@ -137,11 +181,34 @@ impl<'a> Template<'a> {
             homes: self.registers,
             has_float,
             waiting: Vec::new(),
+            behind: Vec::new(),
+            refused: Vec::new(),
             next: None,
             current: 0,
+            low: region.low,
         });
         self.page = first.guest.rip & PAGE_MASK;
-        self.go_inside(first.guest.rip);
+        if !self.may_use_windows(region) {
+            return self.version(region);
+        }
+        let off = self.unless_window();
+        self.version(region)?;
+        self.without_window(off);
+        let made = self.version(region)?;
+        // Behind what is refused accesses are looked up for as long as control stays in the region.
+        self.refused();
+        self.ways(region)?;
+        Ok(made)
+    }
+
+    /// Writes the blocks of a region that can be reached from its first one; gives how many instructions and bytes they are.
+    fn version(&mut self, region: &'a Region) -> Result<(u16, u16), TranslateError> {
+        self.go_inside(region.blocks[0].guest.rip);
+        self.ways(region)
+    }
+
+    /// Writes what waits.
+    fn ways(&mut self, region: &'a Region) -> Result<(u16, u16), TranslateError> {
         let (mut instructions, mut bytes) = (0, 0);
         while let Some(next) = self.next_block() {
             let number = match next {
@@ -149,6 +216,12 @@ impl<'a> Template<'a> {
                 Next::Careful(number) => {
                     (self.careful, self.strange, self.recent) = (true, None, None);
                     self.block_from(&region.blocks[number].guest, self.index)?;
+                    self.careful = false;
+                    continue;
+                }
+                Next::Once(after) => {
+                    (self.careful, self.strange, self.recent) = (true, None, None);
+                    self.once(after, &region.blocks)?;
                     self.careful = false;
                     continue;
                 }
@@ -173,25 +246,40 @@ impl<'a> Template<'a> {
                 course.current = number;
                 return Some(Next::Block(number));
             }
-            let Waiting { from, known, way } = course.waiting.pop()?;
-            self.asm.bind(from);
-            self.know(known);
-            if let Way::Careful(number) = way {
-                if let Some(course) = &mut self.course {
-                    course.current = number;
+            let way = match course.waiting.pop() {
+                Some(Waiting { from, known, way }) => {
+                    self.asm.bind(from);
+                    self.know(known);
+                    way
                 }
-                return Some(Next::Careful(number));
+                None => {
+                    let (from, known, way) = course.behind.pop()?;
+                    self.come_from(from);
+                    self.know(known);
+                    way
+                }
+            };
+            let (number, next) = match way {
+                Way::Careful(number) => (number, Next::Careful(number)),
+                Way::Once(number, after) => (number, Next::Once(after)),
+                _ => {
+                    self.go(way);
+                    continue;
+                }
+            };
+            if let Some(course) = &mut self.course {
+                course.current = number;
             }
-            self.go(way);
+            return Some(next);
         }
     }
 
-    fn known(&self) -> Known {
+    pub(super) fn known(&self) -> Known {
         let (registers, flags, known, pending) = (self.registers, self.flags, self.known, self.pending);
         Known { registers, flags, known, pending, at: (self.at, self.index) }
     }
 
-    fn know(&mut self, known: Known) {
+    pub(super) fn know(&mut self, known: Known) {
         self.return_to(known.at.0, known.at.1);
         (self.registers, self.flags) = (known.registers, known.flags);
         (self.known, self.pending) = (known.known, known.pending);
@@ -225,7 +313,7 @@ impl<'a> Template<'a> {
             Way::ReturnExit(target, by) => self.return_exit(target, by),
             Way::IndirectExit(target) => self.indirect_exit(target, 0),
             // `next_block` has it written.
-            Way::Careful(_) => {}
+            Way::Careful(_) | Way::Once(..) => {}
         }
     }
 

@@ -6,7 +6,7 @@ use x86::Width;
 
 use super::{
     Declined, Flow, Template,
-    assembler::{Mem, RAX, RDX, condition},
+    assembler::{Mem, RAX, RDX, Space, condition},
     cold::ColdKind,
     effects::Use,
     known,
@@ -31,11 +31,13 @@ impl Template<'_> {
                 self.asm.constant(to, operand.displacement & cut);
                 return Ok(Flow::Next);
             }
-            (Some(base), index) => Mem { base, index, displacement: operand.displacement as i32 },
+            (Some(base), index) => {
+                Mem { base, index, displacement: operand.displacement as i32, space: Space::Host }
+            }
             (None, index) => {
                 let spare = self.registers.temporaries[0];
                 self.asm.constant(spare, operand.displacement & cut);
-                Mem { base: spare, index, displacement: 0 }
+                Mem { base: spare, index, displacement: 0, space: Space::Host }
             }
         };
         let to = match known::step(insn) {

@@ -37,8 +37,10 @@ impl Template<'_> {
 
     /// Loads the 64-bit memory operand to the last temporary, which the lookup of a push leaves alone.
     pub(super) fn load_to_last_temporary(&mut self, insn: &Insn) -> Result<Reg, Declined> {
-        let operand = self.operand(insn, Use::Read, false)?;
+        let operand = self.operand_place(insn, Use::Read, false)?;
         let value = self.last_temporary();
+        self.check_again();
+        self.asm.begin_access(operand);
         self.asm.load(value, operand);
         Ok(value)
     }
@@ -46,14 +48,22 @@ impl Template<'_> {
     /// Pushes 64 bits. Uses the first two temporaries.
     pub(super) fn push_value(&mut self, value: Pushed) -> Result<(), Declined> {
         let top = self.read(RSP);
-        let place = self.lookup(Address::Based { base: top, displacement: -8 }, Access::write(8))?;
+        let place = self.place(Address::Based { base: top, displacement: -8 }, Access::write(8))?;
         match value {
-            Pushed::Register(register) => self.asm.store(place, register),
+            Pushed::Register(register) => {
+                self.asm.begin_access(place);
+                self.asm.store(place, register);
+            }
             Pushed::Constant(value) => {
                 let spare = self.registers.temporaries[0];
-                self.asm.store_constant(place, value, spare);
-                if i32::try_from(value as i64).is_err() {
+                if let Ok(value) = i32::try_from(value as i64) {
+                    self.asm.begin_access(place);
+                    self.asm.store_immediate(place, value);
+                } else {
                     self.known.forget_shared();
+                    self.asm.constant(spare, value);
+                    self.asm.begin_access(place);
+                    self.asm.store(place, spare);
                 }
             }
         }
@@ -65,7 +75,7 @@ impl Template<'_> {
     /// The place of the 64 bits on top, and the register that RSP is in.
     pub(super) fn top(&mut self) -> Result<(Mem, Reg), Declined> {
         let top = self.read(RSP);
-        let place = self.lookup(Address::Based { base: top, displacement: 0 }, Access::read(8))?;
+        let place = self.place(Address::Based { base: top, displacement: 0 }, Access::read(8))?;
         Ok((place, top))
     }
 
@@ -76,6 +86,7 @@ impl Template<'_> {
         }
         let (place, top) = self.top()?;
         let to = self.write(register.index);
+        self.asm.begin_access(place);
         self.asm.load(to, place);
         if register.index != RSP {
             self.asm.lea(top, Mem::new(top, 8));
@@ -92,6 +103,8 @@ impl Template<'_> {
         };
         let (place, _) = self.top()?;
         let target = self.last_temporary();
+        self.check_again();
+        self.asm.begin_access(place);
         self.asm.load(target, place);
         Ok((target, 8 + released))
     }

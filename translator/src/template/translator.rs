@@ -17,6 +17,8 @@ pub struct TemplateTranslator {
     assembler: Option<Box<Assembler>>,
     counts: bool,
     instruments: bool,
+    /// Regions of user processes access memory in the window.
+    uses_windows: bool,
     /// The last translation: what it allocated serves the next one.
     block: CodeBlock,
     /// So do these.
@@ -38,6 +40,7 @@ impl TemplateTranslator {
             assembler: None,
             counts: false,
             instruments: false,
+            uses_windows: false,
             block: CodeBlock::default(),
             cold: Vec::new(),
             tails: Tails::default(),
@@ -54,6 +57,11 @@ impl TemplateTranslator {
     /// The same, but its blocks count what they do: see [`crate::instrument`].
     pub fn instrumented(self) -> Self {
         Self { instruments: true, ..self }
+    }
+
+    /// Has regions of user processes access memory in the window, or not: see [`memory::window`].
+    pub fn use_windows(&mut self, on: bool) {
+        self.uses_windows = on;
     }
 
     /// Translates a guest block, or its beginning. `second` is [`crate::region::RegionBlock::second`].
@@ -104,6 +112,8 @@ impl TemplateTranslator {
         template.callouts = taken(&mut self.block.callouts);
         template.addends = taken(&mut self.block.addends);
         template.asm.addresses = self.block.addresses.as_mut().map(taken).unwrap_or_default();
+        template.accesses = taken(&mut self.block.window_accesses);
+        template.uses_windows = self.uses_windows;
         template.cold = taken(&mut self.cold);
         template.tails = core::mem::take(&mut self.tails);
         template.blocks = emptied(core::mem::take(&mut self.blocks));
@@ -114,12 +124,14 @@ impl TemplateTranslator {
         if translated.is_ok() {
             template.finish();
         }
-        let Template { mut asm, relocations, exits, callouts, addends, instrumentation, .. } = template;
+        let Template { mut asm, relocations, exits, callouts, addends, instrumentation, accesses, .. } =
+            template;
         (self.cold, self.tails, self.blocks) = (template.cold, template.tails, emptied(template.blocks));
         self.block.code.clear();
         self.block.code.extend_from_slice(asm.code.bytes());
         self.block.addresses = Some(core::mem::take(&mut asm.addresses));
         self.block.addends = addends;
+        self.block.window_accesses = accesses;
         self.assembler = Some(asm);
         (self.block.relocations, self.block.exits, self.block.callouts) = (relocations, exits, callouts);
         self.block.instrumentation = instrumentation.map(|all| Box::new(all.finished()));

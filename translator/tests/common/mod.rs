@@ -324,3 +324,11 @@ unsafe extern "C" fn unlinked() {
         scratch = const offset_of!(CpuState, scratch),
     )
 }
+
+/// The same at CPL 3.
+pub fn user_state() -> Box<CpuState> {
+    let mut state = long_mode_state();
+    state.cpl = 3;
+    state.update_mode();
+    state
+}

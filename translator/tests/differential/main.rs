@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use common::{
     long_mode_state, place, protected_state,
     random::{DATA, DATA_SIZE, Random, instruction, instruction_of_run, registers},
+    user_state,
 };
 use iced_x86::{Decoder, Mnemonic, OpKind, Register, RflagsBits};
 use semantics::{
@@ -24,10 +25,12 @@ use transvisor_translator::{
     CodeBlock, Options, RegisterAllocator, TemplateTranslator, TranslateError, Translator,
     abi::Leave,
     region::{Region, RegionBlock},
+    windows::{self, Handled, Windows},
 };
 use x86::{CpuState, LazyFlags, Mode, Width, flags, lazy_flags::Form};
 
 const CODE: u64 = 0x4_0000;
+
 /// What differs between two states, in words.
 fn differences(compiled: &CpuState, interpreted: &CpuState) -> String {
     let mut text = String::new();
@@ -57,6 +60,9 @@ struct Seen {
     /// Instructions that compiled code left to the interpreter although they raise nothing.
     left: BTreeMap<String, u64>,
     declined: u64,
+    /// Runs that might have used the window, and how often it was on.
+    runs: u64,
+    on: u64,
 }
 
 /// Translates a block, or several with their bytes.
@@ -69,6 +75,10 @@ struct Harness {
     /// Undefined flags are the host's, not those of the definitions.
     host_flags: bool,
     state: fn() -> Box<CpuState>,
+    /// Code is there, and most of what registers point to: 0 or [`side::HIGH`].
+    base: u64,
+    /// Where its accesses to the window go on, if it may have any.
+    windows: Option<Box<Windows>>,
     compiled: Side,
     interpreted: Side,
     seen: Seen,
@@ -77,6 +87,7 @@ struct Harness {
 impl Harness {
     fn case(&mut self, seed: u64) {
         let random = &mut Random(seed);
+        let code_at = self.base + CODE;
         let (mut insns, mut bytes) = (Vec::<Insn>::new(), Vec::new());
         let mxcsr = match random.below(4) {
             0 => 0x1f80 & !(random.next() as u32 & 0x1f80) | random.next() as u32 & 0xe040,
@@ -91,7 +102,7 @@ impl Harness {
         let run = (mode.is_64bit() && random.once_in(3)).then(|| random.below(16) as u8);
         for _ in 0..1 + random.below(if self.branches { 16 } else { 8 }) {
             if let Some(base) = run.filter(|_| !random.once_in(4)) {
-                let (insn, encoded) = instruction_of_run(random, base, CODE + bytes.len() as u64, mode);
+                let (insn, encoded) = instruction_of_run(random, base, code_at + bytes.len() as u64, mode);
                 bytes.extend(encoded);
                 insns.push(insn);
                 continue;
@@ -101,7 +112,7 @@ impl Harness {
                 let opcode = [0x70 | random.below(16) as u8, 0xe2, 0xe3];
                 bytes.extend([opcode[random.below(12).saturating_sub(9) as usize], 0]);
             }
-            let (insn, encoded) = instruction(random, CODE + bytes.len() as u64, mode);
+            let (insn, encoded) = instruction(random, code_at + bytes.len() as u64, mode);
             bytes.extend(encoded);
             insns.push(insn);
             if semantics::decode::ends_block(&insn) {
@@ -111,16 +122,16 @@ impl Harness {
         let mut blocks = Vec::new();
         let mut at = 0;
         while at < bytes.len() {
-            let block = decode_block(&bytes[at..], CODE + at as u64, mode);
+            let block = decode_block(&bytes[at..], code_at + at as u64, mode);
             let length = block.length() as usize;
             assert!(length > 0, "seed {seed:#x}: no block at {at} of {bytes:02x?}");
             blocks.push((block, &bytes[at..at + length]));
             at += length;
         }
-        let end = CODE + bytes.len() as u64;
+        let end = code_at + bytes.len() as u64;
         let leads_back = |insn: &Insn| {
             insn.operand(0) == Operand::Near
-                && (CODE..end).contains(&insn.immediate)
+                && (code_at..end).contains(&insn.immediate)
                 && insn.immediate != insn.next_rip()
         };
         if self.branches && insns.iter().any(leads_back) {
@@ -138,19 +149,27 @@ impl Harness {
         };
         let placed = place(code);
 
+        // What the window may cost is counted by them.
+        let counted = self.windows.as_ref().map_or(0, |_| self.compiled.state.instructions + 100_000);
         let data: Vec<u8> =
             (0..(DATA_SIZE + 0x2_0000) / 8).flat_map(|_| random.next().to_le_bytes()).collect();
         let mut start = (self.state)();
         registers(random, &mut start);
-        start.segments[4].base = DATA + random.below(0x1000);
-        start.segments[5].base = DATA + random.below(0x1000);
+        start.segments[4].base = self.base + DATA + random.below(0x1000);
+        start.segments[5].base = self.base + DATA + random.below(0x1000);
+        if self.base != 0 {
+            let data = DATA..DATA + DATA_SIZE;
+            for register in start.gpr.iter_mut().filter(|register| data.contains(*register)) {
+                *register += if random.once_in(8) { 0 } else { self.base };
+            }
+        }
         for side in [&mut self.compiled, &mut self.interpreted] {
             side.set_data(&data);
             let state = &mut side.state;
             (state.gpr, state.xmm, state.x87) = (start.gpr, start.xmm, start.x87);
             (state.flags, state.rflags, state.mxcsr) = (start.flags, start.rflags, mxcsr);
             state.segments = start.segments;
-            (state.rip, state.instructions, state.pending_exception) = (CODE, 0, 0);
+            (state.rip, state.instructions, state.pending_exception) = (code_at, counted, 0);
         }
 
         if random.once_in(2) {
@@ -164,15 +183,30 @@ impl Harness {
             self.interpreted.state.settle_flags();
         }
 
+        if let Some(windows) = &mut self.windows {
+            if random.once_in(4) {
+                self.compiled.mmu.flush_all(&mut self.compiled.state);
+            }
+            self.compiled.mmu.select_view(&mut self.compiled.state);
+            self.seen.runs += 1;
+            self.seen.on += u64::from(self.compiled.state.window != 0);
+            windows.installed(seed, placed.code(), &placed.block);
+        }
+        let windows = self.windows.as_ref().map(|windows| &raw const **windows);
+        // SAFETY: they are in boxes; `Side::new` made `engine` point to its MMU.
+        let handled = windows.map(|windows| unsafe { Handled::new(windows, &raw mut *self.compiled.state) });
         // SAFETY: what the state points to lives in `compiled`.
         let leave = unsafe { placed.run(&mut self.compiled.state) };
+        drop(handled);
+        let stray = self.windows.as_ref().map_or(0, |windows| windows.stray());
+        assert_eq!(stray, 0, "seed {seed:#x}: an access to the window was not checked: {bytes:02x?}");
         self.compiled.state.settle_flags();
         let compiled = &mut *self.compiled.state;
         if matches!(leave, Leave::Unlinked | Leave::Guard) {
             let slot = compiled.scratch[0] as usize - placed.slot(0) as usize;
             compiled.rip = placed.block.exits[slot / 32].target;
         }
-        let executed = compiled.instructions as usize;
+        let executed = (compiled.instructions - counted) as usize;
         let undefined = if self.host_flags { undefined_flags(&bytes, mode, executed) } else { Some(0) };
         let Some(undefined) = undefined else {
             // Also where no case resets it, memory must stay the same.
@@ -308,19 +342,28 @@ fn run_with(
 ) {
     let (compiled, interpreted) = (Side::new(state), Side::new(state));
     let seen = Seen::default();
-    let mut harness = Harness { translate, branches, host_flags, state, compiled, interpreted, seen };
+    let (base, windows) = (0, None);
+    run_harness(
+        Harness { translate, branches, host_flags, state, base, windows, compiled, interpreted, seen },
+        cases,
+        seed,
+    );
+}
+
+fn run_harness(mut harness: Harness, cases: u64, seed: u64) -> Seen {
     let cases = setting("DIFFERENTIAL_CASES").unwrap_or(cases);
     let seed = setting("DIFFERENTIAL_SEED").unwrap_or(seed);
     for n in 0..cases {
         harness.case(seed.wrapping_add(n));
     }
-    let seen = &harness.seen;
+    let seen = harness.seen;
     println!(
         "{cases} blocks from seed {seed:#x}: {} forms executed, {} blocks declined at their first instruction",
         seen.executed.len(),
         seen.declined
     );
     println!("left to the interpreter without need: {:?}", seen.left);
+    seen
 }
 
 #[test]
@@ -337,7 +380,7 @@ fn templates_do_what_the_interpreter_does() {
 
 fn region(blocks: &[(GuestBlock, &[u8])]) -> Region {
     let blocks = blocks.iter().map(|(block, bytes)| RegionBlock::new(block.clone(), bytes, 0, None, None));
-    Region { blocks: blocks.collect() }
+    Region { blocks: blocks.collect(), low: 0 }
 }
 
 #[test]
@@ -350,6 +393,34 @@ fn regions_by_templates_do_what_the_interpreter_does() {
         20000,
         0x5000_0000,
     );
+}
+
+#[test]
+fn regions_with_the_window_do_what_the_interpreter_does() {
+    let mut translator = TemplateTranslator::new();
+    translator.use_windows(true);
+    let (state, mut low) = (user_state, 1_u32);
+    let (mut compiled, interpreted) = (Side::new(state), Side::new(state));
+    assert!(windows::prepare() && compiled.mmu.open_window(0), "this host can't have the window");
+    let harness = Harness {
+        translate: Box::new(move |blocks| {
+            // What is guessed of pointers does not matter.
+            low = low.wrapping_mul(0x9e37_79b9).wrapping_add(0x7f4a_7c15);
+            let region = Region { low: (low >> 13) & (low >> 7), ..region(blocks) };
+            translator.translate_region(&region).cloned()
+        }),
+        branches: true,
+        host_flags: true,
+        state,
+        base: side::HIGH,
+        windows: Some(Box::default()),
+        compiled,
+        interpreted,
+        seen: Seen::default(),
+    };
+    let seen = run_harness(harness, 20000, 0x7000_0000);
+    println!("the window was on in {} of {} runs", seen.on, seen.runs);
+    assert!(seen.on > seen.runs / 2);
 }
 
 #[test]

@@ -73,12 +73,18 @@ impl Side {
 /// Where the page tables are, which are not mapped themselves.
 const TABLES: u64 = 0x8_0000;
 
+/// Everything is mapped from here on too.
+pub const HIGH: u64 = 0x5555_5540_0000;
+
 /// Turns paging on. Pages that are neighbours are so nowhere in RAM, some can't be written, and one is missing.
 fn map(state: &mut CpuState, ram: &Ram) {
-    let all = paging::PRESENT | paging::WRITABLE | paging::ACCESSED | paging::DIRTY;
+    let all = paging::PRESENT | paging::WRITABLE | paging::USER | paging::ACCESSED | paging::DIRTY;
     let write = |address: u64, entry: u64| ram.write(GuestPhys(address), &entry.to_le_bytes()).unwrap();
     for level in 0..3 {
-        write(TABLES + level * PAGE_SIZE, (TABLES + (level + 1) * PAGE_SIZE) | all);
+        let next = (TABLES + (level + 1) * PAGE_SIZE) | all;
+        write(TABLES + level * PAGE_SIZE, next);
+        let index = HIGH >> (39 - 9 * level) & 511;
+        write(TABLES + level * PAGE_SIZE + 8 * index, next);
     }
     for page in 0..TABLES / PAGE_SIZE {
         let rights = match page % 16 {

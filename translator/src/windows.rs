@@ -1,0 +1,207 @@
+//! Accesses of compiled code to the window ([`memory::window`]): where they are, and what the host's faults at them lead to.
+//!
+//! A fault comes as SIGSEGV to the vCPU's thread, which is in compiled code then, so nothing that the handler uses is in use elsewhere: it
+//! may look where the access goes on ([`Windows`]), and have the [`Mmu`] put the page into the window. The access is done by the TLB all the same.
+//! A fault anywhere else is left to whoever handled the signal before.
+//!
+//! It is here, and not where compiled code is run, so that tests of translations run them as the engine does.
+
+use core::arch::asm;
+use std::{
+    cell::{Cell, OnceCell},
+    io,
+    marker::PhantomData,
+    mem::MaybeUninit,
+    ops::Range,
+    ptr::{null, null_mut},
+    sync::OnceLock,
+};
+
+use hashbrown::HashMap;
+use memory::{
+    Mmu,
+    window::{BASE, HIGH, LOW, UNUSED, linear_of},
+};
+use x86::{CpuState, GuestVirt};
+
+use crate::CodeBlock;
+
+/// Where compiled code accesses the window.
+#[derive(Default)]
+pub struct Windows {
+    /// By the address of an instruction, that of where it is to go on.
+    accesses: HashMap<u64, u64>,
+    /// Of code memory.
+    generation: u64,
+    /// Page faults where no checked access can be.
+    stray: Cell<u64>,
+}
+
+impl Windows {
+    /// How many accesses faulted at addresses that they should have been refused for before: always 0, but for a bug of the translator.
+    pub fn stray(&self) -> u64 {
+        self.stray.get()
+    }
+
+    /// Code was installed at an address.
+    pub fn installed(&mut self, generation: u64, address: u64, code: &CodeBlock) {
+        if generation != self.generation {
+            self.accesses.clear();
+            self.generation = generation;
+        }
+        for access in &code.window_accesses {
+            self.accesses.insert(address + u64::from(access.access), address + u64::from(access.refused));
+        }
+    }
+}
+
+/// Whose compiled code a thread runs.
+#[derive(Clone, Copy)]
+struct Current {
+    windows: *const Windows,
+    state: *mut CpuState,
+}
+
+const NOBODY: Current = Current { windows: null(), state: null_mut() };
+
+thread_local! {
+    static CURRENT: Cell<Current> = const { Cell::new(NOBODY) };
+}
+
+/// While it lives, faults of the thread at accesses of this engine's code are handled.
+pub struct Handled {
+    /// It is the thread's own.
+    thread: PhantomData<*const ()>,
+}
+
+impl Handled {
+    /// # Safety
+    /// Both stay where they are as long as this lives. While compiled code runs on this thread, the state's `engine` is an [`Mmu`] that nobody else uses.
+    pub unsafe fn new(windows: *const Windows, state: *mut CpuState) -> Self {
+        STACK.with(|stack| _ = stack.get_or_init(SignalStack::new));
+        set_base();
+        CURRENT.set(Current { windows, state });
+        Self { thread: PhantomData }
+    }
+}
+
+impl Drop for Handled {
+    fn drop(&mut self) {
+        CURRENT.set(NOBODY);
+    }
+}
+
+thread_local! {
+    static STACK: OnceCell<SignalStack> = const { OnceCell::new() };
+}
+
+/// The stack that a thread handles signals on: Rust gives it one of a few KiB, too little for what a fault leads to.
+struct SignalStack {
+    start: *mut libc::c_void,
+}
+
+impl SignalStack {
+    const SIZE: usize = 256 << 10;
+
+    /// Without memory for it, the thread's old one stays.
+    fn new() -> Self {
+        let (rights, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: new memory, which is unmapped only after the thread has let go of it.
+        unsafe {
+            let start = libc::mmap(null_mut(), Self::SIZE, rights, kind, -1, 0);
+            if start != libc::MAP_FAILED {
+                let stack = libc::stack_t { ss_sp: start, ss_flags: 0, ss_size: Self::SIZE };
+                libc::sigaltstack(&raw const stack, null_mut());
+            }
+            Self { start }
+        }
+    }
+}
+
+impl Drop for SignalStack {
+    fn drop(&mut self) {
+        if self.start == libc::MAP_FAILED {
+            return;
+        }
+        let none = libc::stack_t { ss_sp: null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
+        // SAFETY: it is used no longer, since this is no signal's handler.
+        unsafe {
+            libc::sigaltstack(&raw const none, null_mut());
+            libc::munmap(self.start, Self::SIZE);
+        }
+    }
+}
+
+/// Whether programs may change their GS base (Linux: Documentation/arch/x86/x86_64/fsgs.rst), by which the window is accessed.
+fn can_set_base() -> bool {
+    const FSGSBASE: u64 = 1 << 1;
+    // SAFETY: reads the process' auxiliary vector.
+    let features = unsafe { libc::getauxval(libc::AT_HWCAP2) };
+    features & FSGSBASE != 0
+}
+
+/// Points GS at the window. Nothing else in a process of x86-64 Linux has a use for it.
+fn set_base() {
+    // SAFETY: the processor and the kernel allow it (`can_set_base` was asked before there were any windows); no code but that for the
+    // window uses GS.
+    unsafe { asm!("wrgsbase {}", in(reg) BASE, options(nomem, nostack, preserves_flags)) };
+}
+
+/// Has faults handled on all threads. `false`: the host does not allow what that needs.
+pub fn prepare() -> bool {
+    static READY: OnceLock<bool> = OnceLock::new();
+    *READY.get_or_init(|| can_set_base() && install_handler().is_ok())
+}
+
+static mut BEFORE: MaybeUninit<libc::sigaction> = MaybeUninit::zeroed();
+
+fn install_handler() -> io::Result<()> {
+    // SAFETY: a zeroed sigaction is valid; the handler is of the type that SA_SIGINFO asks for. `BEFORE` is written here, once, before any
+    // handler reads it.
+    let failed = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_fault as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        libc::sigaction(libc::SIGSEGV, &raw const action, (&raw mut BEFORE).cast()) != 0
+    };
+    if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The vector of a page fault.
+const PAGE_FAULT: i64 = 14;
+/// In its error code: the access was a write.
+const WRITE: i64 = 1 << 1;
+
+/// Whether an access may be at a linear address that was checked, or is from a register or by an index that was.
+fn is_in_reach(address: u64) -> bool {
+    let near = |part: Range<u64>| {
+        address.wrapping_sub(part.start).wrapping_add(UNUSED) < part.end - part.start + 2 * UNUSED
+    };
+    near(LOW) || near(HIGH)
+}
+
+extern "C" fn on_fault(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the kernel gives a ucontext. `Handled` vouches for what is current; compiled code is suspended in an access to the guest's
+    // memory, so nobody else uses the state or the MMU.
+    unsafe {
+        let registers = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
+        let Current { windows, state } = CURRENT.get();
+        if !windows.is_null() {
+            let at = registers[libc::REG_RIP as usize] as u64;
+            if let Some(&refused) = (*windows).accesses.get(&at) {
+                // Of a general-protection fault the address is not known, and it is in no window.
+                if registers[libc::REG_TRAPNO as usize] == PAGE_FAULT {
+                    let write = registers[libc::REG_ERR as usize] & WRITE != 0;
+                    let address = linear_of(registers[libc::REG_CR2 as usize] as u64);
+                    (*windows).stray.update(|stray| stray + u64::from(!is_in_reach(address)));
+                    let mmu = &mut *(*state).engine.cast::<Mmu>();
+                    mmu.window_fault(&mut *state, GuestVirt(address), write);
+                }
+                registers[libc::REG_RIP as usize] = refused as i64;
+                return;
+            }
+        }
+        // Not ours: the access is made again under what was there before.
+        libc::sigaction(libc::SIGSEGV, (&raw const BEFORE).cast(), null_mut());
+    }
+}
