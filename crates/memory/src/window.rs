@@ -220,8 +220,8 @@ impl Window {
     }
 
     /// A block of RAM has become shared memory for it.
-    pub fn note_shared(&mut self) {
-        self.charge(budget::SHARE);
+    pub fn note_shared(&mut self, pages: usize) {
+        self.charge(budget::share(pages as u64));
     }
 
     /// Whether a page can be in it.

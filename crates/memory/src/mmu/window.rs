@@ -111,7 +111,7 @@ impl Mmu {
         let was_shared = self.ram.is_shared(piece.physical);
         let Some((file, offset)) = self.ram.share(piece.physical) else { return false };
         if !was_shared {
-            window.note_shared();
+            window.note_shared(self.ram.block_pages());
         }
         window.map(piece, file, offset)
     }

@@ -10,12 +10,14 @@ use x86::{GuestPhys, PAGE_SIZE};
 
 use super::{HIGH_START, HOLE_START, Ram};
 
-/// Pages of a block.
-const BLOCK_PAGES: usize = 512;
+/// Pages of a block: as few as [`MAX_BLOCKS`] allow. Copying 2 MiB at a time cost gcc in a guest of 512 MiB 2.17 s of CPU instead of 2.09, xz 0.52 instead of 0.46.
+const FEWEST: usize = 16;
+/// The most.
+const MOST: usize = 512;
 
 /// A block lies in one region.
 const _: () = {
-    let bytes = BLOCK_PAGES as u64 * PAGE_SIZE;
+    let bytes = MOST as u64 * PAGE_SIZE;
     assert!(HOLE_START.is_multiple_of(bytes) && HIGH_START.is_multiple_of(bytes));
 };
 
@@ -66,15 +68,16 @@ impl Sharing {
 }
 
 impl Ram {
-    /// A file and the offset in it that have the bytes of a page, for who maps it elsewhere too. Makes the naturally aligned 2 MiB
-    /// around it shared memory if it isn't yet. `None`: there is no RAM, or the host refused; then nothing has changed.
+    /// A file and the offset in it that have the bytes of a page, for who maps it elsewhere too. Makes the block
+    /// that it is in shared memory if it isn't yet. `None`: there is no RAM, or the host refused; then nothing has changed.
     ///
     /// Invariant: only while no other thread writes guest memory, as what it writes during the copy may be lost. There is one
     /// vCPU, and its thread does everything; the compiler's only reads.
     pub fn share(&self, page: GuestPhys) -> Option<(BorrowedFd<'_>, u64)> {
         let index = self.page_index(page)?;
         let host = self.host_page(page)?;
-        let block = index / BLOCK_PAGES;
+        let block_pages = self.block_pages();
+        let block = index / block_pages;
         let sharing = &self.inner.sharing;
         let mut blocks = sharing.blocks();
         let file = sharing.file(self.size())?;
@@ -82,8 +85,8 @@ impl Ram {
             if blocks.count == MAX_BLOCKS {
                 return None;
             }
-            let first = block * BLOCK_PAGES;
-            let pages = (self.pages() - first).min(BLOCK_PAGES);
+            let first = block * block_pages;
+            let pages = (self.pages() - first).min(block_pages);
             let start = host.wrapping_sub((index - first) * PAGE_SIZE as usize);
             let offset = first as u64 * PAGE_SIZE;
             // SAFETY: the block's pages lie one after the other in the mapping of one region, which `inner` owns.
@@ -97,7 +100,12 @@ impl Ram {
 
     /// Number of the block that becomes shared with a page; in the file, its pages follow each other as their addresses do.
     pub(crate) fn block(&self, page: GuestPhys) -> Option<usize> {
-        Some(self.page_index(page)? / BLOCK_PAGES)
+        Some(self.page_index(page)? / self.block_pages())
+    }
+
+    /// Pages of a block, a power of two.
+    pub(crate) fn block_pages(&self) -> usize {
+        self.pages().div_ceil(MAX_BLOCKS).next_power_of_two().clamp(FEWEST, MOST)
     }
 
     /// Whether [`Ram::share`] has nothing to do for the page but to answer.
@@ -163,7 +171,7 @@ unsafe fn replace(file: &OwnedFd, offset: u64, start: *mut u8, length: usize) ->
 /// Whether something is mapped at all of these addresses, whole pages of at most one block: older kernels unmap what a mapping is to
 /// replace before they know that they can make it.
 fn is_mapped(start: *mut u8, length: usize) -> bool {
-    let mut resident = [0; BLOCK_PAGES];
+    let mut resident = [0; MOST];
     assert!(length <= resident.len() * PAGE_SIZE as usize);
     loop {
         // SAFETY: accesses nothing but the array, which has a byte a page.
@@ -181,7 +189,18 @@ mod tests {
     use super::super::host_memory;
     use super::*;
 
-    const BLOCK: u64 = BLOCK_PAGES as u64 * PAGE_SIZE;
+    /// Of so little RAM.
+    const BLOCK: u64 = FEWEST as u64 * PAGE_SIZE;
+
+    #[test]
+    fn there_are_not_too_many_blocks() {
+        for (megabytes, pages) in [(1, 16), (512, 16), (513, 32), (4096, 128), (16384, 512)] {
+            let ram = Ram::new(megabytes << 20);
+            if megabytes << 20 <= host_memory() {
+                assert_eq!(ram.unwrap().block_pages(), pages, "{megabytes}M");
+            }
+        }
+    }
 
     /// What the file has at the place that `share` gives.
     fn read_file(ram: &Ram, address: GuestPhys) -> [u8; 4] {
@@ -234,7 +253,7 @@ mod tests {
     #[test]
     fn shared_blocks_keep_their_bytes() {
         // The last block is one page, and not a whole one.
-        for size in [3 * BLOCK, 2 * BLOCK + PAGE_SIZE, BLOCK + 0x5000] {
+        for size in [1 << 20, (1 << 20) + PAGE_SIZE, (1 << 20) + 0x5000] {
             let ram = Ram::new(size).unwrap();
             let addresses =
                 [0, 0x1000, BLOCK - 4, BLOCK, BLOCK + 0x123, size - 0x1000, size - 4].map(GuestPhys);
@@ -244,21 +263,22 @@ mod tests {
 
     #[test]
     fn only_the_block_asked_for_is_shared() {
-        let ram = Ram::new(3 * BLOCK).unwrap();
+        let size = 1 << 20;
+        let ram = Ram::new(size).unwrap();
         ram.share(GuestPhys(BLOCK + 0x5000)).unwrap();
-        let shared = [0, BLOCK - 1, BLOCK, 2 * BLOCK - 1, 2 * BLOCK, 3 * BLOCK]
+        let shared = [0, BLOCK - 1, BLOCK, 2 * BLOCK - 1, 2 * BLOCK, size]
             .map(|address| ram.is_shared(GuestPhys(address)));
         assert_eq!(shared, [false, false, true, true, false, false]);
         assert_eq!(ram.inner.sharing.blocks().count, 1);
         let offsets = [BLOCK, BLOCK + 0x5fff].map(|address| ram.share(GuestPhys(address)).unwrap().1);
         assert_eq!(offsets, [BLOCK, BLOCK + 0x5000]);
-        assert!(ram.share(GuestPhys(3 * BLOCK)).is_none(), "no RAM");
+        assert!(ram.share(GuestPhys(size)).is_none(), "no RAM");
         assert!(ram.share(GuestPhys(u64::MAX)).is_none(), "no RAM");
     }
 
     #[test]
     fn what_is_not_mapped_is_seen() {
-        let ram = Ram::new(BLOCK).unwrap();
+        let ram = Ram::new(1 << 20).unwrap();
         let host = ram.host(GuestPhys(0)).unwrap();
         assert!(is_mapped(host, BLOCK as usize), "private and never touched");
         ram.share(GuestPhys(0)).unwrap();

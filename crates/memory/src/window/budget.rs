@@ -9,8 +9,10 @@
 
 /// A signal.
 pub const FAULT: u64 = 3;
-/// A block of RAM that becomes shared memory.
-pub const SHARE: u64 = 350;
+/// A block of RAM that becomes shared memory, by its pages.
+pub const fn share(pages: u64) -> u64 {
+    10 + pages
+}
 /// A page that is unmapped by itself.
 pub const DROP: u64 = 2;
 
