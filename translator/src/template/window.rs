@@ -306,27 +306,27 @@ impl<'a> Template<'a> {
             && self.mode.cpl() == 3
             && self.instrumentation.is_none()
             && match part {
-                Some(Space::Low) => !self.is_mostly_strange(region),
+                Some(Space::Low) => !self.is_strange_region(region),
                 _ => part.is_some(),
             }
     }
 
-    /// Whether most accesses of a region are by pointers from memory.
-    fn is_mostly_strange(&self, region: &Region) -> bool {
+    /// Whether a quarter of a region's accesses, but for the stack's, are by pointers from memory.
+    fn is_strange_region(&self, region: &Region) -> bool {
         let Some(course) = &self.course else { return false };
         let (mut all, mut strange_ones) = (0, 0);
         for (number, block) in region.blocks.iter().enumerate() {
             let mut strange = course.strange(number);
             for insn in &block.guest.insns {
-                if insn.operands.contains(&Operand::Memory) && insn.memory_bytes != 0 {
-                    let base = insn.memory.base;
+                let base = insn.memory.base;
+                if insn.operands.contains(&Operand::Memory) && insn.memory_bytes != 0 && base != super::RSP {
                     all += 1;
                     strange_ones += u32::from(base < 16 && strange >> base & 1 != 0);
                 }
                 strange = locality::after(insn, strange);
             }
         }
-        2 * strange_ones > all
+        4 * strange_ones > all
     }
 
     /// At the entry of a region: where the window is on its code may go on here. Flags are saved.
