@@ -69,7 +69,7 @@ pub(super) struct Windows {
     /// As it was when the last access in the window was checked.
     checked: Option<Known>,
     /// By number, what second versions of single instructions go on with.
-    pub afters: Vec<After>,
+    afters: Vec<After>,
 }
 
 impl Windows {
@@ -116,19 +116,16 @@ impl<'a> Template<'a> {
         let [first, ..] = self.registers.temporaries;
         let place = match address {
             Address::Based { base, displacement } => {
-                let guest = self.registers.guest_in(base);
-                let space = self.part_by(guest?.into());
-                let place = Mem { space, ..Mem::new(base, displacement) };
-                match guest {
-                    Some(guest) if self.known.is_checked(guest) => self.need_no_lookup(),
-                    Some(guest) => {
-                        self.compare_limit(base, self.part_by(guest.into()), true);
-                        self.known.check(guest);
-                    }
-                    None => return None,
+                let guest = self.registers.guest_in(base)?;
+                let space = self.part_by(guest.into());
+                if self.known.is_checked(guest) {
+                    self.need_no_lookup();
+                } else {
+                    self.compare_limit(base, space, true);
+                    self.known.check(guest);
                 }
                 self.known.forget_pages();
-                place
+                Mem { space, ..Mem::new(base, displacement) }
             }
             Address::Absolute(address) => {
                 let space = part_of(address)?;
