@@ -12,7 +12,6 @@ FRAMES          equ FREE + 0x40000
 TABLE           equ TABLES + 0x2000
 TABLE_B         equ SECOND + 0x4000
 TOP             equ PAGES + 15 * 4096 + 0x800
-TOP_LOW         equ USER_STACK
 ROUNDS          equ 60
 
 %define P 1
@@ -26,34 +25,29 @@ ROUNDS          equ 60
 %define entry(table, n) table + ((PAGES >> 12) % 512 + (n)) * 8
 %define user_at(label) (USER + (label - user_code))
 
-; Runs a routine of `user_code` in ring 3 until INT 0x80 or a fault.
+; Runs what is at an address in ring 3 until INT 0x80 or a fault.
+%macro run_at 1
+    resume_at %%after
+    push USER_DATA
+    mov r15, TOP
+    push r15
+    push 0x3002
+    push USER_CODE64
+    mov r15, %1
+    push r15
+    iretq
+%%after:
+%endmacro
+
+; A routine of `user_code` where a process has it, or where this file lies, which is low.
 %macro run 1
-    resume_at %%after
-    push USER_DATA
-    mov r15, TOP
-    push r15
-    push 0x3002
-    push USER_CODE64
-    mov r15, user_at(%1)
-    push r15
-    iretq
-%%after:
+    run_at user_at(%1)
 %endmacro
-
-; A routine of this file in ring 3 where it lies, which is low.
 %macro run_low 1
-    resume_at %%after
-    push USER_DATA
-    mov r15, TOP
-    push r15
-    push 0x3002
-    push USER_CODE64
-    push %1
-    iretq
-%%after:
+    run_at %1
 %endmacro
 
-; The same; it must fault with vector %2 and error code %3 at its label %4.
+; A routine of `user_code`; it must fault with vector %2 and error code %3 at its label %4.
 %macro run_faults 4
     run %1
     check_seen %2, %3
@@ -257,14 +251,7 @@ test:
     check e, rax, 55
     mov rdi, FREE
     mov ecx, 1
-    resume_at .no_page
-    push USER_DATA
-    push TOP_LOW
-    push 0x3002
-    push USER_CODE64
-    push sum
-    iretq
-.no_page:
+    run_low sum
     check_seen 14, 5
     check e, qword [seen_rip], sum.load
     mov rdi, FREE
