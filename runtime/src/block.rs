@@ -24,7 +24,7 @@ pub struct BlockKey {
 /// How much a block holds.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Extent {
-    /// As much as fits: up to a terminal or the page's end.
+    /// As much as fits: up to a terminal, but perhaps for a branch that it goes on behind ([`semantics::decode::decode_extended`]), or the page's end.
     Full,
     /// One instruction, to be stepped: it was abandoned by compiled code, or traps are armed. Never compiled.
     Single,
@@ -143,6 +143,21 @@ impl Block {
         let bytes = u64::from(self.bytes);
         meets(self.key.first.0, bytes.min(in_page))
             || self.second.is_some_and(|page| meets(page.0, bytes.saturating_sub(in_page)))
+    }
+
+    /// Whether it has an instruction at `rip`, given that one ends there that it has.
+    pub fn reaches(&self, rip: u64) -> bool {
+        rip.wrapping_sub(self.key.rip) < self.bytes.into()
+    }
+
+    /// Why a part of it ends that begins at `rip` and has so many bytes; `None` if it has no such part.
+    pub fn end_at(&self, rip: u64, bytes: u16) -> Option<BlockEnd> {
+        let end = rip.wrapping_sub(self.key.rip).checked_add(bytes.into())?;
+        match end.cmp(&self.bytes.into()) {
+            core::cmp::Ordering::Less => Some(BlockEnd::Terminal),
+            core::cmp::Ordering::Equal => Some(self.end),
+            core::cmp::Ordering::Greater => None,
+        }
     }
 
     pub(crate) fn set_code(&self, code: u64) {

@@ -142,6 +142,11 @@ impl CodeCache {
         find(&self.lock().pages, key).cloned()
     }
 
+    /// Whether there is one.
+    pub fn has(&self, key: &BlockKey) -> bool {
+        find(&self.lock().pages, key).is_some()
+    }
+
     /// Enters a block of that many bytes. Its pages must be watched since before they were read.
     pub fn insert(&self, key: BlockKey, bytes: u16, second: Option<GuestPhys>, end: BlockEnd) -> Arc<Block> {
         let inner = &mut *self.lock();

@@ -333,17 +333,20 @@ fn note_region(translations: &Translations, formed: &Formed, code: &CodeBlock) {
         .first()
         .is_some_and(|first| translations.wants(first.guest.rip, first.guest.mode));
     // What faults lead to is not kept.
-    if code.addresses.is_none() || formed.members.len() == 1 || !is_wanted || !code.window_accesses.is_empty()
+    if code.addresses.is_none()
+        || formed.region.blocks.len() == 1
+        || !is_wanted
+        || !code.window_accesses.is_empty()
     {
         return;
     }
-    let parts = formed.members.iter().zip(&formed.region.blocks).zip(&formed.bytes);
+    let parts = formed.region.blocks.iter().zip(&formed.bytes);
     let guests: Vec<Guest<'_>> = parts
-        .map(|((member, block), bytes)| Guest {
+        .map(|(block, bytes)| Guest {
             block: &block.guest,
             bytes,
-            end: member.end,
-            crosses: member.second.is_some(),
+            end: block.guest.end,
+            crosses: block.second.is_some(),
         })
         .collect();
     translations.note(&guests, code, formed.members.iter().any(|member| member.changes != 0));

@@ -157,6 +157,8 @@ impl Engine {
         } else {
             None
         };
+        let ready = if translates { finder::READY } else { finder::READY_FOR_GOOD };
+        let mut finder = Finder::new(Arc::clone(&cache), config.longest_block, ready);
         let (compiler, helpers) = if translates {
             let translator = Translator::new(Options { instrument: config.profile, ..Options::default() })
                 .map_err(|error| failed(error.to_string()))?;
@@ -175,19 +177,21 @@ impl Engine {
             };
             let compiler = match &profile {
                 Some(recorder) => compiler.recording(Arc::clone(recorder)),
-                None => compiler,
+                None => {
+                    finder.extend_blocks(policy);
+                    compiler
+                }
             };
             (Some(compiler), Some(HelperTable::get().map_err(failed)?))
         } else {
             (None, None)
         };
-        let ready = if translates { finder::READY } else { finder::READY_FOR_GOOD };
         let mut engine = Self {
             state,
             mmu,
             clock,
             callouts: Callouts::new(&cache),
-            finder: Finder::new(Arc::clone(&cache), config.longest_block, ready),
+            finder,
             cache,
             jump_cache,
             compiler,

@@ -32,6 +32,8 @@ pub struct Finder {
     cache: Arc<CodeCache>,
     /// Instructions that a block has at most.
     longest: usize,
+    /// Whose blocks go on behind branches, by their mode: those that are translated by templates at once.
+    extends: Option<Policy>,
     fresh: Fresh,
     saved: Option<Saved>,
 }
@@ -71,7 +73,7 @@ impl Fresh {
     pub fn of(&mut self, block: &Block, mmu: &Mmu) -> Option<GuestBlock> {
         match self.last.take() {
             Some((id, guest)) if id == block.id && !block.is_dead() => Some(guest),
-            _ => decode_again(block, mmu).map(|(guest, _)| guest),
+            _ => decode_again(block, mmu),
         }
     }
 
@@ -109,9 +111,15 @@ impl Finder {
             lookup: Lookup::new(),
             cache,
             longest: longest.max(1),
+            extends: None,
             fresh: Fresh::new(ready.next_power_of_two()),
             saved: None,
         }
+    }
+
+    /// Blocks that are translated before they run go on behind branches.
+    pub fn extend_blocks(&mut self, policy: Policy) {
+        self.extends = Some(policy);
     }
 
     /// Has it look there before it decodes. Blocks have the length that they have by default.
@@ -191,6 +199,12 @@ impl Finder {
         let mut buffer = [0; MAX_BLOCK * MAX_LENGTH];
         let bytes = read(state, mmu, key.first, &mut buffer);
         let mut decoded = match key.extent {
+            Extent::Full if self.extends.is_some_and(|policy| policy.translates_at_once(key.mode)) => {
+                decode::decode_extended(bytes, key.rip, key.mode, |rip| {
+                    let first = key.first.offset(rip.wrapping_sub(key.rip));
+                    !cache.has(&BlockKey { first, rip, ..key })
+                })
+            }
             Extent::Full => decode::decode_block(bytes, key.rip, key.mode),
             Extent::Single => {
                 let insns = decode::decode_one(bytes, key.rip, key.mode).into_iter().collect();
@@ -389,18 +403,36 @@ fn read_at<'a>(state: &CpuState, mmu: &Mmu, first: GuestPhys, rip: u64, buffer: 
     bytes
 }
 
-/// Decodes a living block again, for the translator, and gives its bytes too. `None` if it has died.
-pub fn decode_again(block: &Block, mmu: &Mmu) -> Option<(GuestBlock, Vec<u8>)> {
+/// Decodes a living block again, for the translator, behind its branches too. `None` if it has died.
+pub fn decode_again(block: &Block, mmu: &Mmu) -> Option<GuestBlock> {
     let bytes = bytes_of(block, mmu);
     let mode: Mode = block.key.mode;
     let mut decoded = if block.second.is_some() {
         let insns = decode::decode_one(&bytes, block.key.rip, mode).into_iter().collect();
         GuestBlock { rip: block.key.rip, mode, insns, end: block.end }
     } else {
-        decode::decode_block(&bytes, block.key.rip, mode)
+        decode::decode_extended(&bytes, block.key.rip, mode, |_| true)
     };
     // The bytes end where the block does, which is all that this decoding knows.
     decoded.end = block.end;
+    (!block.is_dead() && !decoded.insns.is_empty()).then_some(decoded)
+}
+
+/// The same of the part of a block that begins at `rip` and ends at a branch, with its bytes.
+pub fn decode_within(block: &Block, rip: u64, mmu: &Mmu) -> Option<(GuestBlock, Vec<u8>)> {
+    let mut bytes = bytes_of(block, mmu).split_off(rip.wrapping_sub(block.key.rip) as usize);
+    let mode: Mode = block.key.mode;
+    let mut decoded = if block.second.is_some() {
+        let insns = decode::decode_one(&bytes, rip, mode).into_iter().collect();
+        GuestBlock { rip, mode, insns, end: block.end }
+    } else {
+        decode::decode_block(&bytes, rip, mode)
+    };
+    let length = decoded.length() as usize;
+    if length == bytes.len() {
+        decoded.end = block.end;
+    }
+    bytes.truncate(length);
     (!block.is_dead() && !decoded.insns.is_empty()).then_some((decoded, bytes))
 }
 

@@ -31,11 +31,17 @@ const MOST_INSTRUCTIONS: usize = 256;
 
 /// A region and the blocks that it is made of.
 pub(crate) struct Formed {
-    /// In the region's order.
+    /// The first is its head. All that its code is made from lies in them; a block that goes on behind branches has several of the region's.
     pub members: Vec<Arc<Block>>,
     pub region: Region,
-    /// Of each, in the same order.
+    /// Of each of the region's blocks, in its order.
     pub bytes: Vec<Vec<u8>>,
+}
+
+/// A block of a region that is being formed: that at `rip`, which lies in `block`.
+struct Part {
+    block: Arc<Block>,
+    rip: u64,
 }
 
 /// Forms a region that is entered at `head`, which is about to run, of blocks that have run `warm` times. `None` if
@@ -51,31 +57,40 @@ pub(crate) fn form(
         Formed { members: Vec::new(), region: Region::new(Vec::new(), state), bytes: Vec::new() };
     let mut seen = Set::default();
     seen.insert(head.key.rip);
-    let mut waiting = VecDeque::from([Arc::clone(head)]);
+    let mut waiting = VecDeque::from([Part { block: Arc::clone(head), rip: head.key.rip }]);
     let mut instructions = 0;
-    while let Some(block) = waiting.pop_front() {
+    while let Some(part) = waiting.pop_front() {
         let is_head = formed.members.is_empty();
-        let Some((decoded, bytes)) = region_block(&block, state, mmu) else {
+        let Some((decoded, bytes)) = region_block(&part, state, mmu) else {
             if is_head {
                 return None;
             }
             continue;
         };
         let count = decoded.guest.insns.len();
-        if !is_head && (instructions + count > MOST_INSTRUCTIONS || formed.members.len() == MOST_BLOCKS) {
+        if !is_head && (instructions + count > MOST_INSTRUCTIONS || formed.region.blocks.len() == MOST_BLOCKS)
+        {
             continue;
         }
         instructions += count;
+        let end = part.rip.wrapping_add(bytes.len() as u64);
         for rip in successors(decoded.guest.insns.last()).chain(decoded.foreseen) {
-            if seen.insert(rip)
-                && let Some(next) = find(head, rip, cache, state, mmu)
-                && cache.executions(&next) >= warm
-            {
-                waiting.push_back(next);
+            if !seen.insert(rip) {
+                continue;
+            }
+            match find(head, rip, cache, state, mmu) {
+                Some(block) if cache.executions(&block) >= warm => waiting.push_back(Part { block, rip }),
+                // Behind a branch nothing counts.
+                _ if rip == end && part.block.reaches(rip) => {
+                    waiting.push_back(Part { block: Arc::clone(&part.block), rip });
+                }
+                _ => {}
             }
         }
         formed.region.blocks.push(decoded);
-        formed.members.push(block);
+        if !formed.members.iter().any(|member| Arc::ptr_eq(member, &part.block)) {
+            formed.members.push(part.block);
+        }
         formed.bytes.push(bytes);
     }
     formed.region = Region::new(formed.region.blocks, state);
@@ -83,9 +98,9 @@ pub(crate) fn form(
 }
 
 /// `None` if the block has died.
-fn region_block(block: &Block, state: &CpuState, mmu: &Mmu) -> Option<(RegionBlock, Vec<u8>)> {
-    let (guest, bytes) = finder::decode_again(block, mmu)?;
-    let addend = addend(mmu, block.key.first, block.key.rip & x86::PAGE_MASK)?;
+fn region_block(Part { block, rip }: &Part, state: &CpuState, mmu: &Mmu) -> Option<(RegionBlock, Vec<u8>)> {
+    let (guest, bytes) = finder::decode_within(block, *rip, mmu)?;
+    let addend = addend(mmu, block.key.first, rip & x86::PAGE_MASK)?;
     let last = guest.insns.last().filter(|last| is_foreseeable(last));
     let foreseen = last.map(|last| state.last_targets[CpuState::target_index(last.rip)]);
     Some((RegionBlock::new(guest, &bytes, addend, second_addend(block, mmu)?, foreseen), bytes))
@@ -101,19 +116,23 @@ pub(crate) fn kept(
     mmu: &Mmu,
 ) -> Option<Vec<Arc<Block>>> {
     let blocks = |members: &[Member]| {
-        let mut all = (Vec::new(), Vec::new());
+        let (mut bytes, mut blocks) = (Vec::new(), vec![Arc::clone(head)]);
         for member in members {
-            let block = match member.rip == head.key.rip {
-                true => Arc::clone(head),
-                false => find(head, member.rip, cache, state, mmu)?,
+            let has = |block: &&Arc<Block>| block.end_at(member.rip, member.bytes) == Some(member.end);
+            let block = match blocks.iter().find(has) {
+                Some(block) => Arc::clone(block),
+                None => find(head, member.rip, cache, state, mmu)?,
             };
-            if block.is_dead() || (block.bytes, block.end) != (member.bytes, member.end) {
+            if block.is_dead() || !has(&&block) {
                 return None;
             }
-            all.0.extend(finder::bytes_of(&block, mmu));
-            all.1.push(block);
+            let start = member.rip.wrapping_sub(block.key.rip) as usize;
+            bytes.extend_from_slice(&finder::bytes_of(&block, mmu)[start..][..member.bytes.into()]);
+            if !blocks.iter().any(|other| Arc::ptr_eq(other, &block)) {
+                blocks.push(block);
+            }
         }
-        Some(all)
+        Some((bytes, blocks))
     };
     let addend_of = |page: u64, blocks: &Vec<Arc<Block>>| {
         let block = blocks.iter().find(|block| block.key.rip & x86::PAGE_MASK == page)?;

@@ -141,6 +141,11 @@ impl Policy {
         (mode.is_64bit() && at < warm_at).then_some(at)
     }
 
+    /// Whether blocks of a mode are translated by templates before they run, where nothing has changed.
+    pub fn translates_at_once(&self, mode: Mode) -> bool {
+        self.warm_at(mode, 0).and_then(|warm_at| self.template_at(mode, 0, warm_at)) == Some(1)
+    }
+
     /// After how many executions a block is compiled, if ever, whose page has lost code to writes `invalidations`
     /// times.
     pub fn warm_at(&self, mode: Mode, invalidations: u32) -> Option<u32> {

@@ -27,6 +27,36 @@ fn a_loop_that_rewrites_its_next_instruction() {
 }
 
 #[test]
+fn a_loop_that_rewrites_what_is_behind_a_branch() {
+    // The function's instruction behind its branch is rewritten now and then; every eighth call takes the branch.
+    let code = guest!(
+        "mov r12d, 20",
+        "mov rbx, 0x200000",
+        "4: mov r13d, 64",
+        "5: mov ecx, r13d",
+        "and ecx, 7",
+        "call rbx",
+        "add r14, rax",
+        "dec r13d",
+        "jnz 5b",
+        "mov [rbx + 5], r12d",
+        "dec r12d",
+        "jnz 4b",
+        "hlt",
+    );
+    let function = guest!("test ecx, ecx", "jz 6f", "mov eax, 1000", "ret", "6: mov eax, 1", "ret");
+    assert_eq!(function[4..9], [0xb8, 0xe8, 3, 0, 0]);
+    everywhere(|config| {
+        let mut guest = Guest::new(config, code);
+        guest.write(0x20_0000, function);
+        guest.halt();
+        let constants = 1000 + (2..=20).sum::<u64>();
+        assert_eq!(guest.gpr(14), 56 * constants + 20 * 8);
+        assert!(guest.engine.statistics().invalidated > 0);
+    });
+}
+
+#[test]
 fn functions_rewritten_in_another_page() {
     // The function at 0x200000 returns a constant that changes between calls; it is warm in between.
     let code = guest!(

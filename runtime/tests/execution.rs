@@ -3,6 +3,7 @@
 mod common;
 
 use common::{CODE, Guest, everywhere};
+use transvisor_runtime::EngineConfig;
 use vcpu::Vcpu;
 
 #[test]
@@ -327,4 +328,44 @@ fn stack_accesses_that_leave_the_page_or_its_rights() {
         assert_eq!(guest.gpr(9), 0x1234);
         assert_eq!(guest.read(0x18_1000), 9);
     });
+}
+
+#[test]
+fn blocks_go_on_behind_branches() {
+    // What is behind the loop's branches is no block by itself, but in a profile.
+    let code = guest!(
+        "mov ecx, 90",
+        "4: inc rax",
+        "cmp ecx, 1000",
+        "ja 5f",
+        "add rax, 2",
+        "test cl, 3",
+        "jz 6f",
+        "add rdx, 1",
+        "7: dec ecx",
+        "jnz 4b",
+        "hlt",
+        "5: ud2",
+        "6: add rbx, 1",
+        "jmp 7b",
+    );
+    let templates = EngineConfig {
+        template_threshold: 1,
+        threshold: u32::MAX,
+        hot_threshold: u32::MAX,
+        background: false,
+        ..EngineConfig::default()
+    };
+    let run = |config: EngineConfig| {
+        let mut guest = Guest::new(config, code);
+        guest.halt();
+        assert_eq!((guest.rax(), guest.gpr(2), guest.gpr(3), guest.gpr(1)), (270, 68, 22, 0));
+        let statistics = guest.engine.statistics();
+        (statistics.blocks, statistics.instructions)
+    };
+    let (blocks, instructions) = run(templates);
+    let (alone, same) = run(EngineConfig { profile: true, ..templates });
+    assert!(blocks < alone, "{blocks} blocks, {alone} without");
+    assert_eq!(instructions, same);
+    run(EngineConfig { hot_threshold: 20, ..templates });
 }

@@ -8,10 +8,13 @@
 use iced_x86::{CpuidFeature, Decoder, DecoderError, DecoderOptions, EncodingKind, FlowControl, Instruction};
 use x86::Mode;
 
-use crate::{Insn, Kind, lower::lower, native, table};
+use crate::{Insn, Kind, Operand, lower::lower, native, table};
 
 /// The longest guest block, in instructions.
 pub const MAX_BLOCK: usize = 64;
+
+/// Branches that an extended block goes on behind, at most.
+pub const MOST_BRANCHES: usize = 1;
 
 /// The longest instruction, in bytes (SDM Vol. 2A 2.3.11).
 pub const MAX_LENGTH: usize = 15;
@@ -89,8 +92,22 @@ pub fn decode_one(bytes: &[u8], rip: u64, mode: Mode) -> Result<Insn, DecodeErro
 /// Decodes from offset `rip` within CS to the end of the block. `bytes` are those from there to the end of the page;
 /// a caller that keeps to CS's limit cuts them there.
 pub fn decode_block(bytes: &[u8], rip: u64, mode: Mode) -> GuestBlock {
+    decode_extended(bytes, rip, mode, |_| false)
+}
+
+/// The same, but behind a forward conditional branch the block goes on if the function says so of the rip there, [`MOST_BRANCHES`] times at
+/// most. What is behind a branch that is taken is not executed.
+pub fn decode_extended(
+    bytes: &[u8],
+    rip: u64,
+    mode: Mode,
+    mut goes_on: impl FnMut(u64) -> bool,
+) -> GuestBlock {
     let mut stream = Stream::new(bytes, rip, mode);
     let mut insns = Vec::with_capacity(8);
+    let mut branches = 0;
+    // Where it has to end, unless something follows.
+    let mut behind_branch = 0;
     let end = loop {
         if insns.len() == MAX_BLOCK || (stream.is_at_end() && !insns.is_empty()) {
             break BlockEnd::Length;
@@ -99,14 +116,23 @@ pub fn decode_block(bytes: &[u8], rip: u64, mode: Mode) -> GuestBlock {
             Ok(insn) => {
                 insns.push(insn);
                 if ends_block(&insn) {
-                    break BlockEnd::Terminal;
+                    if branches == MOST_BRANCHES || !is_forward_branch(&insn) || !goes_on(insn.next_rip()) {
+                        break BlockEnd::Terminal;
+                    }
+                    (branches, behind_branch) = (branches + 1, insns.len());
                 }
             }
             Err(DecodeError::Truncated) => break BlockEnd::PageEnd,
             Err(DecodeError::Invalid | DecodeError::TooLong) => break BlockEnd::Invalid,
         }
     };
+    let end = if behind_branch == insns.len() && behind_branch != 0 { BlockEnd::Terminal } else { end };
     GuestBlock { rip, mode, insns, end }
+}
+
+/// Whether an instruction is a conditional branch to further on, which is mostly not taken.
+fn is_forward_branch(insn: &Insn) -> bool {
+    insn.code.is_jcc_short_or_near() && insn.operand(0) == Operand::Near && insn.immediate > insn.rip
 }
 
 /// Whether nothing may follow `insn` in its block: transfers, and callouts, which may change mode or control.

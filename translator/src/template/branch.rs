@@ -263,6 +263,10 @@ impl Template<'_> {
         self.complete();
         if self.course.is_some() {
             self.branch_inside(condition, target, insn.next_rip());
+        } else if self.index + 1 < self.insns.len() {
+            let taken = self.asm.jump_if(condition);
+            self.note(taken, 0, ColdKind::Taken(target));
+            return Ok(Flow::Next);
         } else {
             self.hand_over();
             let taken = self.asm.jump_if(condition);

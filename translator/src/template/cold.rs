@@ -65,6 +65,8 @@ pub(super) enum ColdKind {
     Before(Leave, u64),
     /// Leaves the region by a direct exit.
     Exit(u64),
+    /// Leaves the block by the current instruction, a branch that is taken.
+    Taken(u64),
     /// Leaves by a guarded slot.
     Guard(u32),
     /// Jumps through a slot.
@@ -217,6 +219,11 @@ impl Template<'_> {
                 ColdKind::Exit(target) => {
                     self.hand_over();
                     self.count_pending();
+                    self.chain(target);
+                }
+                ColdKind::Taken(target) => {
+                    self.hand_over();
+                    self.uncount(1);
                     self.chain(target);
                 }
                 ColdKind::Unlinked(slot) => {

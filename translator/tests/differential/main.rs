@@ -18,7 +18,7 @@ use common::{
 use iced_x86::{Decoder, Mnemonic, OpKind, Register, RflagsBits};
 use semantics::{
     Bulk, Insn, Operand, Repeat, Repetition,
-    decode::{GuestBlock, decode_block, options},
+    decode::{GuestBlock, decode_block, decode_extended, options},
 };
 use side::Side;
 use transvisor_translator::{
@@ -375,6 +375,23 @@ fn templates_do_what_the_interpreter_does() {
         long_mode_state,
         20000,
         0x4000_0000,
+    );
+}
+
+#[test]
+fn templates_behind_branches_do_what_the_interpreter_does() {
+    let mut translator = TemplateTranslator::new();
+    run_with(
+        Box::new(move |blocks| {
+            let first = &blocks[0].0;
+            let bytes: Vec<u8> = blocks.iter().flat_map(|(_, bytes)| *bytes).copied().collect();
+            let block = decode_extended(&bytes, first.rip, first.mode, |_| true);
+            translator.translate(&block, None).cloned()
+        }),
+        (true, true),
+        long_mode_state,
+        20000,
+        0x8000_0000,
     );
 }
 

@@ -287,3 +287,36 @@ fn every_encoding_of_the_table_has_operands_that_lower() {
         }
     }
 }
+
+#[test]
+fn extended_blocks_go_on_behind_one_forward_branch() {
+    let extended = |bytes: &[u8], goes_on: bool| {
+        let block = decode_extended(bytes, RIP, mode(64), |rip| {
+            assert!(rip > RIP);
+            goes_on
+        });
+        (block.insns.len(), block.length(), block.end)
+    };
+    // nop; jz +2; nop; jnz +2; nop; ret
+    let two = [0x90, 0x74, 2, 0x90, 0x75, 2, 0x90, 0xc3];
+    assert_eq!(extended(&two, true), (4, 6, BlockEnd::Terminal), "up to the second one");
+    assert_eq!(extended(&two, false), (2, 3, BlockEnd::Terminal));
+    assert_eq!(decode_block(&two, RIP, mode(64)).length(), 3);
+    // nop; jz -3; nop; ret, and the same with LOOP, and with JMP forwards
+    for ends in [[0x90, 0x74, 0xfd, 0x90, 0xc3], [0x90, 0xe2, 2, 0x90, 0xc3], [0x90, 0xeb, 2, 0x90, 0xc3]] {
+        assert_eq!(extended(&ends, true), (2, 3, BlockEnd::Terminal), "{ends:02x?}");
+    }
+    // What can't follow: nothing, a part of an instruction, none. Then one before it.
+    for (rest, end) in [
+        (&[][..], BlockEnd::Length),
+        (&[0x48, 0x8b], BlockEnd::PageEnd),
+        (&[0x06, 0x90, 0x90, 0x90], BlockEnd::Invalid),
+    ] {
+        let bytes = [&two[..3], rest].concat();
+        assert_eq!(extended(&bytes, true), (2, 3, BlockEnd::Terminal), "{bytes:02x?}");
+        let bytes = [&two[..4], rest].concat();
+        assert_eq!(extended(&bytes, true), (3, 4, end), "{bytes:02x?}");
+    }
+    // What was cut where it ended is decoded alike.
+    assert_eq!(extended(&two[..6], true).1, 6);
+}
