@@ -12,6 +12,7 @@ use crate::{
     block::{Block, Extent},
     block_cache::CodeCache,
     finder::{self, Fresh},
+    hash::Map,
     kick::KickTarget,
     persistent::{Guest, Translations},
     profile::{Phase, Recorder},
@@ -41,6 +42,8 @@ pub struct Compiler {
     translations: Option<Arc<Translations>>,
     /// Accesses in what templates made; in a box, since those who handle faults know its place.
     windows: Box<Windows>,
+    /// By the address of a region's code that has such accesses, its head.
+    windowed: Map<u64, Arc<Block>>,
 }
 
 impl Compiler {
@@ -72,6 +75,7 @@ impl Compiler {
             profile: None,
             translations: None,
             windows: Box::default(),
+            windowed: Map::default(),
         }
     }
 
@@ -220,10 +224,28 @@ impl Compiler {
                     put(&self.cache, self.profile.as_ref(), &formed.members, made, NEVER, taken)
                 {
                     self.windows.installed(self.cache.generation(), address, code);
+                    if !code.window_accesses.is_empty() {
+                        self.windowed.insert(address, Arc::clone(block));
+                    }
                 }
             }
         }
         self.phase(Phase::Dispatch);
+    }
+
+    /// Takes regions back in which accesses are scattered. At their next execution they are made anew, with those by the TLB.
+    ///
+    /// May evict all code, so no compiled code may be on the host stack.
+    pub fn reconsider(&mut self, fresh: &mut Fresh, mmu: &Mmu) {
+        while let Some((address, rips)) = self.windows.take_scattered() {
+            self.templates.scatter(rips);
+            if let Some(head) = self.windowed.remove(&address)
+                && head.code() == Some(address)
+            {
+                self.translate(&head, fresh, mmu);
+                self.cache.recount(&head, 1);
+            }
+        }
     }
 
     fn form(&self, block: &Arc<Block>, executions: u32, state: &CpuState, mmu: &Mmu) -> Option<Formed> {

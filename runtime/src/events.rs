@@ -89,6 +89,7 @@ impl Engine {
             && let Some(compiler) = &mut self.compiler
         {
             compiler.collect();
+            compiler.reconsider(self.finder.fresh(), &self.mmu);
         }
         if self.events.nmi && !self.state.nmi_blocked && self.state.interrupt_shadow == 0 {
             self.events.nmi = false;

@@ -235,6 +235,11 @@ impl Finder {
         Ok(block)
     }
 
+    /// Instructions of blocks.
+    pub(crate) fn fresh(&mut self) -> &mut Fresh {
+        &mut self.fresh
+    }
+
     /// Forgets which blocks this vCPU has met. Their instructions may stay: they are found by number.
     pub fn clear(&mut self) {
         self.lookup.clear();

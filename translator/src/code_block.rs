@@ -80,6 +80,8 @@ pub struct WindowAccess {
     pub access: u32,
     /// Offset of where to go on.
     pub refused: u32,
+    /// Address of the guest's instruction.
+    pub rip: u64,
 }
 
 /// A place in code, 64 bits, that holds the addend of the TLB's entry for a page.

@@ -2,19 +2,20 @@
 //!
 //! A fault comes as SIGSEGV to the vCPU's thread, which is in compiled code then, so nothing that the handler uses is in use elsewhere: it
 //! may look where the access goes on ([`Windows`]), and have the [`Mmu`] put the page into the window. The access is done by the TLB all the same.
-//! A fault anywhere else is left to whoever handled the signal before.
+//! An access that keeps faulting, at one page after the other, is not worth the window: the engine is asked to look, and has the region made anew
+//! ([`Windows::take_scattered`]). A fault anywhere else is left to whoever handled the signal before.
 //!
 //! It is here, and not where compiled code is run, so that tests of translations run them as the engine does.
 
 use core::arch::asm;
 use std::{
-    cell::{Cell, OnceCell},
+    cell::{Cell, OnceCell, RefCell},
     io,
     marker::PhantomData,
     mem::MaybeUninit,
     ops::Range,
     ptr::{null, null_mut},
-    sync::OnceLock,
+    sync::{OnceLock, atomic::Ordering},
 };
 
 use hashbrown::HashMap;
@@ -22,15 +23,55 @@ use memory::{
     Mmu,
     window::{BASE, HIGH, LOW, UNUSED, linear_of},
 };
-use x86::{CpuState, GuestVirt};
+use x86::{CpuState, GuestVirt, state::exit_request};
 
 use crate::CodeBlock;
+
+/// An access of compiled code to the window.
+struct Site {
+    /// Where it goes on.
+    refused: u64,
+    /// Where the code begins that it is in.
+    code: u64,
+    /// The guest's instruction.
+    rip: u64,
+    faults: Cell<Faults>,
+}
+
+/// How often an access has faulted lately.
+#[derive(Clone, Copy, Default)]
+struct Faults {
+    count: u32,
+    /// [`memory::window::WindowStats::cleared`], and the count of instructions, at the first one.
+    cleared: u64,
+    since: u64,
+}
+
+/// After so many faults among so many instructions an access is scattered: by the page it has cost a signal and a mapping, which is
+/// as much as hundreds of lookups.
+const SCATTERED: u32 = 32;
+const LATELY: u64 = 50_000_000;
+
+impl Site {
+    /// A fault; returns whether by that it is scattered.
+    fn note(&self, cleared: u64, instructions: u64) -> bool {
+        let mut faults = self.faults.get();
+        if faults.cleared != cleared || instructions.wrapping_sub(faults.since) > LATELY {
+            faults = Faults { count: 0, cleared, since: instructions };
+        }
+        faults.count += 1;
+        self.faults.set(faults);
+        faults.count == SCATTERED
+    }
+}
 
 /// Where compiled code accesses the window.
 #[derive(Default)]
 pub struct Windows {
-    /// By the address of an instruction, that of where it is to go on.
-    accesses: HashMap<u64, u64>,
+    /// By the address of the instruction.
+    accesses: HashMap<u64, Site>,
+    /// Code with scattered accesses, by its address.
+    scattered: RefCell<Vec<u64>>,
     /// Of code memory.
     generation: u64,
     /// Page faults where no checked access can be.
@@ -47,11 +88,22 @@ impl Windows {
     pub fn installed(&mut self, generation: u64, address: u64, code: &CodeBlock) {
         if generation != self.generation {
             self.accesses.clear();
+            self.scattered.get_mut().clear();
             self.generation = generation;
         }
         for access in &code.window_accesses {
-            self.accesses.insert(address + u64::from(access.access), address + u64::from(access.refused));
+            let refused = address + u64::from(access.refused);
+            let site = Site { refused, code: address, rip: access.rip, faults: Cell::default() };
+            self.accesses.insert(address + u64::from(access.access), site);
         }
+    }
+
+    /// The address of a piece of code with accesses that keep faulting, each at another page, and the instructions that those are of.
+    pub fn take_scattered(&mut self) -> Option<(u64, Vec<u64>)> {
+        let code = self.scattered.get_mut().pop()?;
+        // Others are likely to come to it too.
+        let many = |site: &&Site| site.code == code && site.faults.get().count >= SCATTERED / 4;
+        Some((code, self.accesses.values().filter(many).map(|site| site.rip).collect()))
     }
 }
 
@@ -188,7 +240,7 @@ extern "C" fn on_fault(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_vo
         let Current { windows, state } = CURRENT.get();
         if !windows.is_null() {
             let at = registers[libc::REG_RIP as usize] as u64;
-            if let Some(&refused) = (*windows).accesses.get(&at) {
+            if let Some(site) = (*windows).accesses.get(&at) {
                 // Of a general-protection fault the address is not known, and it is in no window.
                 if registers[libc::REG_TRAPNO as usize] == PAGE_FAULT {
                     let write = registers[libc::REG_ERR as usize] & WRITE != 0;
@@ -196,8 +248,12 @@ extern "C" fn on_fault(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_vo
                     (*windows).stray.update(|stray| stray + u64::from(!is_in_reach(address)));
                     let mmu = &mut *(*state).engine.cast::<Mmu>();
                     mmu.window_fault(&mut *state, GuestVirt(address), write);
+                    if site.note(mmu.window_stats().cleared, (*state).instructions) {
+                        (*windows).scattered.borrow_mut().push(site.code);
+                        (*state).exit_request.fetch_or(exit_request::ENGINE, Ordering::Relaxed);
+                    }
                 }
-                registers[libc::REG_RIP as usize] = refused as i64;
+                registers[libc::REG_RIP as usize] = site.refused as i64;
                 return;
             }
         }

@@ -117,7 +117,7 @@ fn describe(case: &Case, block: &CodeBlock) -> String {
     }
     let mut accesses = block.window_accesses.clone();
     accesses.sort_by_key(|access| access.access);
-    for WindowAccess { access, refused } in accesses {
+    for WindowAccess { access, refused, .. } in accesses {
         writeln!(out, "window {access:x}: else {refused:x}").unwrap();
     }
     write!(out, "\n{clif}").unwrap();

@@ -73,6 +73,8 @@ pub struct WindowStats {
     pub mapped: u64,
     /// Pages that were dropped again.
     pub dropped: u64,
+    /// How often all of them were dropped at once.
+    pub cleared: u64,
     /// How often it was emptied and switched off for a while because it cost too much.
     pub emptied: u64,
 }
@@ -249,6 +251,7 @@ impl Window {
 
     fn forget_all(&mut self) {
         self.stats.dropped += self.mapping.forget_all();
+        self.stats.cleared += 1;
     }
 
     /// Takes it from its owner.

@@ -39,6 +39,7 @@ mod translator;
 mod vector;
 mod window;
 
+use hashbrown::HashSet;
 use iced_x86::Mnemonic;
 use semantics::{
     Insn, Kind,
@@ -121,6 +122,8 @@ struct Template<'a> {
     /// They may be.
     uses_windows: bool,
     accesses: Vec<WindowAccess>,
+    /// Instructions whose accesses are not.
+    scattered: HashSet<u64>,
     /// Every access is checked by itself.
     careful: bool,
     /// In a region: registers that point anywhere, and those that are small ([`crate::locality`]).
@@ -189,6 +192,7 @@ impl<'a> Template<'a> {
             windows: None,
             uses_windows: false,
             accesses: Vec::new(),
+            scattered: HashSet::new(),
             careful: false,
             strange: None,
             came_strange: 0,

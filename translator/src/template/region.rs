@@ -254,8 +254,8 @@ impl<'a> Template<'a> {
                 }
                 None => {
                     let (from, known, way) = course.behind.pop()?;
-                    self.come_from(from);
                     self.know(known);
+                    self.come_from(from);
                     way
                 }
             };

@@ -113,6 +113,9 @@ impl<'a> Template<'a> {
         if part_of(self.page) == Some(Space::Low) && self.is_strange(address) {
             return None;
         }
+        if self.scattered.contains(&self.insns[self.index].rip) {
+            return None;
+        }
         let [first, ..] = self.registers.temporaries;
         let place = match address {
             Address::Based { base, displacement } => {
@@ -352,12 +355,13 @@ impl<'a> Template<'a> {
         }
     }
 
-    /// A second version begins here.
+    /// A second version of the current instruction begins here.
     pub(super) fn come_from(&mut self, from: From) {
         match from {
             From::Limit(jump) => self.asm.bind(jump),
             From::Fault(access) => {
-                self.accesses.push(WindowAccess { access, refused: self.asm.code.len() as u32 });
+                let refused = self.asm.code.len() as u32;
+                self.accesses.push(WindowAccess { access, refused, rip: self.insns[self.index].rip });
             }
         }
     }

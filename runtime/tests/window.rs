@@ -1,0 +1,99 @@
+//! The window as the engine uses it. There is one in a process, so this is one test.
+
+mod common;
+
+use common::{CODE, Guest, PML4, RAM};
+use transvisor_runtime::EngineConfig;
+use vcpu::{Exit, Vcpu};
+use x86::{Segment, flags, paging};
+
+/// The first of the pages that the guest reads.
+const FIRST: u64 = 0x40_0000;
+
+/// A guest in ring 3 that may access ports, and everything else too.
+fn user(config: EngineConfig, code: &[u8]) -> Guest {
+    let mut guest = Guest::new(config, code);
+    let rights = paging::PRESENT | paging::WRITABLE | paging::USER;
+    // Everything again, in small pages, for which there is room at the end of RAM.
+    let tables = RAM - (RAM >> 21) * 0x1000;
+    for (address, bits) in [(PML4, PML4 + 0x1000), (PML4 + 0x1000, PML4 + 0x2000)] {
+        guest.write(address, &(bits | rights).to_le_bytes());
+    }
+    for n in 0..RAM >> 21 {
+        guest.write(PML4 + 0x2000 + n * 8, &(tables + n * 0x1000 | rights).to_le_bytes());
+        for page in 0..512 {
+            let address = n << 21 | page << 12;
+            guest.write(tables + n * 0x1000 + page * 8, &(address | rights).to_le_bytes());
+        }
+    }
+    guest.set(|state| {
+        state.cpl = 3;
+        state.segments[1] = Segment::from_descriptor(0xb, 0x00af_fb00_0000_ffff);
+        for n in [0, 2, 3, 4, 5] {
+            state.segments[n] = Segment::from_descriptor(0x13, 0x00cf_f300_0000_ffff);
+        }
+        state.set_rflags(flags::FIXED_ONE | flags::IOPL);
+    });
+    guest
+}
+
+/// Gives a sum, the faults and the pages that came in.
+fn run(config: EngineConfig, code: &[u8]) -> (u64, u64, u64) {
+    let mut guest = user(config, code);
+    for page in 0..400_u64 {
+        guest.write(FIRST + page * 0x1000, &page.to_le_bytes());
+    }
+    let exit = guest.run();
+    assert!(matches!(exit, Exit::PortWrite { .. }), "{exit:?} at {:#x}", guest.engine.state().rip - CODE);
+    let statistics = guest.engine.statistics();
+    (guest.gpr(14), statistics.window_faults, statistics.window_pages)
+}
+
+#[test]
+fn accesses_that_find_one_page_after_the_other_are_looked_up() {
+    let config = EngineConfig {
+        template_threshold: 1,
+        threshold: u32::MAX,
+        hot_threshold: 3,
+        background: false,
+        window_patience: 0,
+        ..EngineConfig::default()
+    };
+    // Every seventh page, so that each comes in alone; the sum of all, forty times.
+    let scattered = guest!(
+        "mov r12d, 40",
+        "4: xor edx, edx",
+        "mov ecx, 400",
+        "5: mov rbx, rdx",
+        "shl rbx, 12",
+        "add r14, [rbx + 0x400000]",
+        "add rdx, 7",
+        "cmp rdx, 400",
+        "jb 6f",
+        "sub rdx, 400",
+        "6: dec ecx",
+        "jnz 5b",
+        "dec r12d",
+        "jnz 4b",
+        "out 0x80, al",
+    );
+    let (sum, faults, pages) = run(config, scattered);
+    assert_eq!(sum, 40 * 400 * 399 / 2);
+    assert!((32..100).contains(&faults), "{faults} faults, {pages} pages");
+    // A few pages, again and again: they come in and stay.
+    let few = guest!(
+        "mov r12d, 16000",
+        "4: mov rbx, r12",
+        "and ebx, 3",
+        "shl rbx, 14",
+        "add r14, [rbx + 0x400000]",
+        "dec r12d",
+        "jnz 4b",
+        "out 0x80, al",
+    );
+    let (sum, faults, pages) = run(config, few);
+    assert_eq!(sum, 4000 * (4 + 8 + 12));
+    assert!((1..20).contains(&faults) && pages >= 4, "{faults} faults, {pages} pages");
+    let without = run(EngineConfig { windows: false, ..config }, scattered);
+    assert_eq!(without, (40 * 400 * 399 / 2, 0, 0));
+}
