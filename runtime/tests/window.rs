@@ -20,9 +20,9 @@ fn user(config: EngineConfig, code: &[u8]) -> Guest {
         guest.write(address, &(bits | rights).to_le_bytes());
     }
     for n in 0..RAM >> 21 {
-        guest.write(PML4 + 0x2000 + n * 8, &(tables + n * 0x1000 | rights).to_le_bytes());
+        guest.write(PML4 + 0x2000 + n * 8, &((tables + n * 0x1000) | rights).to_le_bytes());
         for page in 0..512 {
-            let address = n << 21 | page << 12;
+            let address = (n << 21) | (page << 12);
             guest.write(tables + n * 0x1000 + page * 8, &(address | rights).to_le_bytes());
         }
     }
