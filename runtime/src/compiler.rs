@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Instant};
 use memory::Mmu;
 use profiler::model::Tier;
 use semantics::decode::{MAX_BLOCK, MAX_LENGTH};
-use translator::{CodeBlock, TemplateTranslator, Translator, windows::Windows};
+use translator::{
+    CodeBlock, TemplateTranslator, Translator,
+    windows::{Scattered, Windows},
+};
 use x86::CpuState;
 
 use crate::{
@@ -233,14 +236,15 @@ impl Compiler {
         self.phase(Phase::Dispatch);
     }
 
-    /// Takes regions back in which accesses are scattered. At their next execution they are made anew, with those by the TLB.
+    /// Takes regions back in which accesses are scattered. At their next execution they are made anew, with those by the TLB or in the other part of the window.
     ///
     /// May evict all code, so no compiled code may be on the host stack.
     pub fn reconsider(&mut self, fresh: &mut Fresh, mmu: &Mmu) {
-        while let Some((address, rips)) = self.windows.take_scattered() {
-            self.templates.scatter(rips);
-            if let Some(head) = self.windowed.remove(&address)
-                && head.code() == Some(address)
+        while let Some(Scattered { code, faulting, missing }) = self.windows.take_scattered() {
+            self.templates.scatter(faulting);
+            self.templates.misguessed(missing);
+            if let Some(head) = self.windowed.remove(&code)
+                && head.code() == Some(code)
             {
                 self.translate(&head, fresh, mmu);
                 self.cache.recount(&head, 1);

@@ -10,6 +10,9 @@ use x86::{Segment, flags, paging};
 /// The first of the pages that the guest reads.
 const FIRST: u64 = 0x40_0000;
 
+/// Where all of low memory is again.
+const HIGH: u64 = 0x5500_0000_0000;
+
 /// A guest in ring 3 that may access ports, and everything else too.
 fn user(config: EngineConfig, code: &[u8]) -> Guest {
     let mut guest = Guest::new(config, code);
@@ -19,6 +22,7 @@ fn user(config: EngineConfig, code: &[u8]) -> Guest {
     for (address, bits) in [(PML4, PML4 + 0x1000), (PML4 + 0x1000, PML4 + 0x2000)] {
         guest.write(address, &(bits | rights).to_le_bytes());
     }
+    guest.write(PML4 + (HIGH >> 39) * 8, &((PML4 + 0x1000) | rights).to_le_bytes());
     for n in 0..RAM >> 21 {
         guest.write(PML4 + 0x2000 + n * 8, &((tables + n * 0x1000) | rights).to_le_bytes());
         for page in 0..512 {
@@ -50,7 +54,7 @@ fn run(config: EngineConfig, code: &[u8]) -> (u64, u64, u64) {
 }
 
 #[test]
-fn accesses_that_find_one_page_after_the_other_are_looked_up() {
+fn accesses_that_are_not_worth_the_window_are_looked_up() {
     let config = EngineConfig {
         template_threshold: 1,
         threshold: u32::MAX,
@@ -96,4 +100,37 @@ fn accesses_that_find_one_page_after_the_other_are_looked_up() {
     assert!((1..20).contains(&faults) && pages >= 4, "{faults} faults, {pages} pages");
     let without = run(EngineConfig { windows: false, ..config }, scattered);
     assert_eq!(without, (40 * 400 * 399 / 2, 0, 0));
+
+    // A register that is high whenever the region is entered, as it is each time, and low where it is used: a wrong guess.
+    let wrong = guest!(
+        "mov r12d, 16000",
+        "lea rsi, [rip + 4f]",
+        "4: mov ebx, 0x400000",
+        "add r14, [rbx + 0x2000]",
+        "mov rbx, 0x550000000000",
+        "dec r12d",
+        "jz 5f",
+        "jmp rsi",
+        "5: out 0x80, al",
+    );
+    let (sum, faults, pages) = run(config, wrong);
+    assert_eq!(sum, 2 * 16000);
+    assert!((32..100).contains(&faults) && pages > 0, "{faults} faults, {pages} pages");
+    // High and low in turn: no guess is right.
+    let both = guest!(
+        "mov r12d, 16000",
+        "lea rsi, [rip + 4f]",
+        "4: mov ebx, 0x400000",
+        "test r12d, 1",
+        "jz 6f",
+        "mov rbx, 0x550000400000",
+        "6: add r14, [rbx + 0x2000]",
+        "dec r12d",
+        "jz 5f",
+        "jmp rsi",
+        "5: out 0x80, al",
+    );
+    let (sum, faults, pages) = run(config, both);
+    assert_eq!(sum, 2 * 16000);
+    assert!((40..200).contains(&faults), "{faults} faults, {pages} pages");
 }

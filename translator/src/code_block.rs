@@ -73,7 +73,8 @@ pub struct ExitJump {
 }
 
 /// An instruction in the code that accesses the window ([`memory::window`]). If the host faults at it, nothing has been changed, and
-/// control is to go on where the access is looked up in the TLB.
+/// control is to go on where the access is looked up in the TLB. Or an HLT, at which the host always faults, where control comes if
+/// the address is not in the part of the window that was guessed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct WindowAccess {
     /// Offset of the instruction.
@@ -82,6 +83,8 @@ pub struct WindowAccess {
     pub refused: u32,
     /// Address of the guest's instruction.
     pub rip: u64,
+    /// It is an HLT.
+    pub misses: bool,
 }
 
 /// A place in code, 64 bits, that holds the addend of the TLB's entry for a page.

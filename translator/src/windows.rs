@@ -35,6 +35,8 @@ struct Site {
     code: u64,
     /// The guest's instruction.
     rip: u64,
+    /// The address is not in the part of the window that was guessed.
+    misses: bool,
     faults: Cell<Faults>,
 }
 
@@ -65,6 +67,16 @@ impl Site {
     }
 }
 
+/// See [`Windows::take_scattered`].
+pub struct Scattered {
+    /// Where the code begins.
+    pub code: u64,
+    /// The guest's instructions that find pages that the window does not have.
+    pub faulting: Vec<u64>,
+    /// Those that access the other part of the window, or nothing in it.
+    pub missing: Vec<u64>,
+}
+
 /// Where compiled code accesses the window.
 #[derive(Default)]
 pub struct Windows {
@@ -93,17 +105,21 @@ impl Windows {
         }
         for access in &code.window_accesses {
             let refused = address + u64::from(access.refused);
-            let site = Site { refused, code: address, rip: access.rip, faults: Cell::default() };
+            let (rip, misses) = (access.rip, access.misses);
+            let site = Site { refused, code: address, rip, misses, faults: Cell::default() };
             self.accesses.insert(address + u64::from(access.access), site);
         }
     }
 
-    /// The address of a piece of code with accesses that keep faulting, each at another page, and the instructions that those are of.
-    pub fn take_scattered(&mut self) -> Option<(u64, Vec<u64>)> {
+    /// Code with accesses that keep faulting, each time at another page, or that keep missing the part of the window that was guessed.
+    pub fn take_scattered(&mut self) -> Option<Scattered> {
         let code = self.scattered.get_mut().pop()?;
         // Others are likely to come to it too.
         let many = |site: &&Site| site.code == code && site.faults.get().count >= SCATTERED / 4;
-        Some((code, self.accesses.values().filter(many).map(|site| site.rip).collect()))
+        let (misses, faults) =
+            self.accesses.values().filter(many).partition::<Vec<&Site>, _>(|site| site.misses);
+        let rips = |sites: Vec<&Site>| sites.iter().map(|site| site.rip).collect();
+        Some(Scattered { code, faulting: rips(faults), missing: rips(misses) })
     }
 }
 
@@ -241,17 +257,19 @@ extern "C" fn on_fault(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_vo
         if !windows.is_null() {
             let at = registers[libc::REG_RIP as usize] as u64;
             if let Some(site) = (*windows).accesses.get(&at) {
-                // Of a general-protection fault the address is not known, and it is in no window.
-                if registers[libc::REG_TRAPNO as usize] == PAGE_FAULT {
+                let mmu = &mut *(*state).engine.cast::<Mmu>();
+                if site.misses {
+                    mmu.window_missed(&mut *state);
+                } else if registers[libc::REG_TRAPNO as usize] == PAGE_FAULT {
                     let write = registers[libc::REG_ERR as usize] & WRITE != 0;
                     let address = linear_of(registers[libc::REG_CR2 as usize] as u64);
                     (*windows).stray.update(|stray| stray + u64::from(!is_in_reach(address)));
-                    let mmu = &mut *(*state).engine.cast::<Mmu>();
                     mmu.window_fault(&mut *state, GuestVirt(address), write);
-                    if site.note(mmu.window_stats().cleared, (*state).instructions) {
-                        (*windows).scattered.borrow_mut().push(site.code);
-                        (*state).exit_request.fetch_or(exit_request::ENGINE, Ordering::Relaxed);
-                    }
+                }
+                // Of a general-protection fault the address is not known, and it is in no window.
+                if site.note(mmu.window_stats().cleared, (*state).instructions) {
+                    (*windows).scattered.borrow_mut().push(site.code);
+                    (*state).exit_request.fetch_or(exit_request::ENGINE, Ordering::Relaxed);
                 }
                 registers[libc::REG_RIP as usize] = site.refused as i64;
                 return;

@@ -255,6 +255,11 @@ impl Assembler {
         }
     }
 
+    /// HLT, at which a process faults.
+    pub fn halt(&mut self) {
+        self.code.put(0xf4, 1);
+    }
+
     pub fn ret(&mut self) {
         self.code.put(0xc3, 1);
     }

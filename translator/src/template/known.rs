@@ -14,7 +14,7 @@ use x86::{PAGE_MASK, PAGE_SIZE, SegmentRegister, Width, state};
 
 use super::{
     Template,
-    assembler::{Jump, Mem, Reg, condition},
+    assembler::{Jump, Mem, Reg, Space, condition},
     bit_string,
     cold::ColdKind,
     effects::{self, Set},
@@ -91,8 +91,10 @@ pub(super) struct KnownPages {
     pairs: [Option<KnownPage>; 2],
     /// The page of a constant address that the first two temporaries are about, and whether it can be written.
     absolute: Option<(u64, bool)>,
-    /// Registers that were found to point into the window, and by how much all of them together have been moved since.
+    /// Registers that were found to point into the window, those of them that point into its low part, and by how much all of them together
+    /// have been moved since.
     checked: Set,
+    low: Set,
     moved: u32,
     /// Registers whose upper halves are zero.
     short: Set,
@@ -114,14 +116,16 @@ impl KnownPages {
         (self.pairs, self.absolute) = ([None; 2], None);
     }
 
-    /// A register was found to point into the window.
-    pub fn check(&mut self, base: u8) {
+    /// A register was found to point into that part of the window.
+    pub fn check(&mut self, base: u8, part: Space) {
         self.checked |= 1 << base;
+        self.low = self.low & !(1 << base) | Set::from(part == Space::Low) << base;
     }
 
-    /// Whether it is, but for constants that it was moved by.
-    pub fn is_checked(&self, base: u8) -> bool {
-        self.checked >> base & 1 != 0
+    /// Into which part a register points, but for constants that it was moved by, if it was found to.
+    pub fn checked_in(&self, base: u8) -> Option<Space> {
+        let part = if self.low >> base & 1 != 0 { Space::Low } else { Space::High };
+        (self.checked >> base & 1 != 0).then_some(part)
     }
 
     /// Whether a register's upper half is known to be zero.

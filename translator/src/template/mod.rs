@@ -39,7 +39,6 @@ mod translator;
 mod vector;
 mod window;
 
-use hashbrown::HashSet;
 use iced_x86::Mnemonic;
 use semantics::{
     Insn, Kind,
@@ -62,7 +61,7 @@ use flags::Flags;
 use known::KnownPages;
 use region::Course;
 use registers::Registers;
-use window::Windows;
+use window::{Guesses, Windows};
 
 pub use translator::TemplateTranslator;
 
@@ -122,8 +121,7 @@ struct Template<'a> {
     /// They may be.
     uses_windows: bool,
     accesses: Vec<WindowAccess>,
-    /// Instructions whose accesses are not.
-    scattered: HashSet<u64>,
+    guesses: Guesses,
     /// Every access is checked by itself.
     careful: bool,
     /// In a region: registers that point anywhere, and those that are small ([`crate::locality`]).
@@ -192,7 +190,7 @@ impl<'a> Template<'a> {
             windows: None,
             uses_windows: false,
             accesses: Vec::new(),
-            scattered: HashSet::new(),
+            guesses: Guesses::default(),
             careful: false,
             strange: None,
             came_strange: 0,

@@ -1,6 +1,5 @@
 //! [`TemplateTranslator`]: has blocks and regions written, and keeps what that allocates from one to the next.
 
-use hashbrown::HashSet;
 use semantics::decode::GuestBlock;
 
 use super::{
@@ -9,11 +8,9 @@ use super::{
     branch,
     cold::{Cold, Tails},
     registers::Registers,
+    window::Guesses,
 };
 use crate::{CodeBlock, TranslateError, region::Region};
-
-/// Of so many instructions it is known that their accesses are scattered.
-const MOST_SCATTERED: usize = 4096;
 
 /// Translates guest blocks by templates.
 pub struct TemplateTranslator {
@@ -23,8 +20,7 @@ pub struct TemplateTranslator {
     instruments: bool,
     /// Regions of user processes access memory in the window.
     uses_windows: bool,
-    /// Guest instructions whose accesses are looked up all the same, since they keep finding pages that the window does not have.
-    scattered: HashSet<u64>,
+    guesses: Guesses,
     /// The last translation: what it allocated serves the next one.
     block: CodeBlock,
     /// So do these.
@@ -47,7 +43,7 @@ impl TemplateTranslator {
             counts: false,
             instruments: false,
             uses_windows: false,
-            scattered: HashSet::new(),
+            guesses: Guesses::default(),
             block: CodeBlock::default(),
             cold: Vec::new(),
             tails: Tails::default(),
@@ -74,11 +70,13 @@ impl TemplateTranslator {
     /// Has accesses of the instructions at these addresses looked up from now on, wherever they are in a region's window: they are all over memory, and each
     /// page costs more there than it brings.
     pub fn scatter(&mut self, rips: impl IntoIterator<Item = u64>) {
-        if self.scattered.len() > MOST_SCATTERED {
-            // Of processes that have ended, mostly.
-            self.scattered.clear();
-        }
-        self.scattered.extend(rips);
+        self.guesses.note_bad(rips);
+    }
+
+    /// Accesses of the instructions at these addresses keep missing the part of the window that was guessed for them: it is the other one, or if that was wrong
+    /// too, they are looked up.
+    pub fn misguessed(&mut self, rips: impl IntoIterator<Item = u64>) {
+        self.guesses.note_wrong(rips);
     }
 
     /// Translates a guest block, or its beginning. `second` is [`crate::region::RegionBlock::second`].
@@ -131,7 +129,7 @@ impl TemplateTranslator {
         template.asm.addresses = self.block.addresses.as_mut().map(taken).unwrap_or_default();
         template.accesses = taken(&mut self.block.window_accesses);
         template.uses_windows = self.uses_windows;
-        template.scattered = core::mem::take(&mut self.scattered);
+        template.guesses = core::mem::take(&mut self.guesses);
         template.cold = taken(&mut self.cold);
         template.tails = core::mem::take(&mut self.tails);
         template.blocks = emptied(core::mem::take(&mut self.blocks));
@@ -145,7 +143,7 @@ impl TemplateTranslator {
         let Template { mut asm, relocations, exits, callouts, addends, instrumentation, accesses, .. } =
             template;
         (self.cold, self.tails, self.blocks) = (template.cold, template.tails, emptied(template.blocks));
-        self.scattered = template.scattered;
+        self.guesses = template.guesses;
         self.block.code.clear();
         self.block.code.extend_from_slice(asm.code.bytes());
         self.block.addresses = Some(core::mem::take(&mut asm.addresses));

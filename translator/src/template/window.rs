@@ -11,6 +11,7 @@
 
 use core::mem::offset_of;
 
+use hashbrown::HashSet;
 use iced_x86::Mnemonic;
 use memory::window::{HIGH, LOW, LOW_SHIFT, SHIFT};
 use semantics::{Kind, Operand, table};
@@ -60,6 +61,49 @@ pub(super) struct After {
     constant: Option<u64>,
     mxcsr_loaded: bool,
     pending: i32,
+}
+
+/// What has been learned of instructions that access the window, by their addresses.
+#[derive(Default)]
+pub(super) struct Guesses {
+    /// Their accesses are where the guess did not expect them.
+    wrong: HashSet<u64>,
+    /// Their accesses are looked up, since they are in either part, or keep finding pages that the window does not have.
+    bad: HashSet<u64>,
+}
+
+impl Guesses {
+    /// Of so many instructions something is known.
+    const MOST: usize = 4096;
+
+    /// The instructions' accesses are not where they were guessed to be.
+    pub fn note_wrong(&mut self, rips: impl IntoIterator<Item = u64>) {
+        Self::bound(&mut self.wrong);
+        let again = rips.into_iter().filter(|rip| !self.wrong.insert(*rip));
+        let again: Vec<u64> = again.collect();
+        self.note_bad(again);
+    }
+
+    /// They are not to be made there.
+    pub fn note_bad(&mut self, rips: impl IntoIterator<Item = u64>) {
+        Self::bound(&mut self.bad);
+        self.bad.extend(rips);
+    }
+
+    fn bound(rips: &mut HashSet<u64>) {
+        if rips.len() > Self::MOST {
+            // Of processes that have ended, mostly.
+            rips.clear();
+        }
+    }
+
+    fn are_wrong(&self, rip: u64) -> bool {
+        self.wrong.contains(&rip)
+    }
+
+    fn are_bad(&self, rip: u64) -> bool {
+        self.bad.contains(&rip)
+    }
 }
 
 /// The window in the region that is being written.
@@ -113,20 +157,25 @@ impl<'a> Template<'a> {
         if part_of(self.page) == Some(Space::Low) && self.is_strange(address) {
             return None;
         }
-        if self.scattered.contains(&self.insns[self.index].rip) {
+        if self.guesses.are_bad(self.insns[self.index].rip) {
             return None;
         }
         let [first, ..] = self.registers.temporaries;
         let place = match address {
             Address::Based { base, displacement } => {
                 let guest = self.registers.guest_in(base)?;
-                let space = self.part_by(guest.into());
-                if self.known.is_checked(guest) {
-                    self.need_no_lookup();
-                } else {
-                    self.compare_limit(base, space, true);
-                    self.known.check(guest);
-                }
+                let space = match self.known.checked_in(guest) {
+                    Some(space) => {
+                        self.need_no_lookup();
+                        space
+                    }
+                    None => {
+                        let space = self.part_by(guest.into());
+                        self.compare_limit(base, space, true);
+                        self.known.check(guest, space);
+                        space
+                    }
+                };
                 self.known.forget_pages();
                 Mem { space, ..Mem::new(base, displacement) }
             }
@@ -150,18 +199,18 @@ impl<'a> Template<'a> {
                 Mem { space, ..place }
             }
             Address::Computed { base, index, displacement, narrow: false, segment: None } => {
-                let space = self.part_of_computed(address);
                 let checked = base.and_then(|base| self.registers.guest_in(base));
+                let checked = checked.and_then(|guest| self.known.checked_in(guest));
                 let small = index.and_then(|(index, _)| self.registers.guest_in(index));
                 let displacement = i32::try_from(displacement as i64).ok()?;
-                if let Some(base) = base
-                    && checked.is_some_and(|guest| self.known.is_checked(guest))
+                if let (Some(base), Some(space)) = (base, checked)
                     && small.is_some_and(|guest| self.known.is_short(guest))
                 {
                     self.known.forget_pages();
                     self.need_no_lookup();
                     Mem { base, index, displacement, space }
                 } else {
+                    let space = self.part_of_computed(address);
                     self.compare_computed(address, space);
                     Mem { space, ..Mem::new(first, 0) }
                 }
@@ -196,10 +245,16 @@ impl<'a> Template<'a> {
         }
     }
 
-    /// In which part of the window accesses by a register are likely to be, or by a segment's base.
+    /// In which part of the window the current instruction's access by a register is likely to be, or by a segment's base.
     fn part_by(&self, pointer: Pointer) -> Space {
         let low = self.course.as_ref().map_or(0, |course| course.low());
-        if low & pointer.bit() != 0 { Space::Low } else { Space::High }
+        self.corrected(if low & pointer.bit() != 0 { Space::Low } else { Space::High })
+    }
+
+    /// A guess for the current instruction, unless it was wrong too often.
+    fn corrected(&self, guess: Space) -> Space {
+        let is_low = (guess == Space::Low) != self.guesses.are_wrong(self.insns[self.index].rip);
+        if is_low { Space::Low } else { Space::High }
     }
 
     fn part_of_computed(&self, address: Address) -> Space {
@@ -210,10 +265,13 @@ impl<'a> Template<'a> {
         let pointer = match (segment, base, index) {
             (Some(segment), ..) => Some(Pointer::Segment(segment)),
             (None, Some(base), _) => guest(base),
-            (None, None, _) if part_of(displacement).is_some() => return Space::Low,
+            (None, None, _) if part_of(displacement).is_some() => return self.corrected(Space::Low),
             (None, None, index) => index.and_then(|(index, _)| guest(index)),
         };
-        pointer.map_or(Space::High, |pointer| self.part_by(pointer))
+        match pointer {
+            Some(pointer) => self.part_by(pointer),
+            None => self.corrected(Space::High),
+        }
     }
 
     /// Between the check of an access and itself something has become of the flags.
@@ -358,12 +416,20 @@ impl<'a> Template<'a> {
     /// A second version of the current instruction begins here.
     pub(super) fn come_from(&mut self, from: From) {
         match from {
-            From::Limit(jump) => self.asm.bind(jump),
-            From::Fault(access) => {
-                let refused = self.asm.code.len() as u32;
-                self.accesses.push(WindowAccess { access, refused, rip: self.insns[self.index].rip });
+            From::Limit(jump) => {
+                self.asm.bind(jump);
+                let halt = self.asm.code.len() as u32;
+                self.asm.halt();
+                self.note_refused(halt, true);
             }
+            From::Fault(access) => self.note_refused(access, false),
         }
+    }
+
+    /// What the host faults at leads here.
+    fn note_refused(&mut self, access: u32, misses: bool) {
+        let (refused, rip) = (self.asm.code.len() as u32, self.insns[self.index].rip);
+        self.accesses.push(WindowAccess { access, refused, rip, misses });
     }
 
     /// Writes the second version of the current instruction.

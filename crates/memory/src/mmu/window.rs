@@ -50,6 +50,17 @@ impl Mmu {
         self.show(piece)
     }
 
+    /// An access is not in the part of the window that compiled code expects, and has raised the signal too.
+    pub fn window_missed(&mut self, state: &mut CpuState) {
+        let space = self.spaces.current();
+        let is_open = |window: &&mut Window| window.is_open_to(space);
+        if let Some(window) = self.spaces.window.as_mut().filter(is_open)
+            && !window.note_fault(state.instructions)
+        {
+            state.window = 0;
+        }
+    }
+
     /// Whether the window has it already.
     fn shows(&self, piece: Piece) -> bool {
         self.spaces.window.as_ref().is_some_and(|window| window.shows(piece))
