@@ -10,6 +10,7 @@
 use core::arch::asm;
 use std::{
     cell::{Cell, OnceCell, RefCell},
+    collections::BTreeMap,
     io,
     marker::PhantomData,
     mem::MaybeUninit,
@@ -18,7 +19,6 @@ use std::{
     sync::{OnceLock, atomic::Ordering},
 };
 
-use hashbrown::HashMap;
 use memory::{
     Mmu,
     window::{BASE, HIGH, LOW, UNUSED, linear_of},
@@ -81,7 +81,7 @@ pub struct Scattered {
 #[derive(Default)]
 pub struct Windows {
     /// By the address of the instruction.
-    accesses: HashMap<u64, Site>,
+    accesses: BTreeMap<u64, Site>,
     /// Code with scattered accesses, by its address.
     scattered: RefCell<Vec<u64>>,
     /// Of code memory.
@@ -115,9 +115,9 @@ impl Windows {
     pub fn take_scattered(&mut self) -> Option<Scattered> {
         let code = self.scattered.get_mut().pop()?;
         // Others are likely to come to it too.
-        let many = |site: &&Site| site.code == code && site.faults.get().count >= SCATTERED / 4;
-        let (misses, faults) =
-            self.accesses.values().filter(many).partition::<Vec<&Site>, _>(|site| site.misses);
+        let many = |site: &&Site| site.faults.get().count >= SCATTERED / 4;
+        let own = self.accesses.range(code..).map(|(_, site)| site).take_while(|site| site.code == code);
+        let (misses, faults) = own.filter(many).partition::<Vec<&Site>, _>(|site| site.misses);
         let rips = |sites: Vec<&Site>| sites.iter().map(|site| site.rip).collect();
         Some(Scattered { code, faulting: rips(faults), missing: rips(misses) })
     }
