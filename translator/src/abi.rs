@@ -131,7 +131,7 @@ pub struct JumpEntry {
 }
 
 /// Entries in a jump cache.
-pub const JUMP_CACHE_ENTRIES: usize = 65536;
+pub const JUMP_CACHE_ENTRIES: usize = 131072;
 
 /// Index of a target in the jump cache: compiled code computes the same.
 #[inline]
