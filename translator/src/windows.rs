@@ -47,6 +47,8 @@ struct Faults {
     /// [`memory::window::WindowStats::cleared`], and the count of instructions, at the first one.
     cleared: u64,
     since: u64,
+    /// The count of instructions at the last one that was counted.
+    last: u64,
 }
 
 /// After so many faults among so many instructions an access is scattered: by the page it has cost a signal and a mapping, which is
@@ -54,14 +56,22 @@ struct Faults {
 const SCATTERED: u32 = 32;
 const LATELY: u64 = 50_000_000;
 
+/// Faults for pages count if so many instructions lie between them: who goes over many pages for the first time may well come again.
+const APART: u64 = 8_000;
+
 impl Site {
     /// A fault; returns whether by that it is scattered.
     fn note(&self, cleared: u64, instructions: u64) -> bool {
         let mut faults = self.faults.get();
         if faults.cleared != cleared || instructions.wrapping_sub(faults.since) > LATELY {
-            faults = Faults { count: 0, cleared, since: instructions };
+            faults =
+                Faults { count: 0, cleared, since: instructions, last: instructions.wrapping_sub(APART) };
+        }
+        if !self.misses && instructions.wrapping_sub(faults.last) < APART {
+            return false;
         }
         faults.count += 1;
+        faults.last = instructions;
         self.faults.set(faults);
         faults.count == SCATTERED
     }
