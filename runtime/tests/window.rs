@@ -68,7 +68,7 @@ fn accesses_that_are_not_worth_the_window_are_looked_up() {
         "mov r12d, 4",
         "4: xor edx, edx",
         "mov ecx, 400",
-        "5: mov eax, 5000",
+        "5: mov eax, 60000",
         "7: dec eax",
         "jnz 7b",
         "mov rbx, rdx",

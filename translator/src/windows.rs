@@ -56,8 +56,10 @@ struct Faults {
 const SCATTERED: u32 = 32;
 const LATELY: u64 = 50_000_000;
 
-/// Faults for pages count if so many instructions lie between them: who goes over many pages for the first time may well come again.
-const APART: u64 = 8_000;
+/// Faults for pages count if so many instructions lie between them, and they have to go on for so long: who goes over many pages for the
+/// first time may well come again.
+const APART: u64 = 20_000;
+const SUSTAINED: u64 = 4_000_000;
 
 impl Site {
     /// A fault; returns whether by that it is scattered.
@@ -73,7 +75,7 @@ impl Site {
         faults.count += 1;
         faults.last = instructions;
         self.faults.set(faults);
-        faults.count == SCATTERED
+        faults.count >= SCATTERED && (self.misses || instructions.wrapping_sub(faults.since) >= SUSTAINED)
     }
 }
 
