@@ -226,7 +226,9 @@ impl Compiler {
                 if let Some(address) =
                     put(&self.cache, self.profile.as_ref(), &formed.members, made, NEVER, taken)
                 {
-                    self.windows.installed(self.cache.generation(), address, code);
+                    if self.windows.installed(self.cache.generation(), address, code) {
+                        self.windowed.clear();
+                    }
                     if !code.window_accesses.is_empty() {
                         self.windowed.insert(address, Arc::clone(block));
                     }

@@ -410,31 +410,26 @@ fn read_at<'a>(state: &CpuState, mmu: &Mmu, first: GuestPhys, rip: u64, buffer: 
 
 /// Decodes a living block again, for the translator, behind its branches too. `None` if it has died.
 pub fn decode_again(block: &Block, mmu: &Mmu) -> Option<GuestBlock> {
-    let bytes = bytes_of(block, mmu);
-    let mode: Mode = block.key.mode;
-    let mut decoded = if block.second.is_some() {
-        let insns = decode::decode_one(&bytes, block.key.rip, mode).into_iter().collect();
-        GuestBlock { rip: block.key.rip, mode, insns, end: block.end }
-    } else {
-        decode::decode_extended(&bytes, block.key.rip, mode, |_| true)
-    };
-    // The bytes end where the block does, which is all that this decoding knows.
-    decoded.end = block.end;
-    (!block.is_dead() && !decoded.insns.is_empty()).then_some(decoded)
+    decode_from(block, block.key.rip, true, mmu).map(|(guest, _)| guest)
 }
 
 /// The same of the part of a block that begins at `rip` and ends at a branch, with its bytes.
 pub fn decode_within(block: &Block, rip: u64, mmu: &Mmu) -> Option<(GuestBlock, Vec<u8>)> {
+    decode_from(block, rip, false, mmu)
+}
+
+fn decode_from(block: &Block, rip: u64, goes_on: bool, mmu: &Mmu) -> Option<(GuestBlock, Vec<u8>)> {
     let mut bytes = bytes_of(block, mmu).split_off(rip.wrapping_sub(block.key.rip) as usize);
     let mode: Mode = block.key.mode;
     let mut decoded = if block.second.is_some() {
         let insns = decode::decode_one(&bytes, rip, mode).into_iter().collect();
         GuestBlock { rip, mode, insns, end: block.end }
     } else {
-        decode::decode_block(&bytes, rip, mode)
+        decode::decode_extended(&bytes, rip, mode, |_| goes_on)
     };
     let length = decoded.length() as usize;
     if length == bytes.len() {
+        // The bytes end where the block does, which is all that this decoding knows.
         decoded.end = block.end;
     }
     bytes.truncate(length);

@@ -108,9 +108,10 @@ impl Windows {
         self.stray.get()
     }
 
-    /// Code was installed at an address.
-    pub fn installed(&mut self, generation: u64, address: u64, code: &CodeBlock) {
-        if generation != self.generation {
+    /// Code was installed at an address. Returns whether code memory was emptied before, so that nothing is known of older code any more.
+    pub fn installed(&mut self, generation: u64, address: u64, code: &CodeBlock) -> bool {
+        let is_new = generation != self.generation;
+        if is_new {
             self.accesses.clear();
             self.scattered.get_mut().clear();
             self.generation = generation;
@@ -121,6 +122,7 @@ impl Windows {
             let site = Site { refused, code: address, rip, misses, faults: Cell::default() };
             self.accesses.insert(address + u64::from(access.access), site);
         }
+        is_new
     }
 
     /// Code with accesses that keep faulting, each time at another page, or that keep missing the part of the window that was guessed.

@@ -25,13 +25,7 @@ impl Mmu {
     /// if the TLB has it for that access, and returns whether it did. Otherwise the access is to be made through the TLB, which
     /// fills that, so the next fault finds it. Takes no lock that compiled code holds.
     pub fn window_fault(&mut self, state: &mut CpuState, linear: GuestVirt, write: bool) -> bool {
-        let space = self.spaces.current();
-        let Some(window) = &mut self.spaces.window else { return false };
-        if self.view != View::User || !window.is_open_to(space) {
-            return false;
-        }
-        if !window.note_fault(state.instructions) {
-            state.window = 0;
+        if !self.note_window_fault(state) {
             return false;
         }
         if !Window::reaches(linear.page()) {
@@ -52,13 +46,21 @@ impl Mmu {
 
     /// An access is not in the part of the window that compiled code expects, and has raised the signal too.
     pub fn window_missed(&mut self, state: &mut CpuState) {
+        self.note_window_fault(state);
+    }
+
+    /// Has the window pay for a signal; returns whether anything may be mapped. If that was too much, it is off from now on.
+    fn note_window_fault(&mut self, state: &mut CpuState) -> bool {
         let space = self.spaces.current();
-        let is_open = |window: &&mut Window| window.is_open_to(space);
-        if let Some(window) = self.spaces.window.as_mut().filter(is_open)
-            && !window.note_fault(state.instructions)
-        {
+        let Some(window) = &mut self.spaces.window else { return false };
+        if self.view != View::User || !window.is_open_to(space) {
+            return false;
+        }
+        let is_on = window.note_fault(state.instructions);
+        if !is_on {
             state.window = 0;
         }
+        is_on
     }
 
     /// Whether the window has it already.

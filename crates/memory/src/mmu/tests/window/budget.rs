@@ -8,7 +8,7 @@ use super::super::guest::{Guest, OPEN, ROOT};
 use super::{AT, GONE, LARGE_AT, LARGE_PAGE, PAGE, READ, alone, guest, load_cr3, rights, shown, touch};
 
 /// What a block of 16 pages costs to be shared.
-const BLOCK_COST: u64 = 26;
+const BLOCK_COST: u64 = 68;
 
 #[test]
 fn too_dear_a_window_is_closed_for_a_while() {
@@ -21,7 +21,7 @@ fn too_dear_a_window_is_closed_for_a_while() {
         assert!(!guest.mmu.window_fault(&mut guest.state, nowhere, false));
         faults += 1;
     }
-    // Of 40,000 tokens, 26 are for the block, 8 for the page, 3 for each fault.
+    // Of 40,000 tokens, 68 are for the block, 8 for the page, 3 for each fault.
     assert_eq!(faults, (40_000 - BLOCK_COST - 8 - 2 * 3) / 3 + 1);
     assert_eq!(rights(AT), GONE);
     let stats = guest.mmu.window_stats();
@@ -48,7 +48,7 @@ fn dropping_pages_is_paid_with_mapping_them() {
     for round in 1..4000 {
         guest.mmu.flush_all(&mut guest.state);
         if guest.state.window == 0 {
-            // The block costs 26.
+            // The block costs 68.
             assert_eq!(round - 1, (40_000 - BLOCK_COST) / 14);
             assert_eq!(rights(AT), GONE);
             return;
@@ -93,7 +93,7 @@ fn pieces_cost_less_than_their_pages() {
     for chunk in 0..80 {
         assert!(touch(&mut guest, LARGE_AT + (chunk << 16), true));
     }
-    // 26 for each block, 80 times two faults and a piece, one page that is dropped by itself.
+    // 68 for each block, 80 times two faults and a piece, one page that is dropped by itself.
     guest.map_page(LARGE_AT + (4 << 21), PAGE);
     guest.mmu.flush_all(&mut guest.state);
     assert_eq!(guest.mmu.window_stats().dropped, 1280);
