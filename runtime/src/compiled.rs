@@ -83,6 +83,7 @@ impl Engine {
         const POLL: u64 = Leave::Poll as u64;
         const HOT: u64 = Leave::Hot as u64;
         const CALLOUT: u64 = Leave::Callout as u64;
+        const WINDOW_OFF: u64 = Leave::WindowOff as u64;
         match leave {
             UNLINKED => {
                 self.leaves.unlinked += 1;
@@ -128,6 +129,14 @@ impl Engine {
                     compiler.hot(block, &self.state, &self.mmu);
                 }
                 Ok(())
+            }
+            WINDOW_OFF => {
+                let (block, _) = self.finder.find(&self.state, &mut self.mmu, Extent::Full)?;
+                if let Some(compiler) = &mut self.compiler {
+                    compiler.without_window(block, &self.state, &self.mmu);
+                }
+                // Whatever became of it, the guest gets on.
+                self.step()
             }
             other => {
                 Err(Interruption::failed(format!("compiled code left with {other:#x}: a translator bug")))

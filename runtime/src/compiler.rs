@@ -7,6 +7,7 @@ use profiler::model::Tier;
 use semantics::decode::{MAX_BLOCK, MAX_LENGTH};
 use translator::{
     CodeBlock, TemplateTranslator, Translator,
+    region::Versions,
     windows::{Scattered, Windows},
 };
 use x86::CpuState;
@@ -212,11 +213,30 @@ impl Compiler {
             self.cache.recount(block, hot_at - executions);
             return;
         }
+        let versions = if state.window == 0 { Versions::Both } else { Versions::Window };
+        self.make_region(block, block.executions(), versions, state, mmu);
+    }
+
+    /// A region that is only for the window was entered while that is off.
+    #[cold]
+    pub fn without_window(&mut self, block: &Arc<Block>, state: &CpuState, mmu: &Mmu) {
+        self.make_region(block, self.hot_at(block), Versions::Both, state, mmu);
+    }
+
+    /// Makes a region by templates around a block, of such as have run as often as one that has run so many times.
+    fn make_region(
+        &mut self,
+        block: &Arc<Block>,
+        executions: u32,
+        versions: Versions,
+        state: &CpuState,
+        mmu: &Mmu,
+    ) {
         self.phase(Phase::Translating);
-        if let Some(formed) = self.form(block, block.executions(), state, mmu) {
+        if let Some(formed) = self.form(block, executions, state, mmu) {
             let start = Instant::now();
             // If it is declined, which nothing is whose first block had a template, blocks run on alone.
-            if let Ok(code) = self.templates.translate_region(&formed.region) {
+            if let Ok(code) = self.templates.translate_region(&formed.region, versions) {
                 let taken = start.elapsed().as_nanos() as u64;
                 self.nanoseconds += taken;
                 if let Some(translations) = &self.translations {

@@ -140,6 +140,35 @@ fn accesses_that_are_not_worth_the_window_are_looked_up() {
     let (sum, faults, pages) = run(config, wrong);
     assert_eq!(sum, 2 * 16000);
     assert!((32..100).contains(&faults) && pages > 0, "{faults} faults, {pages} pages");
+    // A region that was made while the window was on gives way to one for either, once, where that is off.
+    let twice = guest!(
+        "4: mov r12d, 1000",
+        "5: mov rbx, r12",
+        "and ebx, 3",
+        "shl rbx, 14",
+        "add r14, [rbx + 0x400000]",
+        "dec r12d",
+        "jnz 5b",
+        "out 0x80, al",
+        "jmp 4b",
+    );
+    let mut guest = user(config, twice);
+    for page in 0..400_u64 {
+        guest.write(FIRST + page * 0x1000, &page.to_le_bytes());
+    }
+    let compiled = [(1, 1), (2, 0), (3, 0), (4, 1)].map(|(round, on)| {
+        guest.set(|state| state.window = on);
+        let before = guest.engine.statistics();
+        assert!(matches!(guest.run(), Exit::PortWrite { .. }));
+        assert_eq!(guest.gpr(14), round * 250 * (4 + 8 + 12));
+        let after = guest.engine.statistics();
+        (after.compiled - before.compiled, after.interpreted - before.interpreted)
+    });
+    drop(guest);
+    // OUT is interpreted, and once the instruction at which the region is left.
+    assert_eq!(compiled[1].1, 2, "{compiled:?}");
+    assert_eq!(compiled[2..], [(0, 1), (0, 1)], "{compiled:?}");
+
     // High and low in turn: no guess is right.
     let both = guest!(
         "mov r12d, 16000",

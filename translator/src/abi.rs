@@ -99,6 +99,8 @@ pub enum Leave {
     /// The callout at the block's end was carried out, and the runtime has to see to what came of it: it raised, asks the
     /// board, or events or traps are due after it. It is not counted.
     Callout = 6,
+    /// A region that is only for the window was entered while that is off ([`crate::region::Versions::Window`]); rip is its start, nothing is done.
+    WindowOff = 7,
 }
 
 /// One direct exit. Lives in code memory beside the block, readable at the address that compiled code uses; the

@@ -66,6 +66,15 @@ impl RegionBlock {
     }
 }
 
+/// For whom a region by templates is made that may access memory in the window ([`memory::window`]). Others are the same for all.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Versions {
+    /// Only for the window; where that is off it leaves with [`crate::abi::Leave::WindowOff`] as soon as it is entered.
+    Window,
+    /// One version for the window, one for the TLB.
+    Both,
+}
+
 /// Guest blocks of one mode, each once.
 #[derive(Clone, Debug)]
 pub struct Region {

@@ -11,14 +11,14 @@ use iced_x86::{Decoder, DecoderOptions, Formatter, NasmFormatter};
 use semantics::{Operand, decode::decode_block};
 use transvisor_translator::{
     CodeBlock, HostCode, Options, TemplateTranslator, Translator, WindowAccess,
-    region::{Region, RegionBlock},
+    region::{Region, RegionBlock, Versions},
 };
 use x86::Mode;
 
 const SEPARATOR: &str = "----\n";
 
 /// What stands above the dashes: comments (`#`), `mode 32`, `rip 401000`, `region` (all blocks that can be reached from
-/// the first one, together), `template` (by templates), `window` (of a user process, with the window), and lines of bytes.
+/// the first one, together), `template` (by templates), `window` (of a user process, with the window), `window only` (without the version for the TLB), and lines of bytes.
 struct Case {
     mode: Mode,
     rip: u64,
@@ -26,6 +26,7 @@ struct Case {
     template: bool,
     /// Of a user process, which accesses memory in the window.
     window: bool,
+    versions: Versions,
     bytes: Vec<u8>,
 }
 
@@ -36,6 +37,7 @@ fn parse(name: &str, text: &str) -> Case {
         region: false,
         template: false,
         window: false,
+        versions: Versions::Both,
         bytes: Vec::new(),
     };
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
@@ -49,6 +51,9 @@ fn parse(name: &str, text: &str) -> Case {
             case.template = true;
         } else if line == "window" {
             case.window = true;
+            case.mode = user_state().mode;
+        } else if line == "window only" {
+            (case.window, case.versions) = (true, Versions::Window);
             case.mode = user_state().mode;
         } else if line == "mode 32" {
             case.mode = protected_state().mode;
@@ -146,7 +151,7 @@ fn lifts_are_as_written_down() {
         let mut templates = TemplateTranslator::new();
         templates.use_windows(case.window);
         let translated = if case.template && case.region {
-            templates.translate_region(&region(&case)).cloned()
+            templates.translate_region(&region(&case), case.versions).cloned()
         } else if case.template {
             templates.translate(&decode_block(&case.bytes, case.rip, case.mode), None).cloned()
         } else if case.region {

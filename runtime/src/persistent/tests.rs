@@ -6,7 +6,7 @@ use semantics::decode::{self, GuestBlock};
 use translator::{
     CodeBlock, TemplateTranslator,
     addresses::SLIDE,
-    region::{Region, RegionBlock},
+    region::{Region, RegionBlock, Versions},
 };
 use x86::{CpuState, Mode, PAGE_SIZE, control, segment::attribute};
 
@@ -222,7 +222,7 @@ fn record_of_region(parts: &[(u64, Vec<u8>)], by: u64, addend: u64) -> Option<(V
         |(at, bytes): &(u64, Vec<u8>)| RegionBlock::new(decode(bytes, place + at), bytes, addend, None, None);
     let region = Region { blocks: parts.iter().map(block).collect(), low: 0 };
     let mut templates = TemplateTranslator::counting();
-    let code = templates.translate_region(&region).ok()?;
+    let code = templates.translate_region(&region, Versions::Both).ok()?;
     let guests: Vec<Guest<'_>> = region
         .blocks
         .iter()

@@ -75,7 +75,7 @@ impl Template<'_> {
         self.note(from, 0, otherwise);
     }
 
-    fn leave_at_entry_if(&mut self, condition: u8, leave: Leave) {
+    pub(super) fn leave_at_entry_if(&mut self, condition: u8, leave: Leave) {
         let from = self.asm.jump_if(condition);
         self.note(from, 0, ColdKind::AtEntry(leave));
     }

@@ -31,7 +31,7 @@ use crate::{
     TranslateError,
     abi::Leave,
     carried, locality,
-    region::{Plan, Region, same_page},
+    region::{Plan, Region, Versions, same_page},
 };
 
 const REQUEST: usize = offset_of!(CpuState, exit_request);
@@ -124,11 +124,6 @@ impl Course {
         self.low
     }
 
-    /// The registers that point anywhere when a block begins.
-    pub fn strange(&self, number: usize) -> locality::Set {
-        self.plan.strange[number]
-    }
-
     /// The number of the block that is being written.
     pub fn current(&self) -> usize {
         self.current
@@ -160,12 +155,21 @@ impl Course {
 
 impl<'a> Template<'a> {
     /// Writes a region; gives how many instructions and bytes it was made from.
-    pub(super) fn region(&mut self, region: &'a Region) -> Result<(u16, u16), TranslateError> {
+    pub(super) fn region(
+        &mut self,
+        region: &'a Region,
+        versions: Versions,
+    ) -> Result<(u16, u16), TranslateError> {
         let insns = || region.blocks.iter().flat_map(|block| &block.guest.insns);
         let first = &region.blocks[0];
+        let plan = Plan::of(region);
+        let versions = self.may_use_windows(region, &plan).then_some(versions);
         self.registers = Registers::plan(insns());
         self.load_carried();
         self.poll();
+        if versions == Some(Versions::Window) {
+            self.leave_without_window();
+        }
         self.enter(first.guest.rip, false, first.second);
         self.take_over();
         let has_float = !self.mode.float_traps() && !self.mode.sse_traps() && insns().any(uses_mxcsr);
@@ -176,7 +180,7 @@ impl<'a> Template<'a> {
             self.need_mxcsr();
         }
         self.course = Some(Course {
-            plan: Plan::of(region),
+            plan,
             nodes: vec![Node::default(); region.blocks.len()],
             homes: self.registers,
             has_float,
@@ -188,13 +192,21 @@ impl<'a> Template<'a> {
             low: region.low,
         });
         self.page = first.guest.rip & PAGE_MASK;
-        if !self.may_use_windows(region) {
-            return self.version(region);
-        }
-        let off = self.unless_window();
-        self.version(region)?;
-        self.without_window(off);
-        let made = self.version(region)?;
+        let made = match versions {
+            None => return self.version(region),
+            Some(Versions::Window) => {
+                self.begin_window();
+                let made = self.version(region)?;
+                self.end_window();
+                made
+            }
+            Some(Versions::Both) => {
+                let off = self.unless_window();
+                self.version(region)?;
+                self.without_window(off);
+                self.version(region)?
+            }
+        };
         // Behind what is refused accesses are looked up for as long as control stays in the region.
         self.refused();
         self.ways(region)?;

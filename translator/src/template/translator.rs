@@ -10,7 +10,10 @@ use super::{
     registers::Registers,
     window::Guesses,
 };
-use crate::{CodeBlock, TranslateError, region::Region};
+use crate::{
+    CodeBlock, TranslateError,
+    region::{Region, Versions},
+};
 
 /// Translates guest blocks by templates.
 pub struct TemplateTranslator {
@@ -100,13 +103,17 @@ impl TemplateTranslator {
         })
     }
 
-    /// Translates a region; its executions are not counted.
-    pub fn translate_region(&mut self, region: &Region) -> Result<&CodeBlock, TranslateError> {
+    /// Translates a region, in these versions if it may access memory in the window; its executions are not counted.
+    pub fn translate_region(
+        &mut self,
+        region: &Region,
+        versions: Versions,
+    ) -> Result<&CodeBlock, TranslateError> {
         let Some(first) = region.blocks.first() else {
             return Err(TranslateError::FirstDeclined("an empty region"));
         };
         self.block.counts = false;
-        self.make(&first.guest, |template| template.region(region))
+        self.make(&first.guest, |template| template.region(region, versions))
     }
 
     fn make<'a>(

@@ -27,8 +27,10 @@ use super::{
     registers::{Registers, numbers},
 };
 use crate::{
-    TranslateError, WindowAccess, locality,
-    region::{Pointer, Region, RegionBlock},
+    TranslateError, WindowAccess,
+    abi::Leave,
+    locality,
+    region::{Plan, Pointer, Region, RegionBlock},
 };
 
 const WINDOW: usize = offset_of!(CpuState, window);
@@ -144,6 +146,23 @@ fn part_of(address: u64) -> Option<Space> {
 fn is_lenient(mnemonic: Mnemonic) -> bool {
     use Mnemonic::*;
     matches!(mnemonic, Sha1msg1 | Sha1msg2 | Sha1nexte | Sha1rnds4 | Sha256msg1 | Sha256msg2 | Sha256rnds2)
+}
+
+/// Whether a quarter of a region's accesses, but for the stack's, are by pointers from memory.
+fn is_strange(region: &Region, plan: &Plan) -> bool {
+    let (mut all, mut strange_ones) = (0, 0);
+    for (number, block) in region.blocks.iter().enumerate() {
+        let mut strange = plan.strange[number];
+        for insn in &block.guest.insns {
+            let base = insn.memory.base;
+            if insn.operands.contains(&Operand::Memory) && insn.memory_bytes != 0 && base != super::RSP {
+                all += 1;
+                strange_ones += u32::from(base < 16 && strange >> base & 1 != 0);
+            }
+            strange = locality::after(insn, strange);
+        }
+    }
+    4 * strange_ones > all
 }
 
 impl<'a> Template<'a> {
@@ -357,34 +376,32 @@ impl<'a> Template<'a> {
         }
     }
 
-    /// Whether a region is made for the window.
-    pub(super) fn may_use_windows(&self, region: &Region) -> bool {
+    /// Whether a region may be made for the window.
+    pub(super) fn may_use_windows(&self, region: &Region, plan: &Plan) -> bool {
         let part = region.blocks.first().and_then(|first| part_of(first.guest.rip));
         self.uses_windows
             && self.mode.cpl() == 3
             && self.instrumentation.is_none()
             && match part {
-                Some(Space::Low) => !self.is_strange_region(region),
+                Some(Space::Low) => !is_strange(region, plan),
                 _ => part.is_some(),
             }
     }
 
-    /// Whether a quarter of a region's accesses, but for the stack's, are by pointers from memory.
-    fn is_strange_region(&self, region: &Region) -> bool {
-        let Some(course) = &self.course else { return false };
-        let (mut all, mut strange_ones) = (0, 0);
-        for (number, block) in region.blocks.iter().enumerate() {
-            let mut strange = course.strange(number);
-            for insn in &block.guest.insns {
-                let base = insn.memory.base;
-                if insn.operands.contains(&Operand::Memory) && insn.memory_bytes != 0 && base != super::RSP {
-                    all += 1;
-                    strange_ones += u32::from(base < 16 && strange >> base & 1 != 0);
-                }
-                strange = locality::after(insn, strange);
-            }
-        }
-        4 * strange_ones > all
+    /// At the entry of a region that is only for the window.
+    pub(super) fn leave_without_window(&mut self) {
+        self.asm.compare_immediate(Mem::state(WINDOW), 0);
+        self.leave_at_entry_if(condition::EQUAL, Leave::WindowOff);
+    }
+
+    /// What follows accesses memory in the window.
+    pub(super) fn begin_window(&mut self) {
+        self.windows = Some(Windows::default());
+    }
+
+    /// What follows does not.
+    pub(super) fn end_window(&mut self) {
+        self.windows = None;
     }
 
     /// At the entry of a region: where the window is on its code may go on here. Flags are saved.
@@ -392,7 +409,7 @@ impl<'a> Template<'a> {
         self.asm.compare_immediate(Mem::state(WINDOW), 0);
         let off = self.asm.jump_if(condition::EQUAL);
         let known = self.known();
-        self.windows = Some(Windows::default());
+        self.begin_window();
         (off, known)
     }
 
@@ -400,7 +417,7 @@ impl<'a> Template<'a> {
     pub(super) fn without_window(&mut self, (off, known): (Jump, Known)) {
         self.asm.bind(off);
         self.know(known);
-        self.windows = None;
+        self.end_window();
         if let Some(course) = &mut self.course {
             course.begin_anew();
         }

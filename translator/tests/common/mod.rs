@@ -72,6 +72,7 @@ impl Placed {
             4 => Leave::Poll,
             5 => Leave::Hot,
             6 => Leave::Callout,
+            7 => Leave::WindowOff,
             other => panic!("block returned {other}"),
         }
     }

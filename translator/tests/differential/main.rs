@@ -24,7 +24,7 @@ use side::Side;
 use transvisor_translator::{
     CodeBlock, Options, RegisterAllocator, TemplateTranslator, TranslateError, Translator,
     abi::Leave,
-    region::{Region, RegionBlock},
+    region::{Region, RegionBlock, Versions},
     windows::{self, Handled, Windows},
 };
 use x86::{CpuState, LazyFlags, Mode, Width, flags, lazy_flags::Form};
@@ -404,7 +404,7 @@ fn region(blocks: &[(GuestBlock, &[u8])]) -> Region {
 fn regions_by_templates_do_what_the_interpreter_does() {
     let mut translator = TemplateTranslator::new();
     run_with(
-        Box::new(move |blocks| translator.translate_region(&region(blocks)).cloned()),
+        Box::new(move |blocks| translator.translate_region(&region(blocks), Versions::Both).cloned()),
         (true, true),
         long_mode_state,
         20000,
@@ -424,7 +424,8 @@ fn regions_with_the_window_do_what_the_interpreter_does() {
             // What is guessed of pointers does not matter.
             low = low.wrapping_mul(0x9e37_79b9).wrapping_add(0x7f4a_7c15);
             let region = Region { low: (low >> 13) & (low >> 7), ..region(blocks) };
-            translator.translate_region(&region).cloned()
+            let versions = if low >> 31 == 0 { Versions::Both } else { Versions::Window };
+            translator.translate_region(&region, versions).cloned()
         }),
         branches: true,
         host_flags: true,
