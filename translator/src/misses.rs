@@ -27,7 +27,7 @@ pub(crate) struct Miss {
     pub aligned: bool,
     /// Instructions that are counted but not done if it is abandoned; below zero: done but not counted.
     pub uncounted: i8,
-    /// From the block's start to the instruction.
+    /// From an address that is known where it is noted to the instruction.
     pub distance: u16,
 }
 
@@ -38,6 +38,9 @@ const WRITE: u32 = 1 << 31;
 const DISTANCE_BITS: u32 = 0x7fff;
 
 impl Miss {
+    /// The most that `distance` can be.
+    pub const MOST_DISTANCE: u64 = DISTANCE_BITS as u64;
+
     /// In a word: bytes 7 bits, aligned 1, uncounted 8, distance 15, write 1.
     pub fn packed(self) -> u32 {
         debug_assert!(self.bytes < 0x80 && u32::from(self.distance) <= DISTANCE_BITS);
@@ -51,7 +54,7 @@ impl Miss {
 }
 
 /// An access of a template's block missed the TLB array: has it filled ([`SlowPath::FillRead`], [`SlowPath::FillWrite`]). The
-/// address is in `scratch[2]`, the packed [`Miss`] in `scratch[1]`, the block's start in `CpuState::rip`. r15 = state.
+/// address is in `scratch[2]`, the packed [`Miss`] in `scratch[1]`, what its distance is counted from in `CpuState::rip`. r15 = state.
 ///
 /// # Safety
 /// Called by compiled code, with r15 = the state.

@@ -12,6 +12,7 @@ use super::{
     flags::Flags,
     known::{FAR, KnownPages},
     memory::{Access, Address},
+    region::Course,
     registers::{Registers, numbers},
 };
 use crate::{
@@ -104,7 +105,7 @@ pub(super) struct Tails {
 /// What a tail depends on besides what it stores.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct TailPlace {
-    /// Where the block begins.
+    /// What the instructions' addresses are counted from.
     base: u64,
     helper: RuntimeHelper,
     /// Which recent page it is to make.
@@ -287,13 +288,14 @@ impl Template<'_> {
             self.save_flags();
         }
         let second = temporaries[1];
-        let base = self.insns[0].rip;
+        let rip = self.insns[self.index].rip;
+        let base = self.tail_base(rip);
         let miss = Miss {
             bytes: access.bytes,
             write: access.write,
             aligned: access.aligned,
             uncounted: self.uncounted() as i8,
-            distance: self.insns[self.index].rip.wrapping_sub(base) as u16,
+            distance: rip.wrapping_sub(base) as u16,
         };
         self.count_call(FIRST_RUNTIME_HELPER + helper as usize, second);
         // What is called does not come back from an access that is abandoned.
@@ -311,6 +313,12 @@ impl Template<'_> {
         if helper != RuntimeHelper::FillMiss {
             self.asm.load(second, Mem::state(SCRATCH));
         }
+    }
+
+    /// Where the distance to an instruction is counted from: in a region the same for all blocks, if it can be.
+    fn tail_base(&self, rip: u64) -> u64 {
+        let lowest = self.course.as_ref().map(Course::lowest);
+        lowest.filter(|lowest| rip - lowest <= Miss::MOST_DISTANCE).unwrap_or(self.insns[0].rip)
     }
 
     /// What misses have in common: storing what is newer than in the state, and the call. What stores more goes on into what stores a

@@ -111,6 +111,8 @@ pub(super) struct Course {
     current: usize,
     /// [`Region::low`].
     low: u32,
+    /// Address of its first instruction in memory.
+    lowest: u64,
 }
 
 impl Course {
@@ -122,6 +124,11 @@ impl Course {
     /// Which pointers were low when the region was formed.
     pub fn low(&self) -> u32 {
         self.low
+    }
+
+    /// Address of the first of its instructions.
+    pub fn lowest(&self) -> u64 {
+        self.lowest
     }
 
     /// The number of the block that is being written.
@@ -190,6 +197,7 @@ impl<'a> Template<'a> {
             next: None,
             current: 0,
             low: region.low,
+            lowest: region.blocks.iter().map(|block| block.guest.rip).min().unwrap_or(first.guest.rip),
         });
         self.page = first.guest.rip & PAGE_MASK;
         let made = match versions {
