@@ -9,7 +9,7 @@
 //!
 //! Behind the second version of one instruction code goes on in the first one ([`Template::rejoin`]).
 
-use core::mem::offset_of;
+use core::{mem::offset_of, ops::Range};
 
 use hashbrown::HashSet;
 use iced_x86::Mnemonic;
@@ -388,10 +388,21 @@ impl<'a> Template<'a> {
             }
     }
 
-    /// At the entry of a region that is only for the window.
-    pub(super) fn leave_without_window(&mut self) {
+    /// At the entry of a region that is only for the window. Gives where that is looked at.
+    pub(super) fn leave_without_window(&mut self) -> Range<usize> {
+        let start = self.asm.code.len();
         self.asm.compare_immediate(Mem::state(WINDOW), 0);
         self.leave_at_entry_if(condition::EQUAL, Leave::WindowOff);
+        start..self.asm.code.len()
+    }
+
+    /// Has control go on behind a piece of code that is less than 128 bytes long.
+    pub(super) fn skip(&mut self, piece: Range<usize>) {
+        const JUMP: [u8; 2] = [0xeb, 0];
+        let behind = piece.len() - JUMP.len();
+        debug_assert!(behind < 0x80);
+        let start = &mut self.asm.code.bytes_mut()[piece];
+        (start[0], start[1]) = (JUMP[0], behind as u8);
     }
 
     /// What follows accesses memory in the window.
