@@ -53,6 +53,8 @@ pub struct LeaveCounters {
     pub hot: u64,
     /// Callouts after which there was something to see to.
     pub callout: u64,
+    /// Regions for the window while that was off.
+    pub window_off: u64,
 }
 
 impl Engine {
@@ -131,6 +133,7 @@ impl Engine {
                 Ok(())
             }
             WINDOW_OFF => {
+                self.leaves.window_off += 1;
                 let (block, _) = self.finder.find(&self.state, &mut self.mmu, Extent::Full)?;
                 if let Some(compiler) = &mut self.compiler {
                     compiler.without_window(block, &self.state, &self.mmu);

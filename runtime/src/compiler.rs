@@ -217,7 +217,7 @@ impl Compiler {
         self.make_region(block, block.executions(), versions, state, mmu);
     }
 
-    /// A region that is only for the window was entered while that is off.
+    /// A region that is only for the window was entered while that is off: it is made anew with both versions.
     #[cold]
     pub fn without_window(&mut self, block: &Arc<Block>, state: &CpuState, mmu: &Mmu) {
         self.make_region(block, self.hot_at(block), Versions::Both, state, mmu);

@@ -25,6 +25,7 @@ mod encoding;
 mod flags;
 mod float;
 mod form;
+mod guesses;
 mod instruction;
 mod instrument;
 mod known;
@@ -58,10 +59,11 @@ use crate::{
 use assembler::{Assembler, Mem, Reg, gpr_offset, xmm_offset};
 use cold::{Cold, ColdKind, Tails};
 use flags::Flags;
+use guesses::Guesses;
 use known::KnownPages;
 use region::Course;
 use registers::Registers;
-use window::{Guesses, Windows};
+use window::Windows;
 
 pub use translator::TemplateTranslator;
 

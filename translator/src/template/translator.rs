@@ -7,8 +7,8 @@ use super::{
     assembler::Assembler,
     branch,
     cold::{Cold, Tails},
+    guesses::Guesses,
     registers::Registers,
-    window::Guesses,
 };
 use crate::{
     CodeBlock, TranslateError,

@@ -11,7 +11,6 @@
 
 use core::{mem::offset_of, ops::Range};
 
-use hashbrown::HashSet;
 use iced_x86::Mnemonic;
 use memory::window::{HIGH, LOW, LOW_SHIFT, SHIFT};
 use semantics::{Kind, Operand, table};
@@ -63,49 +62,6 @@ pub(super) struct After {
     constant: Option<u64>,
     mxcsr_loaded: bool,
     pending: i32,
-}
-
-/// What has been learned of instructions that access the window, by their addresses.
-#[derive(Default)]
-pub(super) struct Guesses {
-    /// Their accesses are where the guess did not expect them.
-    wrong: HashSet<u64>,
-    /// Their accesses are looked up, since they are in either part, or keep finding pages that the window does not have.
-    bad: HashSet<u64>,
-}
-
-impl Guesses {
-    /// Of so many instructions something is known.
-    const MOST: usize = 4096;
-
-    /// The instructions' accesses are not where they were guessed to be.
-    pub fn note_wrong(&mut self, rips: impl IntoIterator<Item = u64>) {
-        Self::bound(&mut self.wrong);
-        let again = rips.into_iter().filter(|rip| !self.wrong.insert(*rip));
-        let again: Vec<u64> = again.collect();
-        self.note_bad(again);
-    }
-
-    /// They are not to be made there.
-    pub fn note_bad(&mut self, rips: impl IntoIterator<Item = u64>) {
-        Self::bound(&mut self.bad);
-        self.bad.extend(rips);
-    }
-
-    fn bound(rips: &mut HashSet<u64>) {
-        if rips.len() > Self::MOST {
-            // Of processes that have ended, mostly.
-            rips.clear();
-        }
-    }
-
-    fn are_wrong(&self, rip: u64) -> bool {
-        self.wrong.contains(&rip)
-    }
-
-    fn are_bad(&self, rip: u64) -> bool {
-        self.bad.contains(&rip)
-    }
 }
 
 /// The window in the region that is being written.
