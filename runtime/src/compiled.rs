@@ -134,9 +134,9 @@ impl Engine {
             }
             WINDOW_OFF => {
                 self.leaves.window_off += 1;
-                let (block, _) = self.finder.find(&self.state, &mut self.mmu, Extent::Full)?;
+                let (block, fresh) = self.finder.find(&self.state, &mut self.mmu, Extent::Full)?;
                 if let Some(compiler) = &mut self.compiler {
-                    compiler.without_window(block, &self.state, &self.mmu);
+                    compiler.without_window(block, fresh, &self.state, &self.mmu);
                 }
                 // Whatever became of it, the guest gets on.
                 self.step()

@@ -219,8 +219,13 @@ impl Compiler {
 
     /// A region that is only for the window was entered while that is off: it is made anew with both versions.
     #[cold]
-    pub fn without_window(&mut self, block: &Arc<Block>, state: &CpuState, mmu: &Mmu) {
+    pub fn without_window(&mut self, block: &Arc<Block>, fresh: &mut Fresh, state: &CpuState, mmu: &Mmu) {
+        let before = block.code();
         self.make_region(block, self.hot_at(block), Versions::Both, state, mmu);
+        if block.code() == before {
+            // If it can't be made, its first block can.
+            self.translate(block, fresh, mmu);
+        }
     }
 
     /// Makes a region by templates around a block, of such as have run as often as one that has run so many times.
