@@ -213,7 +213,8 @@ impl<'a> Template<'a> {
                 self.version(region)?
             }
         };
-        // Behind what is refused accesses are looked up for as long as control stays in the region.
+        // Behind what is refused accesses are looked up to the end of the block, and where there is a version for the TLB, for as long as
+        // control stays in the region.
         self.refused();
         self.ways(region)?;
         if let Some(check) = check.filter(|_| self.accesses.is_empty()) {

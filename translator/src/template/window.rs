@@ -354,11 +354,9 @@ impl<'a> Template<'a> {
 
     /// Has control go on behind a piece of code that is less than 128 bytes long.
     pub(super) fn skip(&mut self, piece: Range<usize>) {
-        const JUMP: [u8; 2] = [0xeb, 0];
-        let behind = piece.len() - JUMP.len();
-        debug_assert!(behind < 0x80);
-        let start = &mut self.asm.code.bytes_mut()[piece];
-        (start[0], start[1]) = (JUMP[0], behind as u8);
+        let jump = [0xeb, piece.len() as u8 - 2];
+        debug_assert!(piece.len() - jump.len() < 0x80);
+        self.asm.code.bytes_mut()[piece.start..][..jump.len()].copy_from_slice(&jump);
     }
 
     /// What follows accesses memory in the window.
