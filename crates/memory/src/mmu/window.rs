@@ -22,8 +22,8 @@ impl Mmu {
     }
 
     /// An access by the window, of compiled code that is suspended in the signal's handler, has faulted at `linear`. Maps the page
-    /// if the TLB has it for that access, and returns whether it did. Otherwise the access is to be made through the TLB, which
-    /// fills that, so the next fault finds it. Takes no lock that compiled code holds.
+    /// if a TLB could have it for that access without a flag that is to be set or a fault, and returns whether it did. In any case the
+    /// access is to be made through the TLB now. Takes no lock that compiled code holds.
     pub fn window_fault(&mut self, state: &mut CpuState, linear: GuestVirt, write: bool) -> bool {
         if !self.note_window_fault(state) {
             return false;
@@ -31,17 +31,27 @@ impl Mmu {
         if !Window::reaches(linear.page()) {
             return false;
         }
-        let access = if write { Access::Write } else { Access::Read };
-        let Some(hit) = self.spaces.array(View::User).look_up(linear, access) else { return false };
-        if write && hit.slow_store {
-            return false;
-        }
-        let single = Piece { linear: linear.page(), physical: hit.page, pages: 1, writable: !hit.slow_store };
-        if self.shows(single) {
+        let Some(page) = self.page_for(state, linear, write) else { return false };
+        if self.shows(page) {
             return true;
         }
-        let piece = self.with_neighbours(state, single);
+        let piece = self.with_neighbours(state, page);
         self.show(piece)
+    }
+
+    /// The page of an access as the TLB has it, or else as the structures have it now: other pages may displace it from the TLB's array
+    /// each time before it faults again.
+    fn page_for(&mut self, state: &CpuState, linear: GuestVirt, write: bool) -> Option<Piece> {
+        let access = if write { Access::Write } else { Access::Read };
+        let (physical, writable) = match self.spaces.array(View::User).look_up(linear, access) {
+            Some(hit) => (hit.page, !hit.slow_store),
+            None => {
+                let (physical, writable) = self.peek(state, linear)?;
+                (physical, writable && !self.code_pages.is_marked(physical))
+            }
+        };
+        let page = Piece { linear: linear.page(), physical, pages: 1, writable };
+        (writable || !write).then_some(page)
     }
 
     /// An access is not in the part of the window that compiled code expects, and has raised the signal too.
@@ -101,18 +111,22 @@ impl Mmu {
     /// Whether another page can be mapped together with a page: both lie in a block of RAM, and user code may access it in the way
     /// that `other` says and in no more, without a walk and without the watch.
     fn fits(&mut self, state: &CpuState, page: Piece, other: Piece) -> bool {
-        let Some(now) = walk::peek(&self.ram, state, View::User, other.linear.0) else { return false };
         let block = self.ram.block(page.physical);
-        let fits = now.page == other.physical
-            && (now.write && now.dirty) == other.writable
+        self.peek(state, other.linear) == Some((other.physical, other.writable))
             && block.is_some()
             && self.ram.block(other.physical) == block
-            && !self.code_pages.is_marked(other.physical);
-        if fits && now.size_shift != PAGE_SHIFT {
+            && !self.code_pages.is_marked(other.physical)
+    }
+
+    /// What the structures have for loads of user code now, if its accessed flags are set: the guest-physical page, and whether stores
+    /// may be made without a walk.
+    fn peek(&mut self, state: &CpuState, linear: GuestVirt) -> Option<(GuestPhys, bool)> {
+        let now = walk::peek(&self.ram, state, View::User, linear.0)?;
+        if now.size_shift != PAGE_SHIFT {
             // The TLB may never have had it.
-            self.spaces.note_large(other.linear, now.size_shift);
+            self.spaces.note_large(linear, now.size_shift);
         }
-        fits
+        Some((now.page, now.write && now.dirty))
     }
 
     fn show(&mut self, piece: Piece) -> bool {

@@ -7,7 +7,7 @@ mod neighbours;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use x86::control::cr4;
-use x86::paging::{LARGE, PRESENT, USER};
+use x86::paging::{ACCESSED, DIRTY, LARGE, PRESENT, USER, WRITABLE};
 use x86::{GuestPhys, GuestVirt, Width};
 
 use super::guest::{Diary, Guest, OPEN, ROOT};
@@ -109,7 +109,7 @@ fn the_window_is_ram() {
     let mut guest = guest();
     guest.write64(PAGE + 8, 0x1122_3344_5566_7788);
     assert_eq!(rights(AT), GONE);
-    assert!(!guest.mmu.window_fault(&mut guest.state, GuestVirt(AT), false), "the TLB is empty");
+    assert!(!guest.mmu.window_fault(&mut guest.state, GuestVirt(AT), false), "not accessed yet");
     assert!(touch(&mut guest, AT, true));
     // SAFETY: just mapped, for loads and stores.
     let value = unsafe {
@@ -299,7 +299,6 @@ fn a_recycled_pcid_takes_nothing_over() {
     load_cr3(&mut guest, ROOT | 9, true);
     assert_eq!(rights(AT), GONE);
     assert_eq!(guest.state.window, 1, "nobody has it");
-    assert!(!guest.mmu.window_fault(&mut guest.state, GuestVirt(AT), false));
     // Flushed from another space, the owner is none any more.
     assert!(touch(&mut guest, AT, true));
     load_cr3(&mut guest, ROOT | 5, true);
@@ -345,6 +344,42 @@ fn code_pages_are_not_stored_to() {
     mark(&mut guest, PAGE);
     assert!(touch(&mut guest, AT, false));
     assert_eq!(rights(AT), READ);
+}
+
+#[test]
+fn what_the_tlb_lacks_comes_as_the_structures_have_it() {
+    let _alone = alone();
+    let mut guest = guest();
+    // Two pages of one slot: either displaces the other before it faults.
+    let other = AT + ((crate::tlb::MIN_ENTRIES as u64) << 12);
+    guest.map_page(other, PAGE + 0x5000);
+    for page in [AT, other] {
+        guest.store64(page, 1).unwrap();
+    }
+    for page in [AT, other] {
+        assert!(guest.mmu.window_fault(&mut guest.state, GuestVirt(page), true));
+        assert_eq!(rights(page), ALL);
+    }
+    // The TLB has none of it.
+    guest.mmu.flush_all(&mut guest.state);
+    mark(&mut guest, PAGE);
+    assert!(!guest.mmu.window_fault(&mut guest.state, GuestVirt(AT), true), "code");
+    assert!(guest.mmu.window_fault(&mut guest.state, GuestVirt(AT), false));
+    assert_eq!(rights(AT), READ);
+    let fills = guest.mmu.fills;
+    guest.load64(AT).unwrap();
+    assert_eq!(guest.mmu.fills, fills + 1);
+    // What is not RAM, clean, or not the user's.
+    guest.map_page(AT + 0x1000, 0xfee0_0000);
+    guest.map(AT + 0x2000, (PAGE + 0x2000) | PRESENT | USER | WRITABLE | ACCESSED, 12);
+    guest.map(AT + 0x3000, (PAGE + 0x3000) | PRESENT | WRITABLE | ACCESSED | DIRTY, 12);
+    let _ = guest.load64(AT + 0x1000);
+    for (page, write) in [(0x1000, false), (0x2000, true), (0x3000, false)] {
+        assert!(!guest.mmu.window_fault(&mut guest.state, GuestVirt(AT + page), write), "{page:#x}");
+        assert_eq!(rights(AT + page), GONE, "{page:#x}");
+    }
+    assert!(guest.mmu.window_fault(&mut guest.state, GuestVirt(AT + 0x2000), false));
+    assert_eq!(rights(AT + 0x2000), READ);
 }
 
 #[test]
