@@ -135,10 +135,10 @@ pub struct JumpEntry {
 /// Entries in a jump cache.
 pub const JUMP_CACHE_ENTRIES: usize = 131072;
 
-/// Index of a target in the jump cache: compiled code computes the same.
+/// Index of a target in the jump cache: compiled code computes the same. A sum, so that it moves with the target ([`crate::addresses`]).
 #[inline]
 pub const fn jump_index(rip: u64) -> usize {
-    ((rip >> 2) ^ (rip >> 14)) as usize & (JUMP_CACHE_ENTRIES - 1)
+    ((rip >> 2) + (rip >> 14)) as usize & (JUMP_CACHE_ENTRIES - 1)
 }
 
 /// Where the thunks of the [`SlowPath`]s begin in the table at `CpuState::helpers`.

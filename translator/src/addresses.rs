@@ -10,6 +10,8 @@ use core::ops::Range;
 use memory::tlb::{ENTRY_SHIFT, MAX_ENTRIES};
 use x86::PAGE_SHIFT;
 
+use crate::abi::{JUMP_CACHE_ENTRIES, JumpEntry, jump_index};
+
 /// Linear addresses of the kernel's image (Linux: Documentation/x86/x86_64/mm.rst).
 pub const IMAGE: Range<u64> = 0xffff_ffff_8000_0000..0xffff_ffff_c000_0000;
 
@@ -36,9 +38,11 @@ pub struct AddressField {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum AddressKind {
     /// Its low half.
-    Value,
+    Value = 0,
     /// The offset of its page's entry in the largest TLB array.
-    TlbIndex,
+    TlbIndex = 1,
+    /// The offset of its entry in the jump cache.
+    JumpIndex = 2,
 }
 
 /// Whether it is the low half of an address in [`IMAGE`].
@@ -56,14 +60,29 @@ impl AddressField {
         let new = Self { offset: offset as u32, kind: AddressKind::TlbIndex, address: address as u32 };
         IMAGE.contains(&address).then_some(new)
     }
+
+    pub(crate) fn jump_index(offset: usize, address: u64) -> Option<Self> {
+        let new = Self { offset: offset as u32, kind: AddressKind::JumpIndex, address: address as u32 };
+        IMAGE.contains(&address).then_some(new)
+    }
 }
 
 impl AddressKind {
+    /// The kind of that number.
+    pub fn of(number: u32) -> Option<Self> {
+        [Self::Value, Self::TlbIndex, Self::JumpIndex].into_iter().find(|kind| *kind as u32 == number)
+    }
+
     /// A field's contents after its address has moved by `by`, a multiple of [`SLIDE`].
     pub fn moved(self, value: u32, by: u64) -> u32 {
         match self {
             Self::Value => value.wrapping_add(by as u32),
             Self::TlbIndex => value.wrapping_add((by >> (PAGE_SHIFT - ENTRY_SHIFT)) as u32) & INDEX,
+            Self::JumpIndex => {
+                let size = size_of::<JumpEntry>();
+                let most = ((JUMP_CACHE_ENTRIES - 1) * size) as u32;
+                value.wrapping_add((jump_index(by) * size) as u32) & most
+            }
         }
     }
 }
@@ -83,10 +102,13 @@ mod tests {
     #[test]
     fn an_index_moves_with_its_address() {
         let index = |address: u64| (address >> (PAGE_SHIFT - ENTRY_SHIFT)) as u32 & INDEX;
-        let address = 0xffff_ffff_81a3_4567;
+        let jump = |address: u64| (jump_index(address) * size_of::<JumpEntry>()) as u32;
+        let address = 0xffff_ffff_81a3_4567_u64;
         for slides in [1_u64, 31, 32, 33, 100, (-5_i64) as u64] {
             let by = slides.wrapping_mul(SLIDE);
-            assert_eq!(AddressKind::TlbIndex.moved(index(address), by), index(address.wrapping_add(by)));
+            let there = address.wrapping_add(by);
+            assert_eq!(AddressKind::TlbIndex.moved(index(address), by), index(there));
+            assert_eq!(AddressKind::JumpIndex.moved(jump(address), by), jump(there));
         }
     }
 }

@@ -56,6 +56,10 @@ struct Faults {
 const SCATTERED: u32 = 32;
 const LATELY: u64 = 50_000_000;
 
+/// So many times an access misses the part of the window that was guessed: it is likely to go on doing so, and what is made anew costs as
+/// much as fifty signals. With 32, gcc took 5,200 signals instead of 1,500, python3 2,070 instead of 850.
+const MISGUESSED: u32 = 8;
+
 /// Faults for pages count if so many instructions lie between them, and they have to go on for so long: who goes over many pages for the
 /// first time may well come again.
 const APART: u64 = 20_000;
@@ -75,7 +79,12 @@ impl Site {
         faults.count += 1;
         faults.last = instructions;
         self.faults.set(faults);
-        faults.count >= SCATTERED && (self.misses || instructions.wrapping_sub(faults.since) >= SUSTAINED)
+        faults.count >= self.most() && (self.misses || instructions.wrapping_sub(faults.since) >= SUSTAINED)
+    }
+
+    /// How many faults are too many.
+    fn most(&self) -> u32 {
+        if self.misses { MISGUESSED } else { SCATTERED }
     }
 }
 
@@ -129,7 +138,7 @@ impl Windows {
     pub fn take_scattered(&mut self) -> Option<Scattered> {
         let code = self.scattered.get_mut().pop()?;
         // Others are likely to come to it too.
-        let many = |site: &&Site| site.faults.get().count >= SCATTERED / 4;
+        let many = |site: &&Site| site.faults.get().count >= site.most() / 4;
         let own = self.accesses.range(code..).map(|(_, site)| site).take_while(|site| site.code == code);
         let (misses, faults) = own.filter(many).partition::<Vec<&Site>, _>(|site| site.misses);
         let rips = |sites: Vec<&Site>| sites.iter().map(|site| site.rip).collect();

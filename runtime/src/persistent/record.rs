@@ -39,6 +39,8 @@ const OFFSET_BITS: u32 = 20;
 
 /// Where the something else begins.
 const REST: u32 = OFFSET_BITS;
+/// Of an [`AddressKind`].
+const KIND_BITS: u32 = 2;
 
 const EXIT: usize = 32;
 const RELOCATION: usize = 8;
@@ -181,8 +183,8 @@ pub(super) fn write(to: &mut Vec<u8>, guests: &[Guest<'_>], code: &CodeBlock, pr
             Source::Place => PLACE,
             Source::Word(number) => *number,
         };
-        let kind = u32::from(field.kind == AddressKind::TlbIndex);
-        put(to, (field.offset | (kind | u32::from(source) << 1) << REST).to_le_bytes());
+        let kind = field.kind as u32;
+        put(to, (field.offset | (kind | u32::from(source) << KIND_BITS) << REST).to_le_bytes());
     }
     to.extend_from_slice(bytes);
     to.extend_from_slice(&code.code);
@@ -471,7 +473,7 @@ impl<'a> Record<'a> {
         if by != 0 {
             for bytes in self.addresses.chunks_exact(ADDRESS) {
                 let (offset, rest) = split(u32_at(bytes, 0)?);
-                let moves = match (rest >> 1) as u8 {
+                let moves = match (rest >> KIND_BITS) as u8 {
                     PLACE => true,
                     number => words.checked_shr(number.into()).unwrap_or(0) & 1 != 0,
                 };
@@ -479,7 +481,7 @@ impl<'a> Record<'a> {
                     continue;
                 }
                 let offset = fits(offset, 4)? as usize;
-                let kind = if rest & 1 == 0 { AddressKind::Value } else { AddressKind::TlbIndex };
+                let kind = AddressKind::of(rest & ((1 << KIND_BITS) - 1))?;
                 let value = kind.moved(u32_at(&to.code, offset)?, by);
                 if kind == AddressKind::Value && !translator::addresses::is_low_half(value) {
                     return None;

@@ -195,7 +195,7 @@ impl Lifter<'_> {
         // `abi::jump_index`, scaled to the entry's size.
         let low = self.b.ins().ushr_imm_u(target, 2);
         let high = self.b.ins().ushr_imm_u(target, 14);
-        let hash = self.b.ins().bxor(low, high);
+        let hash = self.b.ins().iadd(low, high);
         let index = self.b.ins().band_imm_u(hash, JUMP_CACHE_ENTRIES as i64 - 1);
         let offset = self.b.ins().ishl_imm_u(index, i64::from(size_of::<JumpEntry>().trailing_zeros()));
         let cache = self.state_load(types::I64, offset_of!(CpuState, jump_cache));

@@ -255,6 +255,16 @@ impl Assembler {
         }
     }
 
+    /// Has the host fetch what the jump cache, which begins at `base`, has for `rip` at an offset.
+    pub fn prefetch_jump(&mut self, base: Reg, offset: i32, rip: u64) {
+        debug_assert!(base & 7 != 4, "that means an index");
+        // PREFETCHT0, with a displacement of 32 bits whatever it is, so that it can move.
+        let modrm = 0x80 | 1 << 3 | base & 7;
+        self.code.put(u64::from_le_bytes([0x40 | base >> 3, 0x0f, 0x18, modrm, 0, 0, 0, 0]), 4);
+        self.addresses.extend(AddressField::jump_index(self.code.len(), rip));
+        self.code.put(offset as u64, 4);
+    }
+
     /// HLT, at which a process faults.
     pub fn halt(&mut self) {
         self.code.put(0xf4, 1);

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     AddendField, DirectExit, ExitJump, Relocation, RelocationKind, RelocationTarget,
-    abi::{JUMP_CACHE_ENTRIES, JumpEntry, Leave},
+    abi::{JUMP_CACHE_ENTRIES, JumpEntry, Leave, jump_index},
     carried,
     instrument::Event,
     region::{self, next_page},
@@ -203,7 +203,7 @@ impl Template<'_> {
         self.asm.mov(a, target);
         self.asm.shift_right(entry, 2);
         self.asm.shift_right(a, 14);
-        self.asm.xor(entry, a);
+        self.asm.add(entry, a);
         self.asm.and_immediate(entry, JUMP_CACHE_ENTRIES as i32 - 1);
         self.asm.shift_left(entry, size_of::<JumpEntry>().trailing_zeros() as u8);
         self.asm.add_from(entry, Mem::state(JUMP_CACHE));
@@ -308,7 +308,12 @@ impl Template<'_> {
             let target = near_target(insn)?;
             self.push_value(Pushed::Constant(insn.next_rip()))?;
             self.complete();
-            self.direct_exit(target);
+            if !self.go_inside(target) {
+                self.hand_over();
+                self.count_pending();
+                self.expect_return(insn.next_rip(), SPARE[0]);
+                self.chain(target);
+            }
             return Ok(Flow::Ended);
         }
         let target = self.indirect_target(insn)?;
@@ -324,9 +329,19 @@ impl Template<'_> {
         self.push_value(Pushed::Constant(insn.next_rip()))?;
         self.note_target(insn, last);
         if !self.foreseen_inside(last) {
+            self.known.forget_shared();
+            self.expect_return(insn.next_rip(), self.registers.temporaries[0]);
             self.indirect_exit(last, 0);
         }
         Ok(Flow::Ended)
+    }
+
+    /// Has the host fetch what the jump cache has for where the RET to a CALL leads, while it does what was called: the table is too large
+    /// for its nearer caches. Changes no flags.
+    fn expect_return(&mut self, rip: u64, spare: Reg) {
+        let place = jump_index(rip) * size_of::<JumpEntry>();
+        self.asm.load(spare, Mem::state(JUMP_CACHE));
+        self.asm.prefetch_jump(spare, place as i32, rip);
     }
 
     /// RET.
