@@ -13,8 +13,8 @@ const FIRST: u64 = 0x40_0000;
 /// Where all of low memory is again.
 const HIGH: u64 = 0x5500_0000_0000;
 
-/// A guest in ring 3 that may access ports, and everything else too.
-fn user(config: EngineConfig, code: &[u8]) -> Guest {
+/// A guest in ring 3 that may access ports, and everything else too. Its pages' leaves have these flags too.
+fn user(config: EngineConfig, code: &[u8], flags: u64) -> Guest {
     let mut guest = Guest::new(config, code);
     let rights = paging::PRESENT | paging::WRITABLE | paging::USER;
     // Everything again, in small pages, for which there is room at the end of RAM.
@@ -27,7 +27,7 @@ fn user(config: EngineConfig, code: &[u8]) -> Guest {
         guest.write(PML4 + 0x2000 + n * 8, &((tables + n * 0x1000) | rights).to_le_bytes());
         for page in 0..512 {
             let address = (n << 21) | (page << 12);
-            guest.write(tables + n * 0x1000 + page * 8, &(address | rights).to_le_bytes());
+            guest.write(tables + n * 0x1000 + page * 8, &(address | rights | flags).to_le_bytes());
         }
     }
     guest.set(|state| {
@@ -43,14 +43,20 @@ fn user(config: EngineConfig, code: &[u8]) -> Guest {
 
 /// Gives a sum, the faults and the pages that came in.
 fn run(config: EngineConfig, code: &[u8]) -> (u64, u64, u64) {
-    let mut guest = user(config, code);
+    let (sum, faults, pages, _) = run_with(config, code, 0);
+    (sum, faults, pages)
+}
+
+/// The same, with flags of leaves; gives how many instructions compiled code has left to the interpreter, too.
+fn run_with(config: EngineConfig, code: &[u8], flags: u64) -> (u64, u64, u64, u64) {
+    let mut guest = user(config, code, flags);
     for page in 0..400_u64 {
         guest.write(FIRST + page * 0x1000, &page.to_le_bytes());
     }
     let exit = guest.run();
     assert!(matches!(exit, Exit::PortWrite { .. }), "{exit:?} at {:#x}", guest.engine.state().rip - CODE);
     let statistics = guest.engine.statistics();
-    (guest.gpr(14), statistics.window_faults, statistics.window_pages)
+    (guest.gpr(14), statistics.window_faults, statistics.window_pages, guest.engine.leaves().step)
 }
 
 #[test]
@@ -108,6 +114,10 @@ fn accesses_that_are_not_worth_the_window_are_looked_up() {
     let (sum, faults, pages) = run(config, at_once);
     assert_eq!(sum, 400 * 200 * 199 / 2);
     assert!(pages >= 200 && faults < 500, "{faults} faults, {pages} pages");
+    // Where nothing but the window's lack is in the way, they come in with those around them, and each access is made again where it is.
+    let (sum, faults, pages, steps) = run_with(config, at_once, paging::ACCESSED | paging::DIRTY);
+    assert_eq!((sum, steps), (400 * 200 * 199 / 2, 0));
+    assert!(pages >= 200 && (10..30).contains(&faults), "{faults} faults, {pages} pages");
     // A few pages, again and again: they come in and stay.
     let few = guest!(
         "mov r12d, 16000",
@@ -152,7 +162,7 @@ fn accesses_that_are_not_worth_the_window_are_looked_up() {
         "out 0x80, al",
         "jmp 4b",
     );
-    let mut guest = user(config, twice);
+    let mut guest = user(config, twice, 0);
     for page in 0..400_u64 {
         guest.write(FIRST + page * 0x1000, &page.to_le_bytes());
     }

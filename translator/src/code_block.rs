@@ -72,14 +72,14 @@ pub struct ExitJump {
     pub addend: Option<u32>,
 }
 
-/// An instruction in the code that accesses the window ([`memory::window`]). If the host faults at it, nothing has been changed, and
-/// control is to go on where the access is looked up in the TLB. Or an HLT, at which the host always faults, where control comes if
-/// the address is not in the part of the window that was guessed.
+/// An instruction in the code that accesses the window ([`memory::window`]). If the host faults at it, nothing has been changed: it can be
+/// executed again, or control can go on where the guest's instruction is abandoned. Or an HLT, at which the host always faults, where
+/// control comes if the address is not in the part of the window that was guessed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct WindowAccess {
     /// Offset of the instruction.
     pub access: u32,
-    /// Offset of where to go on.
+    /// Offset of where the instruction is abandoned.
     pub refused: u32,
     /// Address of the guest's instruction.
     pub rip: u64,

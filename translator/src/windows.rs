@@ -1,7 +1,8 @@
 //! Accesses of compiled code to the window ([`memory::window`]): where they are, and what the host's faults at them lead to.
 //!
 //! A fault comes as SIGSEGV to the vCPU's thread, which is in compiled code then, so nothing that the handler uses is in use elsewhere: it
-//! may look where the access goes on ([`Windows`]), and have the [`Mmu`] put the page into the window. The access is done by the TLB all the same.
+//! may have the [`Mmu`] put the page into the window, and the access is made again. If the window can't have it, control goes to where the
+//! guest's instruction is abandoned ([`Windows`]).
 //! An access that keeps faulting, at one page after the other, is not worth the window: the engine is asked to look, and has the region made anew
 //! ([`Windows::take_scattered`]). A fault anywhere else is left to whoever handled the signal before.
 //!
@@ -29,7 +30,7 @@ use crate::CodeBlock;
 
 /// An access of compiled code to the window.
 struct Site {
-    /// Where it goes on.
+    /// Where the guest's instruction is abandoned.
     refused: u64,
     /// Where the code begins that it is in.
     code: u64,
@@ -109,12 +110,25 @@ pub struct Windows {
     generation: u64,
     /// Page faults where no checked access can be.
     stray: Cell<u64>,
+    /// How many accesses were made again since the count of instructions was that.
+    again: Cell<(u64, u32)>,
 }
+
+/// Accesses that are made again while no instruction is counted, at most: far more than the code between two counts has pages.
+const MOST_AGAIN: u32 = 200;
 
 impl Windows {
     /// How many accesses faulted at addresses that they should have been refused for before: always 0, but for a bug of the translator.
     pub fn stray(&self) -> u64 {
         self.stray.get()
+    }
+
+    /// Whether an access whose page has come in may be made again: a host that faults at it all the same must not do so for ever.
+    fn may_again(&self, instructions: u64) -> bool {
+        let (at, count) = self.again.get();
+        let count = if at == instructions { count + 1 } else { 0 };
+        self.again.set((instructions, count));
+        count < MOST_AGAIN
     }
 
     /// Code was installed at an address. Returns whether code memory was emptied before, so that nothing is known of older code any more.
@@ -281,20 +295,23 @@ extern "C" fn on_fault(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_vo
             let at = registers[libc::REG_RIP as usize] as u64;
             if let Some(site) = (*windows).accesses.get(&at) {
                 let mmu = &mut *(*state).engine.cast::<Mmu>();
+                let mut has_page = false;
                 if site.misses {
                     mmu.window_missed(&mut *state);
                 } else if registers[libc::REG_TRAPNO as usize] == PAGE_FAULT {
                     let write = registers[libc::REG_ERR as usize] & WRITE != 0;
                     let address = linear_of(registers[libc::REG_CR2 as usize] as u64);
                     (*windows).stray.update(|stray| stray + u64::from(!is_in_reach(address)));
-                    mmu.window_fault(&mut *state, GuestVirt(address), write);
+                    has_page = mmu.window_fault(&mut *state, GuestVirt(address), write);
                 }
                 // Of a general-protection fault the address is not known, and it is in no window.
                 if site.note(mmu.window_stats().cleared, (*state).instructions) {
                     (*windows).scattered.borrow_mut().push(site.code);
                     (*state).exit_request.fetch_or(exit_request::ENGINE, Ordering::Relaxed);
                 }
-                registers[libc::REG_RIP as usize] = site.refused as i64;
+                if !has_page || !(*windows).may_again((*state).instructions) {
+                    registers[libc::REG_RIP as usize] = site.refused as i64;
+                }
                 return;
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! It has two parts. Low linear addresses, where programs that are not position-independent lie, are the same on the host. For high ones, where
 //! Linux puts everything else, linear address `t` is host address `t - 2^46`, so compiled code reaches it by a constant base ([`BASE`]). Pages of guest RAM are mapped there, with their like around them, when an access to one has hit nothing and
-//! raised SIGSEGV ([`crate::Mmu::window_fault`]); that access, and every other one that hits nothing, is made through the TLB.
+//! raised SIGSEGV ([`crate::Mmu::window_fault`]); if none can come in, the access is made through the TLB.
 //!
 //! What is reserved are the host addresses [64 KiB, 2^46 + 64 GiB): linear addresses [64 KiB, 4 GiB) and [2^46 + 1 TiB, 2^47) can be mapped. Compiled code
 //! runs while [`x86::CpuState::window`] says so, looks at an address' upper bits first ([`LOW_SHIFT`], [`SHIFT`]), and then may add a displacement of up to

@@ -28,8 +28,8 @@ const SCRATCH: usize = offset_of!(CpuState, scratch);
 /// A cold path.
 #[derive(Clone, Copy)]
 pub(super) struct Cold {
-    /// The jump that leads there.
-    pub from: Jump,
+    /// The jump that leads there, unless the host's fault does.
+    pub from: Option<Jump>,
     /// Where it goes on, if it does.
     pub resume: usize,
     /// The block that it belongs to, and the instruction in that.
@@ -74,6 +74,10 @@ pub(super) enum ColdKind {
     Unlinked(u32),
     /// Abandons the instruction.
     Abandon,
+    /// The same, for an address that is not in the part of the window that was guessed: by a fault of the host, so that it is noticed.
+    Outside,
+    /// The same, where the host faults at the access at that offset.
+    Fault(u32),
     /// Leaves to the target in RAX, for which the jump cache has no code; abandons the instruction, which has moved RSP by so much, if it is not canonical.
     Missed(i32),
     /// Leaves to the target in RAX, which is canonical.
@@ -82,6 +86,13 @@ pub(super) enum ColdKind {
     Call(usize),
     /// Does the instruction once more, through a chain slot, and so with a poll. The state is settled.
     Again,
+}
+
+impl Cold {
+    /// What the state is made from there.
+    fn place(&self) -> (usize, usize, Registers, Flags, i32) {
+        (self.block, self.index, self.registers, self.flags, self.pending)
+    }
 }
 
 /// A call of what misses have in common.
@@ -144,6 +155,7 @@ impl Template<'_> {
     pub(super) fn note(&mut self, from: Jump, resume: usize, kind: ColdKind) {
         let (block, index) = (self.at, self.index);
         let (registers, flags, pending) = (self.registers, self.flags, self.pending);
+        let from = Some(from);
         self.cold.push(Cold { from, resume, block, index, registers, flags, pending, kind });
     }
 
@@ -151,6 +163,7 @@ impl Template<'_> {
     pub(super) fn finish(&mut self) {
         let mut done = 0;
         let mut missed = None;
+        let mut refused = None;
         // There are more of them while they are written.
         while let Some(&cold) = self.cold.get(done) {
             done += 1;
@@ -159,7 +172,7 @@ impl Template<'_> {
                 let place = (cold.block, cold.index, cold.pending);
                 match missed {
                     Some((of, at)) if of == place => {
-                        self.asm.bind_at(cold.from, at);
+                        cold.from.into_iter().for_each(|from| self.asm.bind_at(from, at));
                         continue;
                     }
                     _ => missed = Some((place, self.asm.code.len())),
@@ -168,7 +181,7 @@ impl Template<'_> {
             let block = self.blocks[cold.block];
             self.return_to(cold.block, cold.index);
             (self.registers, self.flags, self.pending) = (cold.registers, cold.flags, cold.pending);
-            self.asm.bind(cold.from);
+            cold.from.into_iter().for_each(|from| self.asm.bind(from));
             self.begin_source(cold.index);
             let rip = block.insns[cold.index].rip;
             match cold.kind {
@@ -240,6 +253,22 @@ impl Template<'_> {
                     self.asm.jump_to(Mem::state(carried::GUARD));
                 }
                 ColdKind::Abandon => self.abandon(rip),
+                ColdKind::Outside => {
+                    let halt = self.asm.code.len() as u32;
+                    self.asm.halt();
+                    self.note_refused(halt, halt + 1, true);
+                    refused = Some((cold.place(), halt + 1));
+                    self.abandon(rip);
+                }
+                ColdKind::Fault(access) => {
+                    let here = self.asm.code.len() as u32;
+                    let same = refused.filter(|(place, _)| *place == cold.place());
+                    let (_, at) = *refused.insert(same.unwrap_or((cold.place(), here)));
+                    self.note_refused(access, at, false);
+                    if at == here {
+                        self.abandon(rip);
+                    }
+                }
                 ColdKind::Missed(by) => {
                     self.asm.call(Mem::state(carried::MISSED));
                     if by != 0 {

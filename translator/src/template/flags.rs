@@ -204,24 +204,6 @@ impl Template<'_> {
         }
     }
 
-    /// Sees to it that flags are wherever they are there, if only here too.
-    pub(super) fn bring_flags(&mut self, there: Flags) {
-        if there.packed && !self.flags.packed {
-            self.keep_flags_themselves();
-            self.lose_host_flags();
-            self.pack_flags();
-        }
-        if there.kept {
-            self.bring_flags_to_rax();
-        }
-        if there.saved {
-            self.save_flags();
-        }
-        if there.in_host {
-            self.need_flags();
-        }
-    }
-
     /// Loads the status flags, at their places in RFLAGS. Uses another register too; host flags are lost.
     pub(super) fn load_status(&mut self, to: Reg, other: Reg) {
         self.save_flags();

@@ -232,12 +232,12 @@ impl<'a> Template<'a> {
             match flow {
                 Ok(Flow::Next) => {
                     self.complete();
-                    self.note_windows(Flow::Next);
+                    self.note_accesses();
                     bytes += u16::from(insn.length);
                     self.keep_known(keeps);
                 }
                 Ok(Flow::Ended) => {
-                    self.note_windows(Flow::Ended);
+                    self.note_accesses();
                     self.end_block(index as u16 + 1);
                     return Ok((index as u16 + 1, bytes + u16::from(insn.length)));
                 }

@@ -25,7 +25,6 @@ use super::{
     known::KnownPages,
     registers::{Registers, numbers},
     vector,
-    window::From,
 };
 use crate::{
     TranslateError,
@@ -70,8 +69,6 @@ pub(super) enum Way {
     IndirectExit(Reg),
     /// On in the block of that number, with every access checked by itself.
     Careful(usize),
-    /// The same, but only the current instruction; then on with what is known [there](super::window::After).
-    Once(usize, usize),
 }
 
 /// What is written next.
@@ -80,8 +77,6 @@ enum Next {
     Block(usize),
     /// What is left of it, once more: see [`Way::Careful`].
     Careful(usize),
-    /// The current instruction, once more: see [`Way::Once`].
-    Once(usize),
 }
 
 /// A block of the region that is being written.
@@ -101,10 +96,6 @@ pub(super) struct Course {
     homes: Registers,
     has_float: bool,
     waiting: Vec<Waiting>,
-    /// Written when no other way is left.
-    behind: Vec<(From, Known, Way)>,
-    /// Those that go on without the window.
-    refused: Vec<(From, Known, Way)>,
     /// What is written next, right here.
     next: Option<usize>,
     /// The number of the block that is being written.
@@ -131,27 +122,9 @@ impl Course {
         self.lowest
     }
 
-    /// The number of the block that is being written.
-    pub fn current(&self) -> usize {
-        self.current
-    }
-
-    /// A way on that is written when no other is left.
-    pub fn wait_behind(&mut self, from: From, known: Known, way: Way) {
-        match way {
-            Way::Once(..) => self.behind.push((from, known, way)),
-            _ => self.refused.push((from, known, way)),
-        }
-    }
-
     /// All blocks are to be written anew.
     pub fn begin_anew(&mut self) {
         self.nodes.fill(Node::default());
-    }
-
-    /// Has those written that go on without the window.
-    pub fn write_refused(&mut self) {
-        self.behind.append(&mut self.refused);
     }
 
     /// Has no more of them wait than so many.
@@ -190,8 +163,6 @@ impl<'a> Template<'a> {
             homes: self.registers,
             has_float,
             waiting: Vec::new(),
-            behind: Vec::new(),
-            refused: Vec::new(),
             next: None,
             current: 0,
             low: region.low,
@@ -213,11 +184,7 @@ impl<'a> Template<'a> {
                 self.version(region)?
             }
         };
-        // Behind what is refused accesses are looked up to the end of the block, and where there is a version for the TLB, for as long as
-        // control stays in the region.
-        self.refused();
-        self.ways(region)?;
-        if let Some(check) = check.filter(|_| self.accesses.is_empty()) {
+        if let Some(check) = check.filter(|_| !self.has_accesses()) {
             // It does nothing in the window.
             self.skip(check);
         }
@@ -242,12 +209,6 @@ impl<'a> Template<'a> {
                     self.careful = false;
                     continue;
                 }
-                Next::Once(after) => {
-                    (self.careful, self.strange, self.recent) = (true, None, None);
-                    self.once(after, &region.blocks)?;
-                    self.careful = false;
-                    continue;
-                }
             };
             let block = &region.blocks[number];
             // The first one's was guarded where the region was entered.
@@ -269,31 +230,16 @@ impl<'a> Template<'a> {
                 course.current = number;
                 return Some(Next::Block(number));
             }
-            let way = match course.waiting.pop() {
-                Some(Waiting { from, known, way }) => {
-                    self.asm.bind(from);
-                    self.know(known);
-                    way
-                }
-                None => {
-                    let (from, known, way) = course.behind.pop()?;
-                    self.know(known);
-                    self.come_from(from);
-                    way
-                }
-            };
-            let (number, next) = match way {
-                Way::Careful(number) => (number, Next::Careful(number)),
-                Way::Once(number, after) => (number, Next::Once(after)),
-                _ => {
-                    self.go(way);
-                    continue;
-                }
-            };
-            if let Some(course) = &mut self.course {
+            let Waiting { from, known, way } = course.waiting.pop()?;
+            if let Way::Careful(number) = way {
                 course.current = number;
             }
-            return Some(next);
+            self.asm.bind(from);
+            self.know(known);
+            match way {
+                Way::Careful(number) => return Some(Next::Careful(number)),
+                _ => self.go(way),
+            }
         }
     }
 
@@ -336,7 +282,7 @@ impl<'a> Template<'a> {
             Way::ReturnExit(target, by) => self.return_exit(target, by),
             Way::IndirectExit(target) => self.indirect_exit(target, 0),
             // `next_block` has it written.
-            Way::Careful(_) | Way::Once(..) => {}
+            Way::Careful(_) => {}
         }
     }
 

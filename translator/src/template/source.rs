@@ -131,6 +131,7 @@ impl Template<'_> {
         if !core::mem::take(&mut self.restores) {
             return;
         }
+        self.note_flags();
         if let Some(source) = self.flags.source {
             let insn = self.blocks[source.at.0].insns[source.at.1];
             match (source.how, insn.operand(0)) {

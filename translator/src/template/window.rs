@@ -2,89 +2,48 @@
 //! constant distance from linear addresses, which is the host's GS base.
 //!
 //! What is to be in the window is compared with the state's limit first: a base register once, as long as it is only moved by constants
-//! ([`KnownPages::check`]); other addresses each time. If it is not below that, control goes to a second version of the instruction, and if
-//! the comparison would have been the last one for its register, of all that is left of the block, in which accesses are looked up in
-//! the TLB. There too an access goes that the host faults at, since the window does not have its page: where from is noted beside the code
-//! ([`crate::WindowAccess`]), and whoever handles the fault goes on there.
-//!
-//! Behind the second version of one instruction code goes on in the first one ([`Template::rejoin`]).
+//! ([`KnownPages::check`]); other addresses each time. If it is not below that, or the host faults at the access, since the window does not
+//! have its page and can't have it now, the instruction is abandoned: the interpreter does it. Where from is noted beside the code
+//! ([`crate::WindowAccess`]), and whoever handles the fault decides.
 
 use core::{mem::offset_of, ops::Range};
 
 use iced_x86::Mnemonic;
 use memory::window::{HIGH, LOW, LOW_SHIFT, SHIFT};
-use semantics::{Kind, Operand, table};
+use semantics::Operand;
 use x86::{CpuState, PAGE_SIZE};
 
 use super::{
-    Declined, Flow, Template,
-    assembler::{Jump, Mem, Reg, Space, condition, gpr_offset, xmm_offset},
+    Template,
+    assembler::{Jump, Mem, Reg, Space, condition},
+    cold::{Cold, ColdKind},
     flags::Flags,
-    known::KnownPages,
     memory::{Access, Address},
-    region::{Course, Known, Way},
-    registers::{Registers, numbers},
+    region::Known,
 };
 use crate::{
-    TranslateError, WindowAccess,
+    WindowAccess,
     abi::Leave,
     locality,
-    region::{Plan, Pointer, Region, RegionBlock},
+    region::{Plan, Pointer, Region},
 };
 
 const WINDOW: usize = offset_of!(CpuState, window);
 
-/// From where code comes to a second version.
-#[derive(Clone, Copy)]
-pub(super) enum From {
-    /// From a comparison with the limit.
-    Limit(Jump),
-    /// From an access, at that offset, that the window does not have.
-    Fault(u32),
-}
-
-/// What the current instruction needs second versions for.
-#[derive(Clone, Copy)]
-pub(super) struct Refused {
-    from: From,
-    known: Known,
-    /// What follows relies on the comparison.
-    relied_on: bool,
-}
-
-/// What is known behind an instruction, and where that is.
-#[derive(Clone, Copy)]
-pub(super) struct After {
-    offset: usize,
-    registers: Registers,
-    flags: Flags,
-    /// What the first temporary holds.
-    constant: Option<u64>,
-    mxcsr_loaded: bool,
-    pending: i32,
-}
-
 /// The window in the region that is being written.
 #[derive(Default)]
 pub(super) struct Windows {
-    refused: Vec<Refused>,
     /// As it was when the last access in the window was checked.
     checked: Option<Known>,
-    /// By number, what second versions of single instructions go on with.
-    afters: Vec<After>,
+    /// The flags before the carry alone was computed for what follows the current instruction.
+    flags: Option<Flags>,
 }
 
 impl Windows {
     /// Forgets the current instruction.
     pub fn forget(&mut self) {
-        self.refused.clear();
-        self.checked = None;
+        *self = Self::default();
     }
-}
-
-/// What second versions begin with.
-fn known_registers(known: Known) -> Known {
-    Known { known: KnownPages::default(), ..known }
 }
 
 /// The part of the window that a constant address is in, with what it accesses.
@@ -146,7 +105,7 @@ impl<'a> Template<'a> {
                     }
                     None => {
                         let space = self.part_by(guest.into());
-                        self.compare_limit(base, space, true);
+                        self.compare_limit(base, space);
                         self.known.check(guest, space);
                         space
                     }
@@ -197,11 +156,8 @@ impl<'a> Template<'a> {
             }
             Address::Ready => return None,
         };
-        self.note_accesses();
-        let known = known_registers(self.known());
-        if let Some(windows) = &mut self.windows {
-            windows.checked = Some(known);
-        }
+        self.note_checked();
+        self.check();
         Some(place)
     }
 
@@ -251,9 +207,23 @@ impl<'a> Template<'a> {
 
     /// Between the check of an access and itself something has become of the flags.
     pub(super) fn check_again(&mut self) {
-        let known = known_registers(self.known());
+        if self.windows.as_ref().is_some_and(|windows| windows.checked.is_some()) {
+            self.check();
+        }
+    }
+
+    /// If the host faults at the next access, the state is as it is here.
+    fn check(&mut self) {
+        let known = self.known();
         if let Some(windows) = &mut self.windows {
-            windows.checked = windows.checked.map(|_| known);
+            windows.checked = Some(Known { flags: windows.flags.unwrap_or(known.flags), ..known });
+        }
+    }
+
+    /// From here on the host's flags have nothing of the guest's but the carry.
+    pub(super) fn note_flags(&mut self) {
+        if let Some(windows) = &mut self.windows {
+            windows.flags = Some(self.flags);
         }
     }
 
@@ -265,11 +235,11 @@ impl<'a> Template<'a> {
         self.lose_host_flags();
         let [first, ..] = self.registers.temporaries;
         self.linear(address, first);
-        self.compare_limit(first, space, false);
+        self.compare_limit(first, space);
     }
 
-    /// Has an address that is not in that part of the window go to the second version.
-    fn compare_limit(&mut self, address: Reg, space: Space, relied_on: bool) {
+    /// Abandons the instruction if an address is not in that part of the window.
+    fn compare_limit(&mut self, address: Reg, space: Space) {
         self.keep_flags();
         self.lose_host_flags();
         let [first, second, _] = self.registers.temporaries;
@@ -282,54 +252,35 @@ impl<'a> Template<'a> {
             self.asm.shift_right(spare, SHIFT as u8);
             self.asm.compare_immediate_register(spare, 1);
         }
-        let from = From::Limit(self.asm.jump_if(condition::NOT_EQUAL));
-        let known = known_registers(self.known());
-        if let Some(windows) = &mut self.windows {
-            windows.refused.push(Refused { from, known, relied_on });
-        }
+        let outside = self.asm.jump_if(condition::NOT_EQUAL);
+        self.note(outside, 0, ColdKind::Outside);
         self.restore_carry();
     }
 
+    /// An instruction has been written.
+    pub(super) fn note_accesses(&mut self) {
+        self.note_checked();
+        if let Some(windows) = &mut self.windows {
+            windows.forget();
+        }
+    }
+
     /// Notes what accesses the window, as it was when that was checked last.
-    fn note_accesses(&mut self) {
-        let Some(windows) = &mut self.windows else { return };
-        if let Some(known) = windows.checked.take() {
-            let accesses = self.asm.windows.drain(..);
-            windows.refused.extend(accesses.map(|at| Refused {
-                from: From::Fault(at),
-                known,
-                relied_on: false,
-            }));
+    fn note_checked(&mut self) {
+        let checked = self.windows.as_mut().and_then(|windows| windows.checked.take());
+        if let Some(Known { registers, flags, pending, at: (block, index), .. }) = checked {
+            let cold = |at| {
+                let kind = ColdKind::Fault(at);
+                Cold { from: None, resume: 0, block, index, registers, flags, pending, kind }
+            };
+            self.cold.extend(self.asm.windows.drain(..).map(cold));
         }
         debug_assert!(self.asm.windows.is_empty());
     }
 
-    /// An instruction has been written: its second versions are noted.
-    pub(super) fn note_windows(&mut self, flow: Flow) {
-        self.note_accesses();
-        let Some(windows) = &mut self.windows else { return };
-        if windows.refused.is_empty() {
-            return;
-        }
-        let number = windows.afters.len();
-        if flow == Flow::Next {
-            windows.afters.push(After {
-                offset: self.asm.code.len(),
-                registers: self.registers,
-                flags: self.flags,
-                constant: self.known.constant,
-                mxcsr_loaded: self.mxcsr_loaded,
-                pending: self.pending,
-            });
-        }
-        let Some(course) = &mut self.course else { return };
-        for Refused { from, known, relied_on } in windows.refused.drain(..) {
-            let way = match flow {
-                Flow::Next if !relied_on => Way::Once(course.current(), number),
-                _ => Way::Careful(course.current()),
-            };
-            course.wait_behind(from, known, way);
-        }
+    /// Whether anything accesses the window.
+    pub(super) fn has_accesses(&self) -> bool {
+        self.cold.iter().any(|cold| matches!(cold.kind, ColdKind::Fault(_)))
     }
 
     /// Whether a region may be made for the window.
@@ -388,89 +339,9 @@ impl<'a> Template<'a> {
         }
     }
 
-    /// Has ways on from what the window refused written next.
-    pub(super) fn refused(&mut self) {
-        if let Some(course) = &mut self.course {
-            course.write_refused();
-        }
-    }
-
-    /// A second version of the current instruction begins here.
-    pub(super) fn come_from(&mut self, from: From) {
-        match from {
-            From::Limit(jump) => {
-                self.asm.bind(jump);
-                let halt = self.asm.code.len() as u32;
-                self.asm.halt();
-                self.note_refused(halt, true);
-            }
-            From::Fault(access) => self.note_refused(access, false),
-        }
-    }
-
-    /// What the host faults at leads here.
-    fn note_refused(&mut self, access: u32, misses: bool) {
-        let (refused, rip) = (self.asm.code.len() as u32, self.insns[self.index].rip);
+    /// What the host faults at is noted, with where that leads.
+    pub(super) fn note_refused(&mut self, access: u32, refused: u32, misses: bool) {
+        let rip = self.insns[self.index].rip;
         self.accesses.push(WindowAccess { access, refused, rip, misses });
-    }
-
-    /// Writes the second version of the current instruction.
-    pub(super) fn once(&mut self, after: usize, blocks: &'a [RegionBlock]) -> Result<(), TranslateError> {
-        let insn = &self.insns[self.index];
-        self.keep_flags_from(insn);
-        let mark = self.mark();
-        let written = match table::kind_of(insn) {
-            Kind::Callout => self.callout(insn),
-            _ => self.instruction(insn),
-        };
-        match written {
-            Ok(Flow::Next) => self.complete(),
-            Ok(Flow::Ended) => return Ok(()),
-            Err(Declined) => {
-                self.restores = false;
-                self.reset(mark);
-                self.leave_step(insn.rip);
-                return Ok(());
-            }
-        }
-        if !self.rejoin(after) {
-            let number = self.course.as_ref().map_or(0, Course::current);
-            self.block_from(&blocks[number].guest, self.index + 1)?;
-        }
-        Ok(())
-    }
-
-    /// Goes on behind an instruction's first version, as code is there. `false`: what it relies on can't be had here.
-    pub(super) fn rejoin(&mut self, number: usize) -> bool {
-        let Some(&after) = self.windows.as_ref().and_then(|windows| windows.afters.get(number)) else {
-            return false;
-        };
-        let (here, there) = (self.flags, after.flags);
-        let is_source_wanted = there.are_loose() && there.source.is_some();
-        if self.registers.homes() != after.registers.homes()
-            || is_source_wanted && here.source != there.source
-            || self.mxcsr_loaded != after.mxcsr_loaded
-            || self.pending != after.pending
-        {
-            return false;
-        }
-        for guest in numbers(self.registers.dirty & !after.registers.dirty) {
-            self.asm.store(Mem::state(gpr_offset(guest)), self.registers.home(guest));
-        }
-        for index in numbers(self.registers.dirty_xmm & !after.registers.dirty_xmm) {
-            self.asm.store_xmm(Mem::state(xmm_offset(index)), index);
-        }
-        for guest in numbers(after.registers.loaded & !self.registers.loaded) {
-            self.asm.load(self.registers.home(guest), Mem::state(gpr_offset(guest)));
-        }
-        for index in numbers(after.registers.loaded_xmm & !self.registers.loaded_xmm) {
-            self.asm.load_xmm(index, Mem::state(xmm_offset(index)));
-        }
-        self.bring_flags(there);
-        if let Some(constant) = after.constant {
-            self.asm.constant(self.registers.temporaries[0], constant);
-        }
-        self.asm.jump_back(after.offset);
-        true
     }
 }

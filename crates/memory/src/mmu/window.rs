@@ -22,8 +22,8 @@ impl Mmu {
     }
 
     /// An access by the window, of compiled code that is suspended in the signal's handler, has faulted at `linear`. Maps the page
-    /// if a TLB could have it for that access without a flag that is to be set or a fault, and returns whether it did. In any case the
-    /// access is to be made through the TLB now. Takes no lock that compiled code holds.
+    /// if a TLB could have it for that access without a flag that is to be set or a fault, and returns whether it is there. Takes no lock
+    /// that compiled code holds.
     pub fn window_fault(&mut self, state: &mut CpuState, linear: GuestVirt, write: bool) -> bool {
         if !self.note_window_fault(state) {
             return false;
