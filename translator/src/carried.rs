@@ -11,7 +11,10 @@ use core::mem::offset_of;
 
 use x86::CpuState;
 
-use crate::abi::{ChainSlot, Leave};
+use crate::{
+    abi::{ChainSlot, Leave},
+    misses,
+};
 
 /// From the beginning of a piece of code to its entry for who has the registers in their homes.
 pub const ENTRY: u64 = 4;
@@ -39,8 +42,9 @@ pub(crate) const GUARD: usize = STORE + 24;
 pub(crate) const MISSED: usize = STORE + 32;
 pub(crate) const GO: usize = STORE + 40;
 
-/// Fills in [`CpuState::handover`].
+/// Fills in [`CpuState::handover`] and [`CpuState::misses`].
 pub fn attach(state: &mut CpuState) {
+    state.misses = misses::COMMON.map(|(.., function)| function as *const u8);
     let functions: [unsafe extern "C" fn(); 6] = [store, load, exit, guard, missed, go];
     state.handover = functions.map(|function| function as *const u8);
 }

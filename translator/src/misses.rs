@@ -1,15 +1,16 @@
 //! What compiled code calls where a lookup misses: naked functions that change no register but the flags.
 //!
 //! [`make`] makes a recent page ([`memory::tlb::Recent`]). Templates call the others, which take what they need to know packed into
-//! one word ([`Miss`]), because most of what templates write are cold paths.
+//! one word ([`Miss`]), because most of what templates write are cold paths. Most of them have their temporaries in the same registers:
+//! for those there is what else they have in common ([`COMMON`]).
 
 use core::arch::naked_asm;
 use core::mem::offset_of;
 
-use memory::tlb::{ENTRY_SHIFT, Entry, RECENT_MADE, Recent};
+use memory::tlb::{ENTRY_SHIFT, Entry, RECENT_MADE, Recent, recent_offset};
 use x86::{CpuState, PAGE_MASK, PAGE_SHIFT};
 
-use crate::abi::{FIRST_THUNK, SlowPath};
+use crate::abi::{FIRST_THUNK, RuntimeHelper, SlowPath};
 
 const RESULT: usize = offset_of!(CpuState, scratch);
 /// Where the packed [`Miss`] is, and then the number of instructions that are not done.
@@ -52,6 +53,57 @@ impl Miss {
             | flag(self.write, WRITE)
     }
 }
+
+/// A function of [`COMMON`].
+type Common = unsafe extern "C" fn();
+
+/// What is called, the recent page that it makes, and the host registers that have the access' address, of which the offset in its page is
+/// left where a page is asked for, and what the instruction's distance is counted from: for these, the function to jump to instead. The
+/// packed [`Miss`] is in `scratch[1]`. In [`CpuState::misses`].
+pub(crate) const COMMON: [(RuntimeHelper, usize, [u8; 2], Common); 6] = [
+    (RuntimeHelper::FillMiss, 0, [9, 10], fill_by_9),
+    (RuntimeHelper::FillMiss, 0, [11, 13], fill_by_11),
+    (RuntimeHelper::RecentMiss, 0, [9, 10], recent_by_9),
+    (RuntimeHelper::RecentMiss, 0, [11, 13], recent_by_11),
+    (RuntimeHelper::NearMiss, 0, [9, 10], near_by_9),
+    (RuntimeHelper::NearMiss, 0, [11, 13], near_by_11),
+];
+
+/// Where a function of [`COMMON`] is found in the state, if there is one.
+pub(crate) fn common(helper: RuntimeHelper, page: usize, registers: [u8; 2]) -> Option<usize> {
+    let number = COMMON.iter().position(|common| (common.0, common.1, common.2) == (helper, page, registers));
+    number.map(|number| offset_of!(CpuState, misses) + 8 * number)
+}
+
+macro_rules! common {
+    ($name:ident, $called:ident, $address:literal, $rip:literal $(, $and_then:literal)?) => {
+        #[unsafe(naked)]
+        unsafe extern "C" fn $name() {
+            naked_asm!(
+                concat!("mov [r15 + {address}], ", $address),
+                concat!("mov [r15 + {rip}], ", $rip),
+                "mov qword ptr [r15 + {place}], {page}",
+                "call {called}",
+                $($and_then,)?
+                "ret",
+                address = const ADDRESS,
+                rip = const offset_of!(CpuState, rip),
+                place = const SlowPath::argument(1),
+                page = const recent_offset(0),
+                called = sym $called,
+            )
+        }
+    };
+}
+
+common!(fill_by_9, fill, "r9", "r10");
+common!(fill_by_11, fill, "r11", "r13");
+common!(recent_by_9, recent, "r9", "r10", "and r9d, 0xfff");
+common!(recent_by_11, recent, "r11", "r13", "and r11d, 0xfff");
+common!(near_by_9, near, "r9", "r10", "and r9d, 0xfff");
+common!(near_by_11, near, "r11", "r13", "and r11d, 0xfff");
+
+const _: () = assert!(!PAGE_MASK == 0xfff);
 
 /// An access of a template's block missed the TLB array: has it filled ([`SlowPath::FillRead`], [`SlowPath::FillWrite`]). The
 /// address is in `scratch[2]`, the packed [`Miss`] in `scratch[1]`, what its distance is counted from in `CpuState::rip`. r15 = state.

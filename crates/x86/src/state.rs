@@ -170,6 +170,8 @@ pub struct CpuState {
     pub last_targets: [u64; LAST_TARGETS],
     /// What the engine keeps for callouts out of compiled code.
     pub callouts: *mut u8,
+    /// Functions that the translator has for what most misses have in common; filled by the engine, with `handover`.
+    pub misses: [*const u8; 6],
 }
 
 // SAFETY: the raw pointers are the owning engine's (its TLB, tables and itself), which move with the state or
@@ -198,6 +200,7 @@ impl CpuState {
             exit_request: AtomicU32::new(0),
             interrupt_shadow: 0,
             handover: [core::ptr::null(); 6],
+            misses: [core::ptr::null(); 6],
             event_waiting: 0,
             shadow_from: NO_SHADOW,
             mode: Mode::default(),

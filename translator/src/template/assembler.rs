@@ -302,8 +302,13 @@ impl Assembler {
 
     /// Jumps back.
     pub fn jump_back(&mut self, to: usize) {
-        let jump = self.jump();
-        self.bind_at(jump, to);
+        match i8::try_from(to as isize - (self.code.len() as isize + 2)) {
+            Ok(distance) => self.code.put(0xeb | u64::from(distance as u8) << 8, 2),
+            Err(_) => {
+                let jump = self.jump();
+                self.bind_at(jump, to);
+            }
+        }
     }
 
     /// Makes a jump lead here.

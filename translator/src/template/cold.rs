@@ -19,7 +19,7 @@ use crate::{
     abi::{FIRST_RUNTIME_HELPER, Leave, RuntimeHelper, SlowPath},
     carried,
     instrument::Event,
-    misses::Miss,
+    misses::{self, Miss},
 };
 
 const RIP: usize = offset_of!(CpuState, rip);
@@ -164,6 +164,8 @@ impl Template<'_> {
         let mut done = 0;
         let mut missed = None;
         let mut refused = None;
+        // What all that leaves at the entry ends with.
+        let mut at_entry = None;
         // There are more of them while they are written.
         while let Some(&cold) = self.cold.get(done) {
             done += 1;
@@ -217,9 +219,16 @@ impl Template<'_> {
                     self.chain(rip);
                 }
                 ColdKind::AtEntry(leave) => {
-                    self.asm.call(Mem::state(carried::STORE));
-                    self.asm.store_constant(Mem::state(RIP), self.blocks[0].insns[0].rip, RCX);
-                    self.leave(leave);
+                    self.asm.constant(RAX, leave as u64);
+                    match at_entry {
+                        Some(rest) => self.asm.jump_back(rest),
+                        None => {
+                            at_entry = Some(self.asm.code.len());
+                            self.asm.call(Mem::state(carried::STORE));
+                            self.asm.store_constant(Mem::state(RIP), self.blocks[0].insns[0].rip, RCX);
+                            self.asm.ret();
+                        }
+                    }
                 }
                 ColdKind::Before(leave, rip) => {
                     self.settle();
@@ -420,8 +429,13 @@ impl Template<'_> {
 
     fn call_fill(&mut self, place: &TailPlace) {
         let [first, second] = place.temporaries;
-        self.asm.store(Mem::state(SlowPath::argument(0)), first);
         self.asm.store(Mem::state(SCRATCH + 8), second);
+        if let Some(common) = misses::common(place.helper, place.page, place.temporaries) {
+            self.asm.constant(second, place.base);
+            self.asm.jump_to(Mem::state(common));
+            return;
+        }
+        self.asm.store(Mem::state(SlowPath::argument(0)), first);
         if place.helper == RuntimeHelper::RecentMiss {
             self.asm.store_immediate(Mem::state(SlowPath::argument(1)), recent_offset(place.page));
         }

@@ -178,14 +178,18 @@ impl<'a> Template<'a> {
                 made
             }
             Some(Versions::Both) => {
-                let off = self.unless_window();
-                self.version(region)?;
+                let (check, off) = self.unless_window();
+                let made = self.version(region)?;
+                if !self.has_accesses() {
+                    self.end_window();
+                    self.skip(check);
+                    return Ok(made);
+                }
                 self.without_window(off);
                 self.version(region)?
             }
         };
         if let Some(check) = check.filter(|_| !self.has_accesses()) {
-            // It does nothing in the window.
             self.skip(check);
         }
         Ok(made)

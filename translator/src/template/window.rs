@@ -303,7 +303,7 @@ impl<'a> Template<'a> {
         start..self.asm.code.len()
     }
 
-    /// Has control go on behind a piece of code that is less than 128 bytes long.
+    /// Has control go on behind a check that is not needed, since nothing is accessed in the window; it is less than 128 bytes long.
     pub(super) fn skip(&mut self, piece: Range<usize>) {
         let jump = [0xeb, piece.len() as u8 - 2];
         debug_assert!(piece.len() - jump.len() < 0x80);
@@ -320,13 +320,15 @@ impl<'a> Template<'a> {
         self.windows = None;
     }
 
-    /// At the entry of a region: where the window is on its code may go on here. Flags are saved.
-    pub(super) fn unless_window(&mut self) -> (Jump, Known) {
+    /// At the entry of a region: where the window is on its code may go on here. Gives where that is looked at, and the way on if it is
+    /// not. Flags are saved.
+    pub(super) fn unless_window(&mut self) -> (Range<usize>, (Jump, Known)) {
+        let start = self.asm.code.len();
         self.asm.compare_immediate(Mem::state(WINDOW), 0);
         let off = self.asm.jump_if(condition::EQUAL);
         let known = self.known();
         self.begin_window();
-        (off, known)
+        (start..self.asm.code.len(), (off, known))
     }
 
     /// Another version of the region begins here, for when the window is off.
