@@ -24,7 +24,7 @@ pub fn pages(count: u64) -> u64 {
 
 /// Guest instructions that earn a token: they run for 3 to 5 us, so windows cost a quarter of the time at most, in the worst case.
 const INSTRUCTIONS: u64 = 4_000;
-/// The most tokens in each bucket, for a program that begins: some 2,800 pages one by one, each with two signals.
+/// The most tokens in each bucket, for a program that begins: some 3,600 pages one by one, each with a signal.
 const CAPACITY: u64 = 40_000;
 
 /// The buckets.
