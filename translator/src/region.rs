@@ -71,7 +71,7 @@ impl RegionBlock {
 pub enum Versions {
     /// Only for the window; where that is off it leaves with [`crate::abi::Leave::WindowOff`] as soon as it is entered.
     Window,
-    /// One version for the window, one for the TLB.
+    /// One version for the window, one for the TLB; a single one if nothing is accessed in the window.
     Both,
 }
 
