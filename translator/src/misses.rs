@@ -54,7 +54,7 @@ impl Miss {
     }
 }
 
-/// A function of [`COMMON`].
+/// A function of [`COMMON`]. Only compiled code jumps there, called, with r15 = the state, and gets control back where it called.
 type Common = unsafe extern "C" fn();
 
 /// What is called, the recent page that it makes, and the host registers that have the access' address, of which the offset in its page is

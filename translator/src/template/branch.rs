@@ -311,7 +311,7 @@ impl Template<'_> {
             if !self.go_inside(target) {
                 self.hand_over();
                 self.count_pending();
-                self.expect_return(insn.next_rip(), SPARE[0]);
+                self.expect_return(insn.next_rip());
                 self.chain(target);
             }
             return Ok(Flow::Ended);
@@ -330,15 +330,16 @@ impl Template<'_> {
         self.note_target(insn, last);
         if !self.foreseen_inside(last) {
             self.known.forget_shared();
-            self.expect_return(insn.next_rip(), self.registers.temporaries[0]);
+            self.expect_return(insn.next_rip());
             self.indirect_exit(last, 0);
         }
         Ok(Flow::Ended)
     }
 
     /// Has the host fetch what the jump cache has for where the RET to a CALL leads, while it does what was called: the table is too large
-    /// for its nearer caches. Changes no flags.
-    fn expect_return(&mut self, rip: u64, spare: Reg) {
+    /// for its nearer caches. Changes no flags, uses the first temporary.
+    fn expect_return(&mut self, rip: u64) {
+        let [spare, _] = SPARE;
         let place = jump_index(rip) * size_of::<JumpEntry>();
         self.asm.load(spare, Mem::state(JUMP_CACHE));
         self.asm.prefetch_jump(spare, place as i32, rip);
