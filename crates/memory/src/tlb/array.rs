@@ -333,12 +333,11 @@ impl Array {
         self.flushes += 1;
     }
 
-    /// Whether translations displace each other so much that a larger table pays.
+    /// Whether translations displace each other so much that a larger table pays: it has its price once, two pages that take turns in
+    /// a slot have theirs each time, however empty the others are.
     pub fn is_crowded(&self) -> bool {
         let entries = self.entries();
-        entries < MAX_ENTRIES
-            && self.conflicts >= entries / 2
-            && (self.used() >= entries / 2 || self.conflicts >= entries * 4)
+        entries < MAX_ENTRIES && self.conflicts >= entries / 2
     }
 
     /// Doubles a crowded table, halves one that was mostly empty for long. The table may move.

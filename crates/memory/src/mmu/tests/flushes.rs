@@ -253,6 +253,29 @@ fn arrays_grow_with_use_and_keep_what_they_hold() {
 }
 
 #[test]
+fn an_array_grows_for_two_pages_that_displace_each_other() {
+    let mut guest = Guest::long();
+    map_much(&mut guest);
+    let distance = MIN_ENTRIES as u64;
+    let alternate = |guest: &mut Guest, times: usize| {
+        let before = guest.mmu.fills;
+        for _ in 0..times {
+            for page in [0, distance] {
+                guest.load64(0x4000_0000 + page * 0x1000).unwrap();
+            }
+        }
+        guest.mmu.select_view(&mut guest.state);
+        guest.mmu.fills - before
+    };
+    let walks = alternate(&mut guest, MIN_ENTRIES / 4);
+    assert_eq!((walks, entries(&guest.state)), (distance / 2, MIN_ENTRIES));
+    alternate(&mut guest, 1);
+    assert_eq!(entries(&guest.state), 2 * MIN_ENTRIES);
+    // One of them was displaced before.
+    assert_eq!(alternate(&mut guest, 1000), 1);
+}
+
+#[test]
 fn idle_arrays_shrink() {
     let mut guest = Guest::long();
     map_much(&mut guest);
