@@ -190,4 +190,36 @@ fn accesses_that_are_not_worth_the_window_are_looked_up() {
     let (sum, faults, pages) = run(config, both);
     assert_eq!(sum, 2 * 16000);
     assert!((16..40).contains(&faults), "{faults} faults, {pages} pages");
+    // High, but for one time of 4096: what else is accessed by the register is not guessed any more either.
+    let mostly = |every: u32| {
+        [
+            guest!("mov r12d, 0x140001", "lea rsi, [rip + 4f]", "jmp 4f", "4:").to_vec(),
+            // test r12d, every - 1
+            [&[0x41, 0xf7, 0xc4], &(every - 1).to_le_bytes()[..]].concat(),
+            guest!(
+                "mov ebx, 0x400000",
+                "mov ecx, 0",
+                "jz 6f",
+                "mov rbx, 0x550000400000",
+                "6: add r14, [rbx + 0x2000]",
+                "add rbx, rcx",
+                "add r14, [rbx + 0x2000]",
+                "add rbx, rcx",
+                "add r14, [rbx + 0x2000]",
+                "dec r12d",
+                "jz 5f",
+                "jmp rsi",
+                "5: out 0x80, al",
+            )
+            .to_vec(),
+        ]
+        .concat()
+    };
+    let (sum, faults, pages) = run(config, &mostly(0x1000));
+    assert_eq!(sum, 6 * 0x14_0001);
+    assert!((8..16).contains(&faults), "{faults} faults, {pages} pages");
+    // So seldom that they cost nothing, they are left where they are.
+    let (sum, faults, pages) = run(config, &mostly(0x1_0000));
+    assert_eq!(sum, 6 * 0x14_0001);
+    assert!((20..24).contains(&faults), "{faults} faults, {pages} pages");
 }

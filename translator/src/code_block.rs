@@ -83,8 +83,36 @@ pub struct WindowAccess {
     pub refused: u32,
     /// Address of the guest's instruction.
     pub rip: u64,
-    /// It is an HLT.
-    pub misses: bool,
+    /// It is an HLT: the address is not where it was guessed to be.
+    pub misses: Option<Guess>,
+}
+
+/// A guess of where an access is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Guess {
+    /// In which part of the window.
+    pub part: Part,
+    /// The register that it is made by, above all: the base, else the index; [`semantics::MemoryOperand::NONE`] if neither is written in the instruction.
+    pub by: u8,
+}
+
+/// A part of the window.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// [`memory::window::LOW`].
+    Low,
+    /// [`memory::window::HIGH`].
+    High,
+}
+
+impl Part {
+    /// The other one.
+    pub fn other(self) -> Self {
+        match self {
+            Self::Low => Self::High,
+            Self::High => Self::Low,
+        }
+    }
 }
 
 /// A place in code, 64 bits, that holds the addend of the TLB's entry for a page.

@@ -32,8 +32,8 @@ use region::Region;
 use settings::HostFeatures;
 
 pub use code_block::{
-    AddendField, CodeBlock, DirectExit, ExitJump, OutOfReach, Relocation, RelocationKind, RelocationTarget,
-    Text, WindowAccess,
+    AddendField, CodeBlock, DirectExit, ExitJump, Guess, OutOfReach, Part, Relocation, RelocationKind,
+    RelocationTarget, Text, WindowAccess,
 };
 pub use settings::{HostCode, Options, RegisterAllocator};
 pub use template::TemplateTranslator;

@@ -84,12 +84,19 @@ pub struct Region {
     pub low: u32,
 }
 
+/// Where the lowest pages of programs are: what linkers take for those that are not position-independent.
+const LOWEST: u64 = 0x40_0000;
+
 impl Region {
     /// Of blocks, with pointers as they are in a state that is about to enter it.
     pub fn new(blocks: Vec<RegionBlock>, state: &CpuState) -> Self {
         // A register that points nowhere now points to where code lies, if that is low: there are its data too.
         let code = blocks.first().map_or(0, |first| first.guest.rip);
-        let is_low = |value: u64| LOW.contains(&value) || LOW.contains(&code) && !HIGH.contains(&value);
+        // Small numbers are no addresses, but all may be where they count from.
+        let is_low = |value: u64| match LOW.contains(&code) {
+            true => !HIGH.contains(&value),
+            false => (LOWEST..LOW.end).contains(&value),
+        };
         let bit = |pointer: Pointer, value: u64| if is_low(value) { pointer.bit() } else { 0 };
         let registers = (0..16).map(|n| bit(Pointer::Register(n), state.gpr[usize::from(n)]));
         let segments = [SegmentRegister::Fs, SegmentRegister::Gs];

@@ -26,7 +26,7 @@ use memory::{
 };
 use x86::{CpuState, GuestVirt, state::exit_request};
 
-use crate::CodeBlock;
+use crate::{CodeBlock, Guess, Part};
 
 /// An access of compiled code to the window.
 struct Site {
@@ -36,8 +36,8 @@ struct Site {
     code: u64,
     /// The guest's instruction.
     rip: u64,
-    /// The address is not in the part of the window that was guessed.
-    misses: bool,
+    /// The address is not where it was guessed to be.
+    misses: Option<Guess>,
     faults: Cell<Faults>,
 }
 
@@ -57,9 +57,13 @@ struct Faults {
 const SCATTERED: u32 = 32;
 const LATELY: u64 = 50_000_000;
 
-/// So many times an access misses the part of the window that was guessed: it is likely to go on doing so, and what is made anew costs as
-/// much as fifty signals. With 32, gcc took 5,200 signals instead of 1,500, python3 2,070 instead of 850.
+/// So many times among so many instructions an access misses the part of the window that was guessed: it is likely to go on doing so, and
+/// what is made anew costs as much as fifty signals. With 32, gcc took 5,200 signals instead of 1,500, python3 2,070 instead of 850.
 const MISGUESSED: u32 = 8;
+const OFTEN: u64 = 4_000_000;
+
+/// Whose misses are within so many instructions is in the other part; others are in either.
+const ALWAYS: u64 = 100_000;
 
 /// Faults for pages count if so many instructions lie between them, and they have to go on for so long: who goes over many pages for the
 /// first time may well come again.
@@ -70,22 +74,24 @@ impl Site {
     /// A fault; returns whether by that it is scattered.
     fn note(&self, cleared: u64, instructions: u64) -> bool {
         let mut faults = self.faults.get();
-        if faults.cleared != cleared || instructions.wrapping_sub(faults.since) > LATELY {
+        let lately = if self.misses.is_some() { OFTEN } else { LATELY };
+        if faults.cleared != cleared || instructions.wrapping_sub(faults.since) > lately {
             faults =
                 Faults { count: 0, cleared, since: instructions, last: instructions.wrapping_sub(APART) };
         }
-        if !self.misses && instructions.wrapping_sub(faults.last) < APART {
+        if self.misses.is_none() && instructions.wrapping_sub(faults.last) < APART {
             return false;
         }
         faults.count += 1;
         faults.last = instructions;
         self.faults.set(faults);
-        faults.count >= self.most() && (self.misses || instructions.wrapping_sub(faults.since) >= SUSTAINED)
+        faults.count >= self.most()
+            && (self.misses.is_some() || instructions.wrapping_sub(faults.since) >= SUSTAINED)
     }
 
     /// How many faults are too many.
     fn most(&self) -> u32 {
-        if self.misses { MISGUESSED } else { SCATTERED }
+        if self.misses.is_some() { MISGUESSED } else { SCATTERED }
     }
 }
 
@@ -93,10 +99,10 @@ impl Site {
 pub struct Scattered {
     /// Where the code begins.
     pub code: u64,
-    /// The guest's instructions that find pages that the window does not have.
+    /// The guest's instructions that find pages that the window does not have, or are in either part.
     pub faulting: Vec<u64>,
-    /// Those that access the other part of the window, or nothing in it.
-    pub missing: Vec<u64>,
+    /// Those that access the other part of the window than this one, or nothing in it.
+    pub missing: Vec<(u64, Part)>,
 }
 
 /// Where compiled code accesses the window.
@@ -151,12 +157,27 @@ impl Windows {
     /// Code with accesses that keep faulting, each time at another page, or that keep missing the part of the window that was guessed.
     pub fn take_scattered(&mut self) -> Option<Scattered> {
         let code = self.scattered.get_mut().pop()?;
+        let own = || self.accesses.range(code..).map(|(_, site)| site).take_while(|site| site.code == code);
         // Others are likely to come to it too.
         let many = |site: &&Site| site.faults.get().count >= site.most() / 4;
-        let own = self.accesses.range(code..).map(|(_, site)| site).take_while(|site| site.code == code);
-        let (misses, faults) = own.filter(many).partition::<Vec<&Site>, _>(|site| site.misses);
-        let rips = |sites: Vec<&Site>| sites.iter().map(|site| site.rip).collect();
-        Some(Scattered { code, faulting: rips(faults), missing: rips(misses) })
+        let mut scattered = Scattered { code, faulting: Vec::new(), missing: Vec::new() };
+        for site in own().filter(many) {
+            let Some(guess) = site.misses else {
+                scattered.faulting.push(site.rip);
+                continue;
+            };
+            // What else is guessed by that register in this code is not known better.
+            let same = own().filter(|other| other.misses == Some(guess)).map(|other| other.rip);
+            let Faults { since, last, .. } = site.faults.get();
+            if last.wrapping_sub(since) < ALWAYS {
+                scattered.missing.extend(same.map(|rip| (rip, guess.part)));
+            } else {
+                scattered.faulting.extend(same);
+            }
+        }
+        scattered.missing.sort_by_key(|(rip, _)| *rip);
+        scattered.missing.dedup();
+        Some(scattered)
     }
 }
 
@@ -296,7 +317,7 @@ extern "C" fn on_fault(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_vo
             if let Some(site) = (*windows).accesses.get(&at) {
                 let mmu = &mut *(*state).engine.cast::<Mmu>();
                 let mut has_page = false;
-                if site.misses {
+                if site.misses.is_some() {
                     mmu.window_missed(&mut *state);
                 } else if registers[libc::REG_TRAPNO as usize] == PAGE_FAULT {
                     let write = registers[libc::REG_ERR as usize] & WRITE != 0;

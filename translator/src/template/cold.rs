@@ -16,6 +16,7 @@ use super::{
     registers::{Registers, numbers},
 };
 use crate::{
+    Part,
     abi::{FIRST_RUNTIME_HELPER, Leave, RuntimeHelper, SlowPath},
     carried,
     instrument::Event,
@@ -75,7 +76,7 @@ pub(super) enum ColdKind {
     /// Abandons the instruction.
     Abandon,
     /// The same, for an address that is not in the part of the window that was guessed: by a fault of the host, so that it is noticed.
-    Outside,
+    Outside(Part),
     /// The same, where the host faults at the access at that offset.
     Fault(u32),
     /// Leaves to the target in RAX, for which the jump cache has no code; abandons the instruction, which has moved RSP by so much, if it is not canonical.
@@ -262,10 +263,10 @@ impl Template<'_> {
                     self.asm.jump_to(Mem::state(carried::GUARD));
                 }
                 ColdKind::Abandon => self.abandon(rip),
-                ColdKind::Outside => {
+                ColdKind::Outside(part) => {
                     let halt = self.asm.code.len() as u32;
                     self.asm.halt();
-                    self.note_refused(halt, halt + 1, true);
+                    self.note_refused(halt, halt + 1, Some(part));
                     refused = Some((cold.place(), halt + 1));
                     self.abandon(rip);
                 }
@@ -273,7 +274,7 @@ impl Template<'_> {
                     let here = self.asm.code.len() as u32;
                     let same = refused.filter(|(place, _)| *place == cold.place());
                     let (_, at) = *refused.insert(same.unwrap_or((cold.place(), here)));
-                    self.note_refused(access, at, false);
+                    self.note_refused(access, at, None);
                     if at == here {
                         self.abandon(rip);
                     }

@@ -11,7 +11,7 @@ use super::{
     registers::Registers,
 };
 use crate::{
-    CodeBlock, TranslateError,
+    CodeBlock, Part, TranslateError,
     region::{Region, Versions},
 };
 
@@ -76,10 +76,10 @@ impl TemplateTranslator {
         self.guesses.note_bad(rips);
     }
 
-    /// Accesses of the instructions at these addresses keep missing the part of the window that was guessed for them: it is the other one, or if that was wrong
-    /// too, they are looked up.
-    pub fn misguessed(&mut self, rips: impl IntoIterator<Item = u64>) {
-        self.guesses.note_wrong(rips);
+    /// Accesses of the instructions at these addresses keep missing these parts of the window, which were guessed for them: it is the other one, or if that
+    /// was guessed before, they are looked up.
+    pub fn misguessed(&mut self, guessed: impl IntoIterator<Item = (u64, Part)>) {
+        self.guesses.note_wrong(guessed);
     }
 
     /// Translates a guest block, or its beginning. `second` is [`crate::region::RegionBlock::second`].

@@ -10,7 +10,7 @@ use core::{mem::offset_of, ops::Range};
 
 use iced_x86::Mnemonic;
 use memory::window::{HIGH, LOW, LOW_SHIFT, SHIFT};
-use semantics::Operand;
+use semantics::{MemoryOperand, Operand};
 use x86::{CpuState, PAGE_SIZE};
 
 use super::{
@@ -22,7 +22,7 @@ use super::{
     region::Known,
 };
 use crate::{
-    WindowAccess,
+    Guess, Part, WindowAccess,
     abi::Leave,
     locality,
     region::{Plan, Pointer, Region},
@@ -182,10 +182,13 @@ impl<'a> Template<'a> {
         self.corrected(if low & pointer.bit() != 0 { Space::Low } else { Space::High })
     }
 
-    /// A guess for the current instruction, unless it was wrong too often.
+    /// A guess for the current instruction, unless it is known better.
     fn corrected(&self, guess: Space) -> Space {
-        let is_low = (guess == Space::Low) != self.guesses.are_wrong(self.insns[self.index].rip);
-        if is_low { Space::Low } else { Space::High }
+        match self.guesses.part(self.insns[self.index].rip) {
+            Some(Part::Low) => Space::Low,
+            Some(Part::High) => Space::High,
+            None => guess,
+        }
     }
 
     fn part_of_computed(&self, address: Address) -> Space {
@@ -253,7 +256,8 @@ impl<'a> Template<'a> {
             self.asm.compare_immediate_register(spare, 1);
         }
         let outside = self.asm.jump_if(condition::NOT_EQUAL);
-        self.note(outside, 0, ColdKind::Outside);
+        let part = if space == Space::Low { Part::Low } else { Part::High };
+        self.note(outside, 0, ColdKind::Outside(part));
         self.restore_carry();
     }
 
@@ -342,8 +346,11 @@ impl<'a> Template<'a> {
     }
 
     /// What the host faults at is noted, with where that leads.
-    pub(super) fn note_refused(&mut self, access: u32, refused: u32, misses: bool) {
-        let rip = self.insns[self.index].rip;
-        self.accesses.push(WindowAccess { access, refused, rip, misses });
+    pub(super) fn note_refused(&mut self, access: u32, refused: u32, guess: Option<Part>) {
+        let insn = &self.insns[self.index];
+        let MemoryOperand { base, index, .. } = insn.memory;
+        let by = if base == MemoryOperand::NONE { index } else { base };
+        let misses = guess.map(|part| Guess { part, by });
+        self.accesses.push(WindowAccess { access, refused, rip: insn.rip, misses });
     }
 }
