@@ -27,9 +27,7 @@ use rustix::{
         mremap_fixed, munmap,
     },
 };
-
-/// Alignment of every piece of code: a host cache line.
-const CODE_ALIGNMENT: usize = 64;
+use translator::CodeBlock;
 
 /// Why code memory could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -86,7 +84,7 @@ impl CodeMemory {
     /// Takes `code` bytes for code and `slots` bytes for chain slots; their addresses in the executable view, or
     /// `None` when the memory is full.
     pub fn allocate(&mut self, code: usize, slots: usize) -> Option<(u64, u64)> {
-        let start = self.code.checked_next_multiple_of(CODE_ALIGNMENT)?;
+        let start = CodeBlock::next_place(self.code)?;
         let end = start.checked_add(code)?;
         let slot = self.slots.checked_sub(slots)? & !7;
         if end > slot {
@@ -236,7 +234,7 @@ impl View {
 
     /// Room for a view of so many bytes, and cells for it behind that.
     fn reserve(length: usize) -> rustix::io::Result<[Self; 2]> {
-        let room = (length / CODE_ALIGNMENT * size_of::<AtomicI32>()).next_multiple_of(4096);
+        let room = (length / CodeBlock::ALIGNMENT * size_of::<AtomicI32>()).next_multiple_of(4096);
         let (rights, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
         // SAFETY: at no address that is in use.
         let start = unsafe { mmap_anonymous(null_mut(), length + room, rights, flags)? };
@@ -290,6 +288,7 @@ impl Drop for View {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use translator::carried;
 
     /// `perf` takes a mapping for generated code if it is named so (tools/perf/util/map.c).
     #[test]
@@ -331,7 +330,7 @@ mod tests {
         while let Some((code, slot)) = memory.allocate(1000, 64) {
             assert!(code >= last_code + 1000 || count == 0);
             assert!(slot + 64 <= last_slot && code + 1000 <= slot);
-            assert_eq!((code % 64, slot % 8), (0, 0));
+            assert_eq!(((code + carried::ENTRY) % 64, slot % 8), (0, 0));
             (last_code, last_slot, count) = (code, slot, count + 1);
         }
         assert_eq!(count, (64 << 10) / (1024 + 64));

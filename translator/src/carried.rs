@@ -155,11 +155,17 @@ unsafe extern "C" fn missed() {
     )
 }
 
-/// The beginning of code that wants the guest's state in `CpuState`: 16 bytes, of which the first jumps over the others, and those from
+/// Alignment of what follows [`prologue`], in bytes.
+pub(crate) const ALIGNMENT: usize = 16;
+
+/// Bytes of [`prologue`].
+const PROLOGUE: usize = ALIGNMENT + ENTRY as usize;
+
+/// The beginning of code that wants the guest's state in `CpuState`: the first bytes jump over the others, and those from
 /// [`ENTRY`] on store the registers.
-pub(crate) fn prologue() -> [u8; 16] {
-    let mut bytes = [0x90; 16];
-    bytes[..2].copy_from_slice(&[0xeb, 14]);
+pub(crate) fn prologue() -> [u8; PROLOGUE] {
+    let mut bytes = [0x90; PROLOGUE];
+    bytes[..2].copy_from_slice(&[0xeb, PROLOGUE as u8 - 2]);
     bytes[ENTRY as usize..][..4].copy_from_slice(&[0x41, 0xff, 0x57, STORE as u8]);
     bytes
 }

@@ -21,7 +21,7 @@ pub(crate) fn code_block(
     text: Option<Text>,
 ) -> Result<CodeBlock, TranslateError> {
     let alignment = compiled.buffer.alignment as usize;
-    if alignment > CodeBlock::ALIGNMENT {
+    if alignment > carried::ALIGNMENT {
         return Err(TranslateError::Codegen(format!("code wants an alignment of {alignment} bytes")));
     }
     let prologue = carried::prologue();

@@ -52,7 +52,9 @@ pub struct Ram {
 
 /// Executable memory with a block and its slots.
 pub struct Placed {
-    code: MmapMut,
+    memory: MmapMut,
+    /// Where the code begins, and the slots.
+    start: usize,
     slots: usize,
     pub block: CodeBlock,
 }
@@ -64,7 +66,7 @@ impl Placed {
     /// What the state points to (TLB array, tables, engine) is there.
     pub unsafe fn run(&self, state: &mut CpuState) -> Leave {
         // SAFETY: compiled code keeps to `abi`; the rest is the caller's promise.
-        match unsafe { enter(self.code.as_ptr(), state) } {
+        match unsafe { enter(self.code() as *const u8, state) } {
             0 => Leave::Unlinked,
             1 => Leave::Guard,
             2 => Leave::Indirect,
@@ -79,7 +81,7 @@ impl Placed {
 
     /// Host address of the block.
     pub fn code(&self) -> u64 {
-        self.code.as_ptr() as u64
+        self.memory.as_ptr() as u64 + self.start as u64
     }
 
     /// Links a slot to a block, found under a TLB addend.
@@ -88,7 +90,7 @@ impl Placed {
     /// The other block must stay where it is while this one is run.
     pub unsafe fn link(&self, slot: usize, to: &Placed, addend: u64) {
         if let Some(jump) = self.block.exits[slot].jump {
-            let base = self.code.as_ptr().cast_mut();
+            let base = self.memory.as_ptr().cast_mut();
             let field = self.code() + u64::from(jump.displacement);
             let displacement = i32::try_from((to.code() + carried::ENTRY).wrapping_sub(field + 4) as i64)
                 .expect("within reach");
@@ -100,6 +102,7 @@ impl Placed {
             protect(libc::PROT_READ | libc::PROT_WRITE);
             // SAFETY: within the code.
             unsafe {
+                let base = base.add(self.start);
                 base.add(jump.displacement as usize).cast::<i32>().write_unaligned(displacement);
                 if let Some(at) = jump.addend {
                     base.add(at as usize).cast::<u64>().write_unaligned(addend);
@@ -118,7 +121,7 @@ impl Placed {
 
     pub fn slot(&self, n: usize) -> *const ChainSlot {
         // SAFETY: `place` made room for all slots of the block.
-        unsafe { self.code.as_ptr().add(self.slots).cast::<ChainSlot>().add(n) }
+        unsafe { self.memory.as_ptr().add(self.slots).cast::<ChainSlot>().add(n) }
     }
 }
 
@@ -160,14 +163,16 @@ pub fn place(block: CodeBlock) -> Placed {
 
 /// The same for a block that counts its executions, down from `counter`.
 pub fn place_counting(block: CodeBlock, counter: i32) -> Placed {
-    let slots = block.code.len().next_multiple_of(4096);
+    let start = CodeBlock::next_place(0).expect("there is one");
+    let slots = (start + block.code.len()).next_multiple_of(4096);
     let counter_at = slots + block.data_size();
     let length = counter_at + 8;
     let mut memory = MmapMut::map_anon(length).expect("anonymous memory");
     let base = memory.as_ptr() as u64;
-    memory[..block.code.len()].copy_from_slice(&block.code);
+    let code = &mut memory[start..start + block.code.len()];
+    code.copy_from_slice(&block.code);
     block
-        .link(&mut memory[..block.code.len()], base, base + slots as u64, base + counter_at as u64)
+        .link(code, base + start as u64, base + slots as u64, base + counter_at as u64)
         .expect("within reach");
     memory[counter_at..counter_at + 4].copy_from_slice(&counter.to_le_bytes());
     for (n, exit) in block.exits.iter().enumerate() {
@@ -184,7 +189,7 @@ pub fn place_counting(block: CodeBlock, counter: i32) -> Placed {
     let protected =
         unsafe { libc::mprotect(memory.as_mut_ptr().cast(), slots, libc::PROT_READ | libc::PROT_EXEC) };
     assert_eq!(protected, 0, "executable memory");
-    Placed { code: memory, slots, block }
+    Placed { memory, start, slots, block }
 }
 
 impl Machine {
