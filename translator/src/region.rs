@@ -92,10 +92,9 @@ impl Region {
     pub fn new(blocks: Vec<RegionBlock>, state: &CpuState) -> Self {
         // A register that points nowhere now points to where code lies, if that is low: there are its data too.
         let code = blocks.first().map_or(0, |first| first.guest.rip);
-        // Small numbers are no addresses, but all may be where they count from.
-        let is_low = |value: u64| match LOW.contains(&code) {
-            true => !HIGH.contains(&value),
-            false => (LOWEST..LOW.end).contains(&value),
+        // To other code a number below all programs is no address.
+        let is_low = |value: u64| {
+            if LOW.contains(&code) { !HIGH.contains(&value) } else { (LOWEST..LOW.end).contains(&value) }
         };
         let bit = |pointer: Pointer, value: u64| if is_low(value) { pointer.bit() } else { 0 };
         let registers = (0..16).map(|n| bit(Pointer::Register(n), state.gpr[usize::from(n)]));

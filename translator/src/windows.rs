@@ -101,8 +101,8 @@ pub struct Scattered {
     pub code: u64,
     /// The guest's instructions that find pages that the window does not have, or are in either part.
     pub faulting: Vec<u64>,
-    /// Those that access the other part of the window than this one, or nothing in it.
-    pub missing: Vec<(u64, Part)>,
+    /// Those that access the other part of the window than this one, or nothing in it. Each once: a second time they are looked up.
+    pub missing: BTreeMap<u64, Part>,
 }
 
 /// Where compiled code accesses the window.
@@ -160,7 +160,7 @@ impl Windows {
         let own = || self.accesses.range(code..).map(|(_, site)| site).take_while(|site| site.code == code);
         // Others are likely to come to it too.
         let many = |site: &&Site| site.faults.get().count >= site.most() / 4;
-        let mut scattered = Scattered { code, faulting: Vec::new(), missing: Vec::new() };
+        let mut scattered = Scattered { code, faulting: Vec::new(), missing: BTreeMap::new() };
         for site in own().filter(many) {
             let Some(guess) = site.misses else {
                 scattered.faulting.push(site.rip);
@@ -175,8 +175,6 @@ impl Windows {
                 scattered.faulting.extend(same);
             }
         }
-        scattered.missing.sort_by_key(|(rip, _)| *rip);
-        scattered.missing.dedup();
         Some(scattered)
     }
 }

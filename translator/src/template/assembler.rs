@@ -10,7 +10,10 @@ use super::{
     encoding::{Code, Immediate, Opcode, Operand},
     form::Form,
 };
-use crate::addresses::{AddressField, is_low_half};
+use crate::{
+    Part,
+    addresses::{AddressField, is_low_half},
+};
 
 /// Number of a host register.
 pub(super) type Reg = u8;
@@ -44,9 +47,8 @@ pub(super) mod condition {
 pub(super) enum Space {
     /// The host's.
     Host,
-    /// The guest's: the access is in the high part of the [window](super::window), or in the low one.
-    High,
-    Low,
+    /// The guest's: the access is in that part of the [window](super::window).
+    Guest(Part),
 }
 
 /// `base + (index << scale) + displacement`.
@@ -388,7 +390,7 @@ impl Assembler {
     pub fn begin_access(&mut self, mem: Mem) {
         if mem.space != Space::Host {
             self.note_window();
-            if mem.space == Space::High {
+            if mem.space == Space::Guest(Part::High) {
                 self.code.put(WINDOW_PREFIX, 1);
             }
         }

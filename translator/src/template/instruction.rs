@@ -15,6 +15,7 @@ use super::{
     registers::numbers,
     source,
 };
+use crate::Part;
 
 impl Template<'_> {
     /// The current instruction, as its row says.
@@ -222,7 +223,7 @@ impl Template<'_> {
 /// Makes memory the operand of a number.
 pub(super) fn set_memory(host: &mut Instruction, operand: u32, memory: Mem) {
     host.set_op_kind(operand, OpKind::Memory);
-    if memory.space == Space::High {
+    if memory.space == Space::Guest(Part::High) {
         host.set_segment_prefix(Iced::GS);
     }
     host.set_memory_base(Iced::RAX + u32::from(memory.base));

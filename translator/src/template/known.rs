@@ -14,7 +14,7 @@ use x86::{PAGE_MASK, PAGE_SIZE, SegmentRegister, Width, state};
 
 use super::{
     Template,
-    assembler::{Jump, Mem, Reg, Space, condition},
+    assembler::{Jump, Mem, Reg, condition},
     bit_string,
     cold::ColdKind,
     effects::{self, Set},
@@ -22,7 +22,7 @@ use super::{
     memory::{ADDEND, Access, Address},
     vector,
 };
-use crate::locality::page_of;
+use crate::{Part, locality::page_of};
 
 const RSP: u8 = state::RSP as u8;
 
@@ -117,14 +117,14 @@ impl KnownPages {
     }
 
     /// A register was found to point into that part of the window.
-    pub fn check(&mut self, base: u8, part: Space) {
+    pub fn check(&mut self, base: u8, part: Part) {
         self.checked |= 1 << base;
-        self.low = self.low & !(1 << base) | Set::from(part == Space::Low) << base;
+        self.low = self.low & !(1 << base) | Set::from(part == Part::Low) << base;
     }
 
     /// Into which part a register points, but for constants that it was moved by, if it was found to.
-    pub fn checked_in(&self, base: u8) -> Option<Space> {
-        let part = if self.low >> base & 1 != 0 { Space::Low } else { Space::High };
+    pub fn checked_in(&self, base: u8) -> Option<Part> {
+        let part = if self.low >> base & 1 != 0 { Part::Low } else { Part::High };
         (self.checked >> base & 1 != 0).then_some(part)
     }
 

@@ -47,11 +47,11 @@ impl Windows {
 }
 
 /// The part of the window that a constant address is in, with what it accesses.
-fn part_of(address: u64) -> Option<Space> {
+fn part_of(address: u64) -> Option<Part> {
     if (LOW.start..LOW.end - PAGE_SIZE).contains(&address) {
-        Some(Space::Low)
+        Some(Part::Low)
     } else if (HIGH.start..HIGH.end - PAGE_SIZE).contains(&address) {
-        Some(Space::High)
+        Some(Part::High)
     } else {
         None
     }
@@ -88,7 +88,7 @@ impl<'a> Template<'a> {
         if self.windows.is_none() || self.careful || access.aligned && !host_checks {
             return None;
         }
-        if part_of(self.page) == Some(Space::Low) && self.is_strange(address) {
+        if part_of(self.page) == Some(Part::Low) && self.is_strange(address) {
             return None;
         }
         if self.guesses.are_bad(self.insns[self.index].rip) {
@@ -98,23 +98,23 @@ impl<'a> Template<'a> {
         let place = match address {
             Address::Based { base, displacement } => {
                 let guest = self.registers.guest_in(base)?;
-                let space = match self.known.checked_in(guest) {
-                    Some(space) => {
+                let part = match self.known.checked_in(guest) {
+                    Some(part) => {
                         self.need_no_lookup();
-                        space
+                        part
                     }
                     None => {
-                        let space = self.part_by(guest.into());
-                        self.compare_limit(base, space);
-                        self.known.check(guest, space);
-                        space
+                        let part = self.part_by(guest.into());
+                        self.compare_limit(base, part);
+                        self.known.check(guest, part);
+                        part
                     }
                 };
                 self.known.forget_pages();
-                Mem { space, ..Mem::new(base, displacement) }
+                Mem { space: Space::Guest(part), ..Mem::new(base, displacement) }
             }
             Address::Absolute(address) => {
-                let space = part_of(address)?;
+                let part = part_of(address)?;
                 let place = match self.known.constant.map(|known| address.wrapping_sub(known) as i64) {
                     Some(distance) if i32::try_from(distance).is_ok() => {
                         self.known.forget_pages();
@@ -130,29 +130,29 @@ impl<'a> Template<'a> {
                         Mem::new(first, 0)
                     }
                 };
-                Mem { space, ..place }
+                Mem { space: Space::Guest(part), ..place }
             }
             Address::Computed { base, index, displacement, narrow: false, segment: None } => {
                 let checked = base.and_then(|base| self.registers.guest_in(base));
                 let checked = checked.and_then(|guest| self.known.checked_in(guest));
                 let small = index.and_then(|(index, _)| self.registers.guest_in(index));
                 let displacement = i32::try_from(displacement as i64).ok()?;
-                if let (Some(base), Some(space)) = (base, checked)
+                if let (Some(base), Some(part)) = (base, checked)
                     && small.is_some_and(|guest| self.known.is_short(guest))
                 {
                     self.known.forget_pages();
                     self.need_no_lookup();
-                    Mem { base, index, displacement, space }
+                    Mem { base, index, displacement, space: Space::Guest(part) }
                 } else {
-                    let space = self.part_of_computed(address);
-                    self.compare_computed(address, space);
-                    Mem { space, ..Mem::new(first, 0) }
+                    let part = self.part_of_computed(address);
+                    self.compare_computed(address, part);
+                    Mem { space: Space::Guest(part), ..Mem::new(first, 0) }
                 }
             }
             Address::Computed { .. } => {
-                let space = self.part_of_computed(address);
-                self.compare_computed(address, space);
-                Mem { space, ..Mem::new(first, 0) }
+                let part = self.part_of_computed(address);
+                self.compare_computed(address, part);
+                Mem { space: Space::Guest(part), ..Mem::new(first, 0) }
             }
             Address::Ready => return None,
         };
@@ -177,34 +177,30 @@ impl<'a> Template<'a> {
     }
 
     /// In which part of the window the current instruction's access by a register is likely to be, or by a segment's base.
-    fn part_by(&self, pointer: Pointer) -> Space {
+    fn part_by(&self, pointer: Pointer) -> Part {
         let low = self.course.as_ref().map_or(0, |course| course.low());
-        self.corrected(if low & pointer.bit() != 0 { Space::Low } else { Space::High })
+        self.corrected(if low & pointer.bit() != 0 { Part::Low } else { Part::High })
     }
 
     /// A guess for the current instruction, unless it is known better.
-    fn corrected(&self, guess: Space) -> Space {
-        match self.guesses.part(self.insns[self.index].rip) {
-            Some(Part::Low) => Space::Low,
-            Some(Part::High) => Space::High,
-            None => guess,
-        }
+    fn corrected(&self, guess: Part) -> Part {
+        self.guesses.part(self.insns[self.index].rip).unwrap_or(guess)
     }
 
-    fn part_of_computed(&self, address: Address) -> Space {
+    fn part_of_computed(&self, address: Address) -> Part {
         let Address::Computed { base, index, displacement, segment, .. } = address else {
-            return Space::High;
+            return Part::High;
         };
         let guest = |register| self.registers.guest_in(register).map(Pointer::Register);
         let pointer = match (segment, base, index) {
             (Some(segment), ..) => Some(Pointer::Segment(segment)),
             (None, Some(base), _) => guest(base),
-            (None, None, _) if part_of(displacement).is_some() => return self.corrected(Space::Low),
+            (None, None, _) if part_of(displacement).is_some() => return self.corrected(Part::Low),
             (None, None, index) => index.and_then(|(index, _)| guest(index)),
         };
         match pointer {
             Some(pointer) => self.part_by(pointer),
-            None => self.corrected(Space::High),
+            None => self.corrected(Part::High),
         }
     }
 
@@ -231,32 +227,31 @@ impl<'a> Template<'a> {
     }
 
     /// Computes an address into the first temporary, and compares it.
-    fn compare_computed(&mut self, address: Address, space: Space) {
+    fn compare_computed(&mut self, address: Address, part: Part) {
         self.known.forget_shared();
         self.known.forget_pages();
         self.keep_flags();
         self.lose_host_flags();
         let [first, ..] = self.registers.temporaries;
         self.linear(address, first);
-        self.compare_limit(first, space);
+        self.compare_limit(first, part);
     }
 
     /// Abandons the instruction if an address is not in that part of the window.
-    fn compare_limit(&mut self, address: Reg, space: Space) {
+    fn compare_limit(&mut self, address: Reg, part: Part) {
         self.keep_flags();
         self.lose_host_flags();
         let [first, second, _] = self.registers.temporaries;
         let spare = if address == first { second } else { first };
         self.known.forget_shared();
         self.asm.mov(spare, address);
-        if space == Space::Low {
+        if part == Part::Low {
             self.asm.shift_right(spare, LOW_SHIFT as u8);
         } else {
             self.asm.shift_right(spare, SHIFT as u8);
             self.asm.compare_immediate_register(spare, 1);
         }
         let outside = self.asm.jump_if(condition::NOT_EQUAL);
-        let part = if space == Space::Low { Part::Low } else { Part::High };
         self.note(outside, 0, ColdKind::Outside(part));
         self.restore_carry();
     }
@@ -294,7 +289,7 @@ impl<'a> Template<'a> {
             && self.mode.cpl() == 3
             && self.instrumentation.is_none()
             && match part {
-                Some(Space::Low) => !is_strange(region, plan),
+                Some(Part::Low) => !is_strange(region, plan),
                 _ => part.is_some(),
             }
     }
