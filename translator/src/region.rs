@@ -425,19 +425,26 @@ fn live(effects: &[&Effects], successors: &[Vec<usize>]) -> Vec<Registers> {
 /// See [`Plan::strange`]: the least solution, so that in a loop a register is strange only if the loop makes it so.
 fn strange(region: &Region, successors: &[Vec<usize>]) -> Vec<locality::Set> {
     let mut begin = vec![locality::Set::default(); region.blocks.len()];
+    let end = |block: &RegionBlock, begin| {
+        block.guest.insns.iter().fold(begin, |set, insn| locality::after(insn, set))
+    };
+    let mut ends: Vec<locality::Set> = region.blocks.iter().map(|block| end(block, 0)).collect();
     let mut changed = true;
     while changed {
         changed = false;
         let mut met = vec![locality::Set::MAX; region.blocks.len()];
-        for (number, block) in region.blocks.iter().enumerate() {
-            let end = block.guest.insns.iter().fold(begin[number], |set, insn| locality::after(insn, set));
-            for &successor in &successors[number] {
+        for (end, successors) in ends.iter().zip(successors) {
+            for &successor in successors {
                 met[successor] &= end;
             }
         }
-        for (known, met) in begin.iter_mut().zip(met) {
-            changed |= *known | met != *known;
-            *known |= met;
+        for (number, block) in region.blocks.iter().enumerate() {
+            let joined = begin[number] | met[number];
+            if joined != begin[number] {
+                changed = true;
+                begin[number] = joined;
+                ends[number] = end(block, joined);
+            }
         }
     }
     begin

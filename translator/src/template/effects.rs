@@ -275,27 +275,28 @@ pub(super) fn written(insn: &Insn) -> Set {
 
 /// General registers that an instruction uses without naming them, or that its encoding wants by that name.
 pub(super) fn implied(insn: &Insn) -> Set {
-    let mut set = 0;
-    for (n, operand) in insn.operands.into_iter().enumerate() {
-        match operand {
-            // AH to BH are encoded only beside registers that every processor has.
-            Operand::Gpr(register) if register.high => set |= registers(insn),
-            // A count in CL.
-            Operand::Gpr(register) if n > 0 && takes_count(insn.mnemonic) => set |= 1 << register.index,
-            _ => {}
-        }
-    }
+    let operands = || insn.operands.iter().take(insn.operand_count.into());
+    // AH to BH are encoded only beside registers that every processor has.
+    let high = operands().any(|operand| matches!(operand, Operand::Gpr(register) if register.high));
+    let fixed = if high { registers(insn) } else { 0 };
     use Mnemonic as M;
-    set | match insn.mnemonic {
-        M::Mul | M::Imul if insn.operand_count == 1 => RAX | RDX,
-        M::Div | M::Idiv | M::Cwd | M::Cdq | M::Cqo => RAX | RDX,
-        M::Cmpxchg | M::Cbw | M::Cwde | M::Cdqe | M::Lahf | M::Sahf => RAX,
-        M::Cmpxchg8b | M::Cmpxchg16b => RAX | RBX | RCX | RDX,
-        M::Mulx => RDX,
-        M::Pcmpistri | M::Jrcxz | M::Loop => RCX,
-        M::Pcmpestri | M::Pcmpestri64 | M::Pcmpestrm | M::Pcmpestrm64 => RAX | RCX | RDX,
-        _ => 0,
-    }
+    fixed
+        | match insn.mnemonic {
+            M::Mov | M::Lea | M::Cmp | M::Test | M::Add | M::Sub | M::Xor | M::And | M::Or | M::Movzx => 0,
+            M::Mul | M::Imul if insn.operand_count == 1 => RAX | RDX,
+            M::Div | M::Idiv | M::Cwd | M::Cdq | M::Cqo => RAX | RDX,
+            M::Cmpxchg | M::Cbw | M::Cwde | M::Cdqe | M::Lahf | M::Sahf => RAX,
+            M::Cmpxchg8b | M::Cmpxchg16b => RAX | RBX | RCX | RDX,
+            M::Mulx => RDX,
+            M::Pcmpistri | M::Jrcxz | M::Loop => RCX,
+            M::Pcmpestri | M::Pcmpestri64 | M::Pcmpestrm | M::Pcmpestrm64 => RAX | RCX | RDX,
+            // A count in CL.
+            mnemonic if takes_count(mnemonic) => operands().skip(1).fold(0, |set, operand| match operand {
+                Operand::Gpr(register) => set | 1 << register.index,
+                _ => set,
+            }),
+            _ => 0,
+        }
 }
 
 fn takes_count(mnemonic: Mnemonic) -> bool {
@@ -305,34 +306,28 @@ fn takes_count(mnemonic: Mnemonic) -> bool {
 
 /// Every general register that an instruction may touch.
 pub(super) fn registers(insn: &Insn) -> Set {
-    let mut set = 0;
-    let mut add = |index: u8| {
-        if index < 16 {
-            set |= 1 << index;
-        }
-    };
-    for operand in insn.operands {
-        match operand {
-            Operand::Gpr(register) => add(register.index),
-            Operand::Memory => {
-                add(insn.memory.base);
-                add(insn.memory.index);
-            }
-            _ => {}
-        }
-    }
+    // A number beyond them is of no register.
+    let bit = |number: u8| Set::try_from(1_u32.checked_shl(number.into()).unwrap_or(0)).unwrap_or(0);
+    let named = insn.operands.iter().take(insn.operand_count.into()).fold(0, |set, operand| match operand {
+        Operand::Gpr(register) => set | bit(register.index),
+        Operand::Memory => set | bit(insn.memory.base) | bit(insn.memory.index),
+        _ => set,
+    });
+    named | implicit(insn)
+}
+
+/// Those that it uses without naming them.
+fn implicit(insn: &Insn) -> Set {
     use Mnemonic as M;
-    set | match insn.mnemonic {
+    match insn.mnemonic {
+        M::Mov | M::Lea | M::Cmp | M::Test | M::Add | M::Sub | M::Xor | M::And | M::Or | M::Movzx => 0,
+        M::Push | M::Pop | M::Call | M::Ret | M::Pushfq | M::Popfq => RSP,
+        M::Leave => RSP | RBP,
         M::Mul | M::Imul | M::Div | M::Idiv | M::Cwd | M::Cdq | M::Cqo => RAX | RDX,
         M::Mulx => RDX,
-        M::Jrcxz | M::Loop => RCX,
-        M::Cmpxchg | M::Cbw | M::Cwde | M::Cdqe => RAX,
+        M::Jrcxz | M::Loop | M::Pcmpistri => RCX,
+        M::Cmpxchg | M::Cbw | M::Cwde | M::Cdqe | M::Lahf | M::Sahf => RAX,
         M::Cmpxchg8b | M::Cmpxchg16b => RAX | RBX | RCX | RDX,
-        M::Push | M::Pop | M::Call | M::Ret => RSP,
-        M::Leave => RSP | RBP,
-        M::Pushfq | M::Popfq => RSP,
-        M::Lahf | M::Sahf => RAX,
-        M::Pcmpistri => RCX,
         M::Pcmpestri | M::Pcmpestri64 | M::Pcmpestrm | M::Pcmpestrm64 => RAX | RCX | RDX,
         _ if insn.code.is_string_instruction() => RAX | RCX | RSI | RDI,
         _ => 0,

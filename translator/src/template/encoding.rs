@@ -3,7 +3,7 @@
 //! The template translator writes some fifty instructions around each guest block, so this is where it spends much of its time. An
 //! instruction is stored in two numbers of 64 bits: what is too much of them is overwritten by what follows.
 
-use super::assembler::{Mem, Reg};
+use super::assembler::{Mem, Reg, STATE, StateField};
 
 /// Code being written.
 #[derive(Default)]
@@ -78,6 +78,7 @@ impl Code {
     }
 
     /// An instruction whose ModRM has two registers, or a digit of the opcode and one.
+    #[inline(always)]
     pub fn of_registers(&mut self, opcode: Opcode, register: u8, operand: Reg, immediate: (u32, Immediate)) {
         let rex = (register >> 3) << 2 | operand >> 3;
         let needs_rex = opcode.is(LOW_REGISTER) && register >= 4 || opcode.is(LOW_OPERAND) && operand >= 4;
@@ -88,6 +89,7 @@ impl Code {
 
     /// An instruction whose ModRM has a register, or a digit of the opcode, and memory. If the displacement takes 32 bits, gives where
     /// that is.
+    #[inline(never)]
     pub fn of_memory(
         &mut self,
         opcode: Opcode,
@@ -97,13 +99,10 @@ impl Code {
     ) -> Option<usize> {
         let base = mem.base & 7;
         let displacement = mem.displacement;
-        // Without displacement, RBP and R13 mean something else.
-        let (mode, size) = if displacement == 0 && base != 5 {
-            (0, 0)
-        } else if displacement as i8 as i32 == displacement {
-            (0x40, 1)
-        } else {
-            (0x80, 4)
+        let (mode, size) = match displacement_size(displacement) {
+            // Without displacement, RBP and R13 mean something else.
+            (0, _) if base == 5 => (0x40, 1),
+            other => other,
         };
         let modrm = mode | (register & 7) << 3;
         let mut rex = (register >> 3) << 2 | mem.base >> 3;
@@ -118,11 +117,29 @@ impl Code {
             None => (u16::from(modrm | base), 1),
         };
         let head = opcode.head(rm, rm_size, rex, opcode.is(LOW_REGISTER) && register >= 4);
-        let displaced = u64::from(displacement as u32) & ((1 << (8 * size)) - 1);
-        let tail = displaced | u64::from(immediate.0) << (8 * size);
+        // Behind it, where there is no immediate, is what will be overwritten.
+        let tail = match immediate {
+            (_, Immediate::None) => u64::from(displacement as u32),
+            (value, _) => {
+                u64::from(displacement as u32) & ((1 << (8 * size)) - 1) | u64::from(value) << (8 * size)
+            }
+        };
         let at = self.length + head.1;
         self.put_both(head, (tail, size + immediate.1 as usize));
         (size == 4).then_some(at)
+    }
+
+    /// An instruction whose ModRM has a register, or a digit of the opcode, and a field of the state.
+    #[inline(always)]
+    pub fn of_state(&mut self, opcode: Opcode, register: u8, offset: i32, immediate: (u32, Immediate)) {
+        const BASE: u8 = STATE & 7;
+        const { assert!(BASE != 4 && BASE != 5, "those mean something else") };
+        let (mode, size) = displacement_size(offset);
+        let rex = (register >> 3) << 2 | STATE >> 3;
+        let modrm = mode | (register & 7) << 3 | BASE;
+        let head = opcode.head(modrm.into(), 1, rex, false);
+        let tail = u64::from(offset as u32) & ((1 << (8 * size)) - 1) | u64::from(immediate.0) << (8 * size);
+        self.put_both(head, (tail, size + immediate.1 as usize));
     }
 
     /// An instruction whose opcode a register is part of, and an immediate of 0 to 8 bytes.
@@ -132,6 +149,18 @@ impl Code {
         let byte = u64::from(byte | register & 7);
         let head = if rex == 0x40 { (byte, 1) } else { (u64::from(rex) | byte << 8, 2) };
         self.put_both(head, immediate);
+    }
+}
+
+/// A displacement's mode in ModRM, and its bytes.
+#[inline]
+fn displacement_size(displacement: i32) -> (u8, usize) {
+    if displacement == 0 {
+        (0, 0)
+    } else if displacement as i8 as i32 == displacement {
+        (0x40, 1)
+    } else {
+        (0x80, 4)
     }
 }
 
@@ -227,6 +256,7 @@ impl Opcode {
 pub(super) enum Operand {
     Register(Reg),
     Memory(Mem),
+    State(StateField),
 }
 
 impl From<Reg> for Operand {
@@ -238,5 +268,11 @@ impl From<Reg> for Operand {
 impl From<Mem> for Operand {
     fn from(mem: Mem) -> Self {
         Self::Memory(mem)
+    }
+}
+
+impl From<StateField> for Operand {
+    fn from(field: StateField) -> Self {
+        Self::State(field)
     }
 }

@@ -130,7 +130,7 @@ mod tests {
 
     use super::*;
     use crate::template::{
-        assembler::{Assembler, Mem, Space},
+        assembler::{Assembler, Mem, STATE, Space, StateField},
         encoding::Operand,
         instruction::{gpr, immediate_kind, set_memory},
     };
@@ -172,8 +172,9 @@ mod tests {
             } else if form.operand == n as u8 {
                 match operand {
                     Operand::Register(number) => instruction.set_op_register(n, register(kind, number)),
-                    Operand::Memory(mem) => {
-                        set_memory(&mut instruction, n, mem);
+                    Operand::Memory(mem) => set_memory(&mut instruction, n, mem),
+                    Operand::State(StateField(offset)) => {
+                        set_memory(&mut instruction, n, Mem::new(STATE, offset));
                     }
                 }
             } else if kind == OpCodeOperandKind::cl {
@@ -202,7 +203,9 @@ mod tests {
             };
             for &field in fields {
                 let registers = REGISTERS.into_iter().map(Operand::Register);
-                for operand in registers.chain(memories.iter().copied().map(Operand::Memory)) {
+                let fields = [0, 8, 0x7f, 0x80, 0x25a0].map(|offset| Operand::State(StateField(offset)));
+                let memories = memories.iter().copied().map(Operand::Memory);
+                for operand in registers.chain(memories).chain(fields) {
                     let immediate = (-0x56_i64) as u64;
                     let Some(expected) = expected(code, form, field, operand, immediate) else { continue };
                     let mut assembler = Assembler::default();

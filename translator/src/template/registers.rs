@@ -78,11 +78,14 @@ impl Registers {
     }
 
     /// Homes for what `insns` use, most of all for what they use most. Nothing is in them yet.
-    pub fn plan<'a>(insns: impl Iterator<Item = &'a Insn> + Clone) -> Self {
+    pub fn plan<'a>(insns: impl Iterator<Item = &'a Insn>) -> Self {
         let (mut used, mut fixed) = (0, 0);
-        for insn in insns.clone() {
+        let mut uses = [0_u32; 16];
+        for insn in insns {
             fixed |= effects::implied(insn);
-            used |= effects::registers(insn);
+            let touched = effects::registers(insn);
+            used |= touched;
+            numbers(touched).for_each(|guest| uses[usize::from(guest)] += 1);
         }
         let mut plan = Self { fixed, loaded: 0, dirty: 0, ..Self::carried() };
         let rax = usize::from(RAX);
@@ -91,12 +94,6 @@ impl Registers {
         }
         if used & !carried::ALL == 0 {
             return plan;
-        }
-        let mut uses = [0_u32; 16];
-        for insn in insns {
-            for guest in numbers(effects::registers(insn)) {
-                uses[usize::from(guest)] += 1;
-            }
         }
         let mut free = PAIR.into_iter();
         loop {
@@ -251,11 +248,16 @@ impl Template<'_> {
         let needed = effects::registers(insn);
         for guest in numbers(needed & !self.registers.housed()) {
             let movable = |guest: &u8| self.registers.can_move(*guest) && needed >> guest & 1 == 0;
-            let next_use = |guest: &u8| {
-                let rest = &self.insns[self.index..];
-                rest.iter().position(|insn| effects::registers(insn) >> guest & 1 != 0).unwrap_or(usize::MAX)
-            };
-            let Some(victim) = numbers(self.registers.housed()).filter(movable).max_by_key(next_use) else {
+            let movable = numbers(self.registers.housed()).filter(movable);
+            // Of those that are used latest, or not at all, the last.
+            let mut latest: Set = movable.fold(0, |set, guest| set | 1 << guest);
+            for insn in &self.insns[self.index..] {
+                match latest & !effects::registers(insn) {
+                    0 => break,
+                    later => latest = later,
+                }
+            }
+            let Some(victim) = latest.checked_ilog2().map(|victim| victim as u8) else {
                 // Not reached: an instruction touches fewer registers than have homes.
                 return;
             };
