@@ -20,7 +20,7 @@ use crate::{
     kick::KickTarget,
     persistent::{Guest, Translations},
     profile::{Phase, Recorder},
-    region::{self, Formed},
+    region::{self, Formed, Most},
     tier::{NEVER, Policy},
     worker::{Done, Worker},
 };
@@ -238,7 +238,7 @@ impl Compiler {
         mmu: &Mmu,
     ) {
         self.phase(Phase::Translating);
-        if let Some(formed) = self.form(block, executions, state, mmu) {
+        if let Some(formed) = self.form(block, executions, Most::WHOLE, state, mmu) {
             let start = Instant::now();
             // If it is declined, which nothing is whose first block had a template, blocks run on alone.
             if let Ok(code) = self.templates.translate_region(&formed.region, versions) {
@@ -279,10 +279,18 @@ impl Compiler {
         }
     }
 
-    fn form(&self, block: &Arc<Block>, executions: u32, state: &CpuState, mmu: &Mmu) -> Option<Formed> {
+    fn form(
+        &self,
+        block: &Arc<Block>,
+        executions: u32,
+        most: Most,
+        state: &CpuState,
+        mmu: &Mmu,
+    ) -> Option<Formed> {
         // Until it is done there is nothing to ask; afterwards it has code, or is given up.
         block.give_up();
-        let formed = region::form(block, self.policy.warm_in_region(executions), &self.cache, state, mmu)?;
+        let formed =
+            region::form(block, self.policy.warm_in_region(executions), most, &self.cache, state, mmu)?;
         for member in &formed.members[1..] {
             // Mostly they will be run as parts of this region; who comes to them otherwise has to come often.
             member.ask_at(self.policy.warm_again(member.executions()));
@@ -339,7 +347,8 @@ impl Compiler {
         state: &CpuState,
         mmu: &Mmu,
     ) -> Option<u64> {
-        let formed = self.form(block, executions, state, mmu)?;
+        let most = if block.key.mode.is_64bit() { Most::AROUND } else { Most::WHOLE };
+        let formed = self.form(block, executions, most, state, mmu)?;
         match &mut self.site {
             Site::Here(translator) => {
                 let done = Done::compile(translator, formed);

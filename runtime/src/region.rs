@@ -23,11 +23,20 @@ use crate::{
     persistent::{Member, Translations},
 };
 
-/// Blocks of a region, at most.
-const MOST_BLOCKS: usize = 32;
+/// How large a region is, at most.
+#[derive(Clone, Copy)]
+pub(crate) struct Most {
+    blocks: usize,
+    /// Guest instructions; the first block counts whatever its size.
+    instructions: usize,
+}
 
-/// Guest instructions of a region, at most; the first block counts whatever its size.
-const MOST_INSTRUCTIONS: usize = 256;
+impl Most {
+    /// By templates, and where only Cranelift translates at all.
+    pub const WHOLE: Self = Self { blocks: 32, instructions: 256 };
+    /// By Cranelift for an instruction that has no template. What is around it has some, and that code is as good and made a hundred times as fast.
+    pub const AROUND: Self = Self { blocks: 4, instructions: 32 };
+}
 
 /// A region and the blocks that it is made of.
 pub(crate) struct Formed {
@@ -49,6 +58,7 @@ struct Part {
 pub(crate) fn form(
     head: &Arc<Block>,
     warm: u32,
+    most: Most,
     cache: &CodeCache,
     state: &CpuState,
     mmu: &Mmu,
@@ -68,7 +78,7 @@ pub(crate) fn form(
             continue;
         };
         let count = decoded.guest.insns.len();
-        if !is_head && (instructions + count > MOST_INSTRUCTIONS || formed.region.blocks.len() == MOST_BLOCKS)
+        if !is_head && (instructions + count > most.instructions || formed.region.blocks.len() == most.blocks)
         {
             continue;
         }
