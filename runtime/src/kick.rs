@@ -1,25 +1,14 @@
-//! Stopping a running vCPU from another thread.
+//! Stopping a running vCPU from elsewhere.
 
-use std::sync::{
-    Mutex, PoisonError,
-    atomic::{AtomicU32, Ordering},
-};
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use vcpu::Kicker;
+use vcpu::{Kicker, Lent};
 use x86::state::exit_request;
 
-/// The word of a vCPU's state that running code polls, for as long as that state exists.
-///
-/// Invariant: the pointer is valid while the mutex holds it; the engine takes it away ([`KickTarget::disconnect`])
-/// before its state is freed. Kicks of an engine that is gone do nothing.
+/// The word of a vCPU's state that running code polls, for as long as that state exists: kicks of an engine that is gone do nothing.
 pub struct KickTarget {
-    word: Mutex<Option<Word>>,
+    word: Lent<AtomicU32>,
 }
-
-struct Word(*const AtomicU32);
-
-// SAFETY: the pointer is only dereferenced under the mutex while the state lives, and only as an atomic.
-unsafe impl Send for Word {}
 
 impl KickTarget {
     /// For a state's `exit_request`.
@@ -27,7 +16,8 @@ impl KickTarget {
     /// # Safety
     /// `word` stays valid until [`KickTarget::disconnect`].
     pub unsafe fn new(word: *const AtomicU32) -> Self {
-        Self { word: Mutex::new(Some(Word(word))) }
+        // SAFETY: the caller's promise.
+        Self { word: unsafe { Lent::new(word) } }
     }
 
     /// Has the engine itself look at what waits for it.
@@ -36,16 +26,12 @@ impl KickTarget {
     }
 
     fn set(&self, bits: u32) {
-        let word = self.word.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(word) = &*word {
-            // SAFETY: valid as long as it is here, see the invariant.
-            unsafe { &*word.0 }.fetch_or(bits, Ordering::Release);
-        }
+        self.word.with(|word| word.fetch_or(bits, Ordering::Release));
     }
 
     /// From now on kicks do nothing.
     pub fn disconnect(&self) {
-        *self.word.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.word.take_back();
     }
 }
 

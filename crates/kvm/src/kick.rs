@@ -1,12 +1,12 @@
-//! Stopping a vCPU from another thread: `kvm_run.immediate_exit` for one that is about to enter the guest, a signal for
+//! Stopping a vCPU from elsewhere: `kvm_run.immediate_exit` for one that is about to enter the guest, a signal for
 //! one that is in it.
 
 use std::sync::{
-    Mutex, Once, PoisonError,
+    Once,
     atomic::{AtomicI32, AtomicU8, Ordering},
 };
 
-use vcpu::Kicker;
+use vcpu::{Kicker, Lent};
 
 /// Sent to the thread that runs the guest; its handler does nothing, the interrupted system call is what counts.
 fn kick_signal() -> libc::c_int {
@@ -27,20 +27,12 @@ fn install_handler() {
     });
 }
 
-/// The vCPU that kicks go to, for as long as it exists.
-///
-/// Invariant: the pointer is into the mapping of the vCPU's `kvm_run` while the mutex holds it; the engine takes it away
-/// ([`KickTarget::disconnect`]) before that is unmapped.
+/// The vCPU that kicks go to, for as long as it exists: the engine disconnects it before its `kvm_run` is unmapped.
 pub(crate) struct KickTarget {
-    immediate_exit: Mutex<Option<Word>>,
+    immediate_exit: Lent<AtomicU8>,
     /// The thread that is in KVM_RUN, or 0.
     thread: AtomicI32,
 }
-
-struct Word(*const AtomicU8);
-
-// SAFETY: the pointer is only dereferenced under the mutex while the mapping lives, and only as an atomic.
-unsafe impl Send for Word {}
 
 impl KickTarget {
     /// For `kvm_run.immediate_exit` of a vCPU.
@@ -49,7 +41,8 @@ impl KickTarget {
     /// `word` stays valid until [`KickTarget::disconnect`].
     pub(crate) unsafe fn new(word: *const AtomicU8) -> Self {
         install_handler();
-        Self { immediate_exit: Mutex::new(Some(Word(word))), thread: AtomicI32::new(0) }
+        // SAFETY: the caller's promise.
+        Self { immediate_exit: unsafe { Lent::new(word) }, thread: AtomicI32::new(0) }
     }
 
     /// This thread is about to run the guest.
@@ -72,16 +65,13 @@ impl KickTarget {
 
     /// From now on kicks do nothing.
     pub(crate) fn disconnect(&self) {
-        *self.immediate_exit.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.immediate_exit.take_back();
     }
 
+    /// Returns whether there still is a vCPU.
     fn set(&self, value: u8) -> bool {
-        let word = self.immediate_exit.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(word) = &*word {
-            // SAFETY: valid as long as it is here, see the invariant; the kernel reads it as a byte.
-            unsafe { &*word.0 }.store(value, Ordering::SeqCst);
-        }
-        word.is_some()
+        // The kernel reads it as a byte.
+        self.immediate_exit.with(|word| word.store(value, Ordering::SeqCst)).is_some()
     }
 }
 

@@ -4,10 +4,12 @@
 //! An engine names no device; a device names no engine.
 
 mod clock;
+mod lent;
 
 use std::sync::Arc;
 
 pub use clock::Clock;
+pub use lent::Lent;
 use x86::{CpuState, GuestPhys};
 
 /// How the board resumes the guest.
@@ -114,9 +116,9 @@ pub struct EngineError {
     pub what: String,
 }
 
-/// Makes a vCPU leave its engine soon, from any thread.
+/// Makes a vCPU leave its engine soon, from any thread, or from a signal's handler on its own.
 pub trait Kicker: Send + Sync {
-    /// Asks for [`Exit::Kicked`]. Kicks that come before the exit are merged into one.
+    /// Asks for [`Exit::Kicked`]. Kicks that come before the exit are merged into one. Takes no lock and allocates nothing (signal-safety(7)).
     fn kick(&self);
 }
 

@@ -3,6 +3,7 @@
 //!
 //! Data flows: arguments -> [`config::Config`] -> [`board::Board`] -> [`machine::run`] -> [`outcome::Outcome`].
 
+mod alarm;
 pub mod arguments;
 pub mod board;
 pub mod choice;

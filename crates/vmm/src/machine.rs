@@ -11,13 +11,14 @@ use vcpu::{Answer, Entry, Exit};
 use x86::CpuState;
 
 use crate::{
+    alarm::Alarm,
     board::{Board, MachineError},
     config::Config,
     outcome::Outcome,
     panic_watch::PanicWatch,
     profile::ProfileWriter,
     report::{ExitCounts, Report, TranslationReport},
-    wake::{Alarm, Input, Mailbox, Watcher},
+    wake::{Input, Mailbox, Watcher},
 };
 
 /// Builds the machine, boots it and runs it to its end (booting again where the guest asks for that). `console` makes
@@ -30,7 +31,7 @@ pub fn run(
     started: &mut dyn FnMut(&boot::Booted),
 ) -> Result<(Outcome, Report), MachineError> {
     let host = |what| move |source| MachineError::Host { what, source };
-    let (_watcher, mut alarm) = Watcher::start(Arc::clone(mailbox), input).map_err(host("a thread"))?;
+    let _watcher = Watcher::start(Arc::clone(mailbox), input).map_err(host("a thread"))?;
     let mut report = Report::start();
     let mut boot = 0;
     loop {
@@ -43,6 +44,7 @@ pub fn run(
             _ => None,
         };
         mailbox.connect(board.vcpu.kick_handle());
+        let mut alarm = Alarm::new(board.vcpu.kick_handle()).map_err(host("a timer"))?;
         let result = ExitLoop {
             board: &mut board,
             mailbox,

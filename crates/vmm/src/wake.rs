@@ -1,8 +1,7 @@
 //! What happens beside the vCPU thread, and how it gets there.
 //!
 //! The vCPU thread owns the board: engine, devices, everything. Other threads own file descriptors only, and leave
-//! what they have in the [`Mailbox`]: bytes typed, a wish to quit, a signal, the news that a device's deadline has
-//! passed. Whoever leaves something kicks the vCPU, and wakes it if it sleeps in HLT.
+//! what they have in the [`Mailbox`]: bytes typed, a wish to quit, a signal. Whoever leaves something kicks the vCPU, and wakes it if it sleeps in HLT.
 
 use std::{
     collections::VecDeque,
@@ -18,10 +17,7 @@ use std::{
 
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, eventfd, poll},
-    time::{
-        Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-        timerfd_settime,
-    },
+    time::Timespec,
 };
 use vcpu::Kick;
 
@@ -102,45 +98,6 @@ impl Mailbox {
     }
 }
 
-/// A timer that kicks the vCPU while the guest runs, so that device deadlines are met.
-pub struct Alarm {
-    timer: OwnedFd,
-    armed: Option<u64>,
-}
-
-impl Alarm {
-    fn new() -> io::Result<Self> {
-        let timer =
-            timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
-        Ok(Self { timer, armed: None })
-    }
-
-    /// Sets it for `deadline`, `now` being the same clock's time (nanoseconds); `None` stops it. Costs a system call
-    /// only if the deadline is another than before.
-    pub fn set(&mut self, deadline: Option<u64>, now: u64) {
-        if deadline == self.armed {
-            return;
-        }
-        self.armed = deadline;
-        // Zero would disarm it; a deadline that has passed should fire at once.
-        let wait = deadline.map_or(0, |deadline| deadline.saturating_sub(now).max(1));
-        let spec = Itimerspec {
-            it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
-            it_value: Timespec {
-                tv_sec: (wait / 1_000_000_000) as i64,
-                tv_nsec: (wait % 1_000_000_000) as i64,
-            },
-        };
-        // Fails only for arguments that are out of range, which these are not.
-        let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &spec);
-    }
-
-    /// The deadline has passed and was handled: the same one may be set again.
-    pub fn passed(&mut self) {
-        self.armed = None;
-    }
-}
-
 /// Where typed input comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Input {
@@ -157,16 +114,14 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// Starts the thread; the alarm goes to the vCPU thread.
-    pub fn start(mailbox: Arc<Mailbox>, input: Input) -> io::Result<(Self, Alarm)> {
-        let alarm = Alarm::new()?;
-        let timer = alarm.timer.try_clone()?;
+    /// Starts the thread.
+    pub fn start(mailbox: Arc<Mailbox>, input: Input) -> io::Result<Self> {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name("watcher".into())
-            .spawn(move || watch(&mailbox, input, &timer, &stopped))?;
-        Ok((Self { stop, thread: Some(thread) }, alarm))
+            .spawn(move || watch(&mailbox, input, &stopped))?;
+        Ok(Self { stop, thread: Some(thread) })
     }
 }
 
@@ -180,14 +135,14 @@ impl Drop for Watcher {
     }
 }
 
-fn watch(mailbox: &Mailbox, input: Input, timer: &OwnedFd, stop: &OwnedFd) {
+fn watch(mailbox: &Mailbox, input: Input, stop: &OwnedFd) {
     let stdin = std::io::stdin();
     let mut reading = input == Input::Stdin;
     let mut escape = EscapeFilter::default();
     let mut buffer = [0; 4096];
     loop {
         let has_room = mailbox.has_room();
-        let mut fds = vec![PollFd::new(stop, PollFlags::IN), PollFd::new(timer, PollFlags::IN)];
+        let mut fds = vec![PollFd::new(stop, PollFlags::IN)];
         if reading && has_room {
             fds.push(PollFd::new(&stdin, PollFlags::IN));
         }
@@ -200,12 +155,7 @@ fn watch(mailbox: &Mailbox, input: Input, timer: &OwnedFd, stop: &OwnedFd) {
         if ready[0] {
             return;
         }
-        if ready[1] {
-            let mut expirations = [0; 8];
-            let _ = rustix::io::read(timer, &mut expirations);
-            mailbox.leave(|_| {});
-        }
-        if ready.get(2) == Some(&true) {
+        if ready.get(1) == Some(&true) {
             match rustix::io::read(&stdin, &mut buffer) {
                 // End of input: the guest goes on without.
                 Ok(0) => reading = false,
@@ -232,7 +182,6 @@ fn typed(mailbox: &Mailbox, escape: &mut EscapeFilter, bytes: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Instant;
 
     #[test]
     fn sleep_ends_with_news() {
@@ -246,17 +195,5 @@ mod tests {
         assert!(mailbox.look().unwrap().quit);
         assert!(mailbox.look().is_none());
         thread.join().unwrap();
-    }
-
-    #[test]
-    fn the_alarm_rings() {
-        let mailbox = Mailbox::new();
-        let (watcher, mut alarm) = Watcher::start(Arc::clone(&mailbox), Input::None).unwrap();
-        let start = Instant::now();
-        alarm.set(Some(30_000_000), 0);
-        mailbox.sleep(Some(Duration::from_secs(20)));
-        assert!(start.elapsed() >= Duration::from_millis(29));
-        assert!(mailbox.look().is_some());
-        drop(watcher);
     }
 }
