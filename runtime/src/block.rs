@@ -41,28 +41,30 @@ pub struct BlockId(pub u64);
 /// translated after a few executions.
 #[repr(C)]
 pub struct Block {
-    // What every run looks at comes first: one line of the host's cache, mostly.
+    // What every search and every run looks at comes first: 64 bytes with the counts of references before it.
     executions: AtomicU32,
     /// Executions before which there is no point in asking the tier policy again.
     ask_at: AtomicU32,
     code: AtomicU64,
-    /// The page that the one instruction of this block reaches into, if it crosses a page's end. Such a block
-    /// is run only after a look at where its second page is mapped now, which compiled code takes itself.
-    pub second: Option<GuestPhys>,
+    /// Its key.
+    pub key: BlockKey,
+    /// Guest bytes from `key.first` on. Those beyond the page's end lie in `second`.
+    pub bytes: u16,
     dead: AtomicBool,
     /// Why it ends.
     pub end: BlockEnd,
-    /// Guest bytes from `key.first` on. Those beyond the page's end lie in `second`.
-    pub bytes: u16,
     /// Where [`crate::links::Links`] has its code; theirs.
     pub(crate) installed: AtomicU32,
+    /// The page that the one instruction of this block reaches into, if it crosses a page's end. Such a block
+    /// is run only after a look at where its second page is mapped now, which compiled code takes itself.
+    pub second: Option<GuestPhys>,
     /// How often translated code of its page had been overwritten when it was made.
     pub changes: u32,
     /// Its number.
     pub id: BlockId,
-    /// Its key.
-    pub key: BlockKey,
 }
+
+const _: () = assert!(size_of::<[usize; 2]>() + std::mem::offset_of!(Block, second) == 64);
 
 /// [`Block::installed`] of a block without code.
 pub(crate) const NOT_INSTALLED: u32 = u32::MAX;

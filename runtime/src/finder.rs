@@ -320,10 +320,13 @@ impl Saved {
 /// was when it was decoded.
 #[inline]
 fn stands(state: &CpuState, mmu: &mut Mmu, linear: GuestVirt, block: &Block) -> bool {
-    block.second.is_none_or(|second| {
-        let (linear, rip) = advance(state, linear, PAGE_SIZE - linear.page_offset());
-        fetch(state, mmu, linear, rip) == Ok(second)
-    })
+    // Whether it crosses is known without a look at where the rest of the block is.
+    let crosses = block.key.first.page_offset() + u64::from(block.bytes) > PAGE_SIZE;
+    !crosses
+        || block.second.is_none_or(|second| {
+            let (linear, rip) = advance(state, linear, PAGE_SIZE - linear.page_offset());
+            fetch(state, mmu, linear, rip) == Ok(second)
+        })
 }
 
 /// #GP(0) beyond the limit of CS.
