@@ -173,6 +173,9 @@ impl Assembler {
         shift_right(to: Reg, by: u8) = Opcode::new(0xc1).wide(), 5, to, byte by;
         shift_left(to: Reg, by: u8) = Opcode::new(0xc1).wide(), 4, to, byte by;
         shift_right_signed(to: Reg, by: u8) = Opcode::new(0xc1).wide(), 7, to, byte by;
+        rotate_left(to: Reg, by: u8) = Opcode::new(0xc1).wide(), 0, to, byte by;
+        rotate_right(to: Reg, by: u8) = Opcode::new(0xc1).wide(), 1, to, byte by;
+        move_low8(to: Reg, from: Reg) = Opcode::new(0x8a).low_register().low_operand(), to, from;
         /// 64 bits; the immediate has 8, sign-extended.
         add_small_immediate(to: impl Into<Operand>, value: i8) = Opcode::new(0x83).wide(), 0, to, byte value;
         /// The same of 32.

@@ -277,7 +277,8 @@ pub(super) fn written(insn: &Insn) -> Set {
 pub(super) fn implied(insn: &Insn) -> Set {
     let operands = || insn.operands.iter().take(insn.operand_count.into());
     // AH to BH are encoded only beside registers that every processor has.
-    let high = operands().any(|operand| matches!(operand, Operand::Gpr(register) if register.high));
+    let high = operands().any(|operand| matches!(operand, Operand::Gpr(register) if register.high))
+        && !super::special::is_high_move(insn);
     let fixed = if high { registers(insn) } else { 0 };
     use Mnemonic as M;
     fixed

@@ -327,6 +327,7 @@ impl<'a> Template<'a> {
         }
         match insn.mnemonic {
             mnemonic if effects::is_nop(mnemonic) => Ok(Flow::Next),
+            Mnemonic::Mov if special::is_high_move(insn) => self.move_high(insn),
             Mnemonic::Lea => self.lea(insn),
             Mnemonic::Push => self.push(insn),
             Mnemonic::Pop => self.pop(insn),

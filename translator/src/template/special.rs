@@ -1,4 +1,4 @@
-//! Instructions that are more than themselves: LEA, bit scans, divisions.
+//! Instructions that are more than themselves: LEA, bytes in the middle of registers, bit scans, divisions.
 
 use iced_x86::Mnemonic;
 use semantics::{Insn, MemoryOperand, Operand};
@@ -11,6 +11,12 @@ use super::{
     effects::Use,
     known,
 };
+
+/// Whether an instruction moves a byte between memory and AH to BH.
+pub(super) fn is_high_move(insn: &Insn) -> bool {
+    let is_high = |operand: &Operand| matches!(operand, Operand::Gpr(register) if register.high);
+    insn.mnemonic == Mnemonic::Mov && insn.memory_bytes == 1 && insn.operands[..2].iter().any(is_high)
+}
 
 impl Template<'_> {
     pub(super) fn lea(&mut self, insn: &Insn) -> Result<Flow, Declined> {
@@ -50,6 +56,39 @@ impl Template<'_> {
             self.asm.lea32(to, mem)
         } else {
             self.asm.lea(to, mem)
+        }
+        Ok(Flow::Next)
+    }
+
+    /// MOV between memory and AH to BH, which no instruction names beside a host register from R8 on. Flags are saved.
+    pub(super) fn move_high(&mut self, insn: &Insn) -> Result<Flow, Declined> {
+        if self.restores {
+            // The carry would be lost again.
+            return Err(Declined);
+        }
+        let (register, what) = match (insn.operand(0), insn.operand(1)) {
+            (Operand::Memory, Operand::Gpr(register)) => (register.index, Use::Write),
+            (Operand::Gpr(register), Operand::Memory) => (register.index, Use::Read),
+            _ => return Err(Declined),
+        };
+        let home = self.read(register);
+        let place = self.operand_place(insn, what, false)?;
+        let byte = self.last_temporary();
+        self.lose_host_flags();
+        if what == Use::Write {
+            self.asm.mov(byte, home);
+            self.asm.shift_right(byte, 8);
+            self.check_again();
+            self.asm.begin_access(place);
+            self.asm.store8(place, byte);
+        } else {
+            self.check_again();
+            self.asm.begin_access(place);
+            self.asm.load8(byte, place);
+            self.asm.rotate_right(home, 8);
+            self.asm.move_low8(home, byte);
+            self.asm.rotate_left(home, 8);
+            self.write(register);
         }
         Ok(Flow::Next)
     }

@@ -57,7 +57,7 @@ pub fn instruction_of_run(random: &mut Random, base: u8, rip: u64, mode: Mode) -
     let (prefix, opcode): (&[u8], &[u8]) = match random.below(16) {
         0 | 1 => (&[], &[0x8b]),
         2 => (&[], &[0x89]),
-        3 => (&[], &[0x8a]),
+        3 => (&[], random.pick(&[&[0x8a], &[0x88]])),
         4 => (&[], &[0x01]),
         5 => (&[], &[0x03]),
         6 | 7 => (&[], &[0x13]),
@@ -71,7 +71,10 @@ pub fn instruction_of_run(random: &mut Random, base: u8, rip: u64, mode: Mode) -
         _ => (&[], &[0x39]),
     };
     let mut bytes = prefix.to_vec();
-    bytes.push(0x48 | register >> 3 << 2 | base >> 3);
+    // Without REX, SPL to DIL are AH to BH.
+    if !matches!(opcode, [0x88 | 0x8a]) || (register | base) >= 8 || random.once_in(3) {
+        bytes.push(0x48 | register >> 3 << 2 | base >> 3);
+    }
     bytes.extend(opcode);
     match opcode {
         // ADD, ADC, SBB, SUB of a constant to the base.
