@@ -8,7 +8,11 @@
 use iced_x86::{CpuidFeature, Decoder, DecoderError, DecoderOptions, EncodingKind, FlowControl, Instruction};
 use x86::Mode;
 
-use crate::{Insn, Kind, Operand, lower::lower, native, table};
+use crate::{
+    Insn, Kind, Operand,
+    lower::{BLANK, lower},
+    native, table,
+};
 
 /// The longest guest block, in instructions.
 pub const MAX_BLOCK: usize = 64;
@@ -86,7 +90,8 @@ impl DecodeError {
 
 /// Decodes the instruction at offset `rip` within CS.
 pub fn decode_one(bytes: &[u8], rip: u64, mode: Mode) -> Result<Insn, DecodeError> {
-    Stream::new(bytes, rip, mode).next()
+    let mut insn = BLANK;
+    Stream::new(bytes, rip, mode).next(&mut insn).map(|()| insn)
 }
 
 /// Decodes from offset `rip` within CS to the end of the block. `bytes` are those from there to the end of the page;
@@ -112,18 +117,19 @@ pub fn decode_extended(
         if insns.len() == MAX_BLOCK || (stream.is_at_end() && !insns.is_empty()) {
             break BlockEnd::Length;
         }
-        match stream.next() {
-            Ok(insn) => {
-                insns.push(insn);
-                if ends_block(&insn) {
-                    if branches == MOST_BRANCHES || !is_forward_branch(&insn) || !goes_on(insn.next_rip()) {
-                        break BlockEnd::Terminal;
-                    }
-                    (branches, behind_branch) = (branches + 1, insns.len());
-                }
+        let insn = insns.push_mut(BLANK);
+        if let Err(error) = stream.next(insn) {
+            insns.pop();
+            break match error {
+                DecodeError::Truncated => BlockEnd::PageEnd,
+                DecodeError::Invalid | DecodeError::TooLong => BlockEnd::Invalid,
+            };
+        }
+        if ends_block(insn) {
+            if branches == MOST_BRANCHES || !is_forward_branch(insn) || !goes_on(insn.next_rip()) {
+                break BlockEnd::Terminal;
             }
-            Err(DecodeError::Truncated) => break BlockEnd::PageEnd,
-            Err(DecodeError::Invalid | DecodeError::TooLong) => break BlockEnd::Invalid,
+            (branches, behind_branch) = (branches + 1, insns.len());
         }
     };
     let end = if behind_branch == insns.len() && behind_branch != 0 { BlockEnd::Terminal } else { end };
@@ -159,7 +165,7 @@ impl<'a> Stream<'a> {
         !self.decoder.can_decode()
     }
 
-    fn next(&mut self) -> Result<Insn, DecodeError> {
+    fn next(&mut self, insn: &mut Insn) -> Result<(), DecodeError> {
         let position = self.decoder.position();
         let rip = self.decoder.ip();
         self.decoder.decode_out(&mut self.instruction);
@@ -177,10 +183,10 @@ impl<'a> Stream<'a> {
         if !self.instruction.cpuid_features().iter().all(|&feature| native::is_offered(feature)) {
             return Err(DecodeError::Invalid);
         }
-        let insn = lower(&self.instruction, self.mode).ok_or(DecodeError::Invalid)?;
-        match table::kind_of(&insn) {
+        lower(insn, &self.instruction, self.mode).ok_or(DecodeError::Invalid)?;
+        match table::kind_of(insn) {
             Kind::Undefined => Err(DecodeError::Invalid),
-            Kind::Lifted | Kind::Callout => Ok(insn),
+            Kind::Lifted | Kind::Callout => Ok(()),
         }
     }
 

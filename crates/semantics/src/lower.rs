@@ -18,25 +18,38 @@ const RBX: u8 = 3;
 const RSI: u8 = 6;
 const RDI: u8 = 7;
 
-/// Lowers a valid instruction. `None` if it has an operand that no announced processor knows (YMM, test registers, …).
-pub(crate) fn lower(from: &Instruction, mode: Mode) -> Option<Insn> {
+/// No instruction yet.
+pub(crate) const BLANK: Insn = Insn {
+    rip: 0,
+    code: Code::INVALID,
+    mnemonic: Mnemonic::INVALID,
+    length: 0,
+    operand_count: 0,
+    operands: [Operand::None; 4],
+    memory: NO_MEMORY,
+    memory_bytes: 0,
+    width: Width::Byte,
+    address_width: Width::Byte,
+    lock: false,
+    repeat: Repeat::None,
+    immediate: 0,
+    immediate2: 0,
+    code_bits: 0,
+};
+
+/// Lowers a valid instruction, in place: what is written in small pieces and copied at once keeps the host waiting. `None` if it has
+/// an operand that no announced processor knows (YMM, test registers, …).
+pub(crate) fn lower(insn: &mut Insn, from: &Instruction, mode: Mode) -> Option<()> {
     let code_bits = mode.code_bits() as u8;
-    let mut insn = Insn {
+    *insn = Insn {
         rip: from.ip(),
         code: from.code(),
         mnemonic: from.mnemonic(),
         length: from.len() as u8,
-        operand_count: 0,
-        operands: [Operand::None; 4],
-        memory: NO_MEMORY,
-        memory_bytes: 0,
-        width: Width::Byte,
         address_width: width_of_bits(u32::from(code_bits)),
         lock: from.has_lock_prefix(),
-        repeat: Repeat::None,
-        immediate: 0,
-        immediate2: 0,
         code_bits,
+        ..BLANK
     };
     let count = from.op_count();
     if count > 4 {
@@ -44,16 +57,16 @@ pub(crate) fn lower(from: &Instruction, mode: Mode) -> Option<Insn> {
     }
     insn.operand_count = count as u8;
     for n in 0..count {
-        insn.operands[n as usize] = operand(&mut insn, from, n)?;
+        insn.operands[n as usize] = operand(insn, from, n)?;
     }
-    finish_sizes(&mut insn);
-    finish_repeat(&mut insn, from);
+    finish_sizes(insn);
+    finish_repeat(insn, from);
     if insn.mnemonic == Mnemonic::Xlatb {
         // The address is rBX plus zero-extended AL: the definition adds AL.
         insn.memory.base = RBX;
         insn.memory.index = MemoryOperand::NONE;
     }
-    Some(insn)
+    Some(())
 }
 
 fn operand(insn: &mut Insn, from: &Instruction, n: u32) -> Option<Operand> {
