@@ -44,7 +44,7 @@ extern "C" fn on_alarm(_: libc::c_int) {
     }
 }
 
-/// Once. Without a handler the signal would end the process; system calls that it interrupts begin anew.
+/// Without a handler the signal would end the process; system calls that it interrupts begin anew.
 fn install_handler() -> io::Result<()> {
     static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
     let installed = INSTALLED.get_or_init(|| {
@@ -60,10 +60,22 @@ fn install_handler() -> io::Result<()> {
     installed.map_err(io::Error::from_raw_os_error)
 }
 
+/// Has this thread receive the signal, whatever mask the process was started with.
+fn unblock() {
+    // SAFETY: the set is written by `sigemptyset` before anyone reads it.
+    unsafe {
+        let mut set: libc::sigset_t = zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, signal());
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, null_mut());
+    }
+}
+
 impl Alarm {
     /// One that kicks a vCPU of this thread. A thread has one at a time.
     pub fn new(kick: Kick) -> io::Result<Self> {
         install_handler()?;
+        unblock();
         let mut timer: libc::timer_t = without_provenance_mut(0);
         // SAFETY: an all-zero sigevent is a valid one; both structures live for the call.
         let failed = unsafe {
@@ -156,6 +168,20 @@ mod tests {
         alarm.passed();
         alarm.set(Some(30_000_000), 40_000_000);
         wait(&kicks, 2);
+    }
+
+    #[test]
+    fn it_rings_where_all_signals_were_blocked() {
+        // SAFETY: the set is written before it is read. Only this thread, which ends with the test, blocks them.
+        unsafe {
+            let mut set: libc::sigset_t = zeroed();
+            libc::sigfillset(&raw mut set);
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, null_mut());
+        }
+        let kicks = Arc::new(Kicks::default());
+        let mut alarm = Alarm::new(Arc::clone(&kicks) as Kick).unwrap();
+        alarm.set(Some(1_000_000), 0);
+        wait(&kicks, 1);
     }
 
     #[test]

@@ -80,6 +80,12 @@ impl Mem {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct StateField(pub i32);
 
+/// What instructions access memory at.
+pub(super) trait Memory: Into<Operand> {}
+
+impl Memory for Mem {}
+impl Memory for StateField {}
+
 /// A forward jump whose target is not known yet.
 #[derive(Clone, Copy)]
 #[must_use]
@@ -124,52 +130,52 @@ impl Jump {
 impl Assembler {
     instructions! {
         mov(to: Reg, from: Reg) = Opcode::new(0x8b).wide(), to, from;
-        load(to: Reg, from: impl Into<Operand>) = Opcode::new(0x8b).wide(), to, from;
+        load(to: Reg, from: impl Memory) = Opcode::new(0x8b).wide(), to, from;
         /// The low 32 bits, zero-extended.
-        load32(to: Reg, from: impl Into<Operand>) = Opcode::new(0x8b), to, from;
+        load32(to: Reg, from: impl Memory) = Opcode::new(0x8b), to, from;
         /// The low 8 bits; the others keep.
-        load_low8(to: Reg, from: impl Into<Operand>) = Opcode::new(0x8a).low_register(), to, from;
+        load_low8(to: Reg, from: impl Memory) = Opcode::new(0x8a).low_register(), to, from;
         /// The low 16 bits; the others keep.
-        load_low16(to: Reg, from: impl Into<Operand>) = Opcode::new(0x8b).word(), to, from;
+        load_low16(to: Reg, from: impl Memory) = Opcode::new(0x8b).word(), to, from;
         /// The low 8 bits, zero-extended.
-        load8(to: Reg, from: impl Into<Operand>) = Opcode::second(0xb6), to, from;
+        load8(to: Reg, from: impl Memory) = Opcode::second(0xb6), to, from;
         /// The low 16 bits, zero-extended.
-        load16(to: Reg, from: impl Into<Operand>) = Opcode::second(0xb7), to, from;
+        load16(to: Reg, from: impl Memory) = Opcode::second(0xb7), to, from;
         sign_extend16(to: Reg, from: Reg) = Opcode::second(0xbf).wide(), to, from;
         sign_extend32(to: Reg, from: Reg) = Opcode::new(0x63).wide(), to, from;
-        store(to: impl Into<Operand>, from: Reg) = Opcode::new(0x89).wide(), from, to;
-        store8(to: impl Into<Operand>, from: Reg) = Opcode::new(0x88).low_register(), from, to;
-        store16(to: impl Into<Operand>, from: Reg) = Opcode::new(0x89).word(), from, to;
-        store32(to: impl Into<Operand>, from: Reg) = Opcode::new(0x89), from, to;
+        store(to: impl Memory, from: Reg) = Opcode::new(0x89).wide(), from, to;
+        store8(to: impl Memory, from: Reg) = Opcode::new(0x88).low_register(), from, to;
+        store16(to: impl Memory, from: Reg) = Opcode::new(0x89).word(), from, to;
+        store32(to: impl Memory, from: Reg) = Opcode::new(0x89), from, to;
         /// Stores a sign-extended immediate, 64 bits.
-        store_immediate(to: impl Into<Operand>, value: i32) = Opcode::new(0xc7).wide(), 0, to, word value;
-        lea(to: Reg, from: impl Into<Operand>) = Opcode::new(0x8d).wide(), to, from;
+        store_immediate(to: impl Memory, value: i32) = Opcode::new(0xc7).wide(), 0, to, word value;
+        lea(to: Reg, from: impl Memory) = Opcode::new(0x8d).wide(), to, from;
         /// The low 32 bits, zero-extended.
-        lea32(to: Reg, from: impl Into<Operand>) = Opcode::new(0x8d), to, from;
+        lea32(to: Reg, from: impl Memory) = Opcode::new(0x8d), to, from;
         /// The low 16 bits; the others keep.
-        lea16(to: Reg, from: impl Into<Operand>) = Opcode::new(0x8d).word(), to, from;
-        add_from(to: Reg, from: impl Into<Operand>) = Opcode::new(0x03).wide(), to, from;
-        subtract_from(to: Reg, from: impl Into<Operand>) = Opcode::new(0x2b).wide(), to, from;
-        and_from(to: Reg, from: impl Into<Operand>) = Opcode::new(0x23).wide(), to, from;
+        lea16(to: Reg, from: impl Memory) = Opcode::new(0x8d).word(), to, from;
+        add_from(to: Reg, from: impl Memory) = Opcode::new(0x03).wide(), to, from;
+        subtract_from(to: Reg, from: impl Memory) = Opcode::new(0x2b).wide(), to, from;
+        and_from(to: Reg, from: impl Memory) = Opcode::new(0x23).wide(), to, from;
         and_immediate(to: Reg, value: i32) = Opcode::new(0x81).wide(), 4, to, word value;
-        and_memory(to: impl Into<Operand>, value: i32) = Opcode::new(0x81).wide(), 4, to, word value;
-        or_memory(to: impl Into<Operand>, value: i32) = Opcode::new(0x81).wide(), 1, to, word value;
+        and_memory(to: impl Memory, value: i32) = Opcode::new(0x81).wide(), 4, to, word value;
+        or_memory(to: impl Memory, value: i32) = Opcode::new(0x81).wide(), 1, to, word value;
         add(to: Reg, from: Reg) = Opcode::new(0x03).wide(), to, from;
         subtract(to: Reg, from: Reg) = Opcode::new(0x2b).wide(), to, from;
         negate(to: Reg) = Opcode::new(0xf7).wide(), 3, to;
         or(to: Reg, from: Reg) = Opcode::new(0x0b).wide(), to, from;
         xor(to: Reg, from: Reg) = Opcode::new(0x33).wide(), to, from;
         test(a: Reg, b: Reg) = Opcode::new(0x85).wide(), b, a;
-        compare(a: Reg, b: impl Into<Operand>) = Opcode::new(0x3b).wide(), a, b;
+        compare(a: Reg, b: impl Memory) = Opcode::new(0x3b).wide(), a, b;
         compare_registers(a: Reg, b: Reg) = Opcode::new(0x3b).wide(), a, b;
         compare_registers8(a: Reg, b: Reg) = Opcode::new(0x3a).low_register().low_operand(), a, b;
         compare_registers16(a: Reg, b: Reg) = Opcode::new(0x3b).word(), a, b;
         compare_registers32(a: Reg, b: Reg) = Opcode::new(0x3b), a, b;
-        compare_immediate(a: impl Into<Operand>, b: i32) = Opcode::new(0x81).wide(), 7, a, word b;
+        compare_immediate(a: impl Memory, b: i32) = Opcode::new(0x81).wide(), 7, a, word b;
         compare_immediate_register(a: Reg, b: i8) = Opcode::new(0x83).wide(), 7, a, byte b;
         compare_constant(a: Reg, b: i32) = Opcode::new(0x81).wide(), 7, a, word b;
         compare_immediate_register32(a: Reg, b: i32) = Opcode::new(0x81), 7, a, word b;
-        compare_immediate32(a: impl Into<Operand>, b: i8) = Opcode::new(0x83), 7, a, byte b;
+        compare_immediate32(a: impl Memory, b: i8) = Opcode::new(0x83), 7, a, byte b;
         shift_right(to: Reg, by: u8) = Opcode::new(0xc1).wide(), 5, to, byte by;
         shift_left(to: Reg, by: u8) = Opcode::new(0xc1).wide(), 4, to, byte by;
         shift_right_signed(to: Reg, by: u8) = Opcode::new(0xc1).wide(), 7, to, byte by;
@@ -177,16 +183,16 @@ impl Assembler {
         rotate_right(to: Reg, by: u8) = Opcode::new(0xc1).wide(), 1, to, byte by;
         move_low8(to: Reg, from: Reg) = Opcode::new(0x8a).low_register().low_operand(), to, from;
         /// 64 bits; the immediate has 8, sign-extended.
-        add_small_immediate(to: impl Into<Operand>, value: i8) = Opcode::new(0x83).wide(), 0, to, byte value;
+        add_small_immediate(to: impl Memory, value: i8) = Opcode::new(0x83).wide(), 0, to, byte value;
         /// The same of 32.
-        add_large_immediate(to: impl Into<Operand>, value: i32) = Opcode::new(0x81).wide(), 0, to, word value;
+        add_large_immediate(to: impl Memory, value: i32) = Opcode::new(0x81).wide(), 0, to, word value;
         compare_immediate8(to: Reg, value: i8) = Opcode::new(0x80).low_operand(), 7, to, byte value;
         set_overflow(to: Reg) = Opcode::second(0x90).low_operand(), 0, to;
         move_if_not_zero(to: Reg, from: Reg) = Opcode::second(0x45).wide(), to, from;
-        jump_to(to: impl Into<Operand>) = Opcode::new(0xff), 4, to;
-        call(to: impl Into<Operand>) = Opcode::new(0xff), 2, to;
-        load_xmm(to: Reg, from: impl Into<Operand>) = Opcode::second(0x10), to, from;
-        store_xmm(to: impl Into<Operand>, from: Reg) = Opcode::second(0x11), from, to;
+        jump_to(to: impl Memory) = Opcode::new(0xff), 4, to;
+        call(to: impl Memory) = Opcode::new(0xff), 2, to;
+        load_xmm(to: Reg, from: impl Memory) = Opcode::second(0x10), to, from;
+        store_xmm(to: impl Memory, from: Reg) = Opcode::second(0x11), from, to;
     }
 
     pub fn push(&mut self, from: Reg) {
@@ -258,7 +264,7 @@ impl Assembler {
         self.code.put(0x9e, 1);
     }
 
-    pub fn add_immediate(&mut self, to: impl Into<Operand>, value: i32) {
+    pub fn add_immediate(&mut self, to: impl Memory, value: i32) {
         match i8::try_from(value) {
             Ok(value) => self.add_small_immediate(to, value),
             Err(_) => self.add_large_immediate(to, value),
