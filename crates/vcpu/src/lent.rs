@@ -23,7 +23,7 @@ impl<T: Sync> Lent<T> {
         Self { pointer: AtomicPtr::new(pointer.cast_mut()), users: AtomicUsize::new(0) }
     }
 
-    /// What `function` makes of it; `None` if it has been taken back.
+    /// What `function`, which does not panic, makes of it; `None` if it has been taken back.
     pub fn with<R>(&self, function: impl FnOnce(&T) -> R) -> Option<R> {
         self.users.fetch_add(1, Ordering::SeqCst);
         // SAFETY: valid unless null; whoever takes it back waits for this use to end, which was announced before the pointer was read.

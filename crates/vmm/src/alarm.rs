@@ -1,7 +1,7 @@
 //! A timer that kicks the vCPU while the guest runs, so that device deadlines are met.
 //!
-//! It is a signal to the vCPU's own thread. A thread that waits for a timerfd and kicks from there took 25 to 40 us of the processor each time,
-//! and a guest asks for some 250 a second.
+//! It is a signal to the vCPU's own thread. A thread that waits for a timerfd and kicks from there took 13 to 43 us of the processor each time,
+//! and a guest asks for some 250 a second. (In gdb: `handle SIG36 nostop noprint pass`.)
 
 use std::{
     cell::Cell,
@@ -88,6 +88,7 @@ impl Alarm {
         if failed {
             return Err(io::Error::last_os_error());
         }
+        debug_assert!(TARGET.get().is_none(), "this thread has an alarm");
         let kick = Box::new(kick);
         TARGET.set(Some(&raw const *kick));
         Ok(Self { timer, armed: None, _kick: kick, thread: PhantomData })

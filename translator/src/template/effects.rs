@@ -283,7 +283,6 @@ pub(super) fn implied(insn: &Insn) -> Set {
     use Mnemonic as M;
     fixed
         | match insn.mnemonic {
-            M::Mov | M::Lea | M::Cmp | M::Test | M::Add | M::Sub | M::Xor | M::And | M::Or | M::Movzx => 0,
             M::Mul | M::Imul if insn.operand_count == 1 => RAX | RDX,
             M::Div | M::Idiv | M::Cwd | M::Cdq | M::Cqo => RAX | RDX,
             M::Cmpxchg | M::Cbw | M::Cwde | M::Cdqe | M::Lahf | M::Sahf => RAX,
@@ -292,36 +291,32 @@ pub(super) fn implied(insn: &Insn) -> Set {
             M::Pcmpistri | M::Jrcxz | M::Loop => RCX,
             M::Pcmpestri | M::Pcmpestri64 | M::Pcmpestrm | M::Pcmpestrm64 => RAX | RCX | RDX,
             // A count in CL.
-            mnemonic if takes_count(mnemonic) => operands().skip(1).fold(0, |set, operand| match operand {
-                Operand::Gpr(register) => set | 1 << register.index,
-                _ => set,
-            }),
+            M::Shl | M::Sal | M::Shr | M::Sar | M::Shld | M::Shrd | M::Rol | M::Ror | M::Rcl | M::Rcr => {
+                operands().skip(1).fold(0, |set, operand| match operand {
+                    Operand::Gpr(register) => set | 1 << register.index,
+                    _ => set,
+                })
+            }
             _ => 0,
         }
-}
-
-fn takes_count(mnemonic: Mnemonic) -> bool {
-    use Mnemonic::*;
-    within(mnemonic, &[Shl, Sal, Shr, Sar, Shld, Shrd, Rol, Ror, Rcl, Rcr])
 }
 
 /// Every general register that an instruction may touch.
 pub(super) fn registers(insn: &Insn) -> Set {
     // A number beyond them is of no register.
-    let bit = |number: u8| Set::try_from(1_u32.checked_shl(number.into()).unwrap_or(0)).unwrap_or(0);
+    let bit = |number: u8| Set::checked_shl(1, number.into()).unwrap_or(0);
     let named = insn.operands.iter().take(insn.operand_count.into()).fold(0, |set, operand| match operand {
         Operand::Gpr(register) => set | bit(register.index),
         Operand::Memory => set | bit(insn.memory.base) | bit(insn.memory.index),
         _ => set,
     });
-    named | implicit(insn)
+    named | unnamed(insn)
 }
 
 /// Those that it uses without naming them.
-fn implicit(insn: &Insn) -> Set {
+fn unnamed(insn: &Insn) -> Set {
     use Mnemonic as M;
     match insn.mnemonic {
-        M::Mov | M::Lea | M::Cmp | M::Test | M::Add | M::Sub | M::Xor | M::And | M::Or | M::Movzx => 0,
         M::Push | M::Pop | M::Call | M::Ret | M::Pushfq | M::Popfq => RSP,
         M::Leave => RSP | RBP,
         M::Mul | M::Imul | M::Div | M::Idiv | M::Cwd | M::Cdq | M::Cqo => RAX | RDX,

@@ -117,13 +117,7 @@ impl Code {
             None => (u16::from(modrm | base), 1),
         };
         let head = opcode.head(rm, rm_size, rex, opcode.is(LOW_REGISTER) && register >= 4);
-        // Behind it, where there is no immediate, is what will be overwritten.
-        let tail = match immediate {
-            (_, Immediate::None) => u64::from(displacement as u32),
-            (value, _) => {
-                u64::from(displacement as u32) & ((1 << (8 * size)) - 1) | u64::from(value) << (8 * size)
-            }
-        };
+        let tail = tail(displacement, size, immediate);
         let at = self.length + head.1;
         self.put_both(head, (tail, size + immediate.1 as usize));
         (size == 4).then_some(at)
@@ -138,7 +132,7 @@ impl Code {
         let rex = (register >> 3) << 2 | STATE >> 3;
         let modrm = mode | (register & 7) << 3 | BASE;
         let head = opcode.head(modrm.into(), 1, rex, false);
-        let tail = u64::from(offset as u32) & ((1 << (8 * size)) - 1) | u64::from(immediate.0) << (8 * size);
+        let tail = tail(offset, size, immediate);
         self.put_both(head, (tail, size + immediate.1 as usize));
     }
 
@@ -161,6 +155,16 @@ fn displacement_size(displacement: i32) -> (u8, usize) {
         (0x40, 1)
     } else {
         (0x80, 4)
+    }
+}
+
+/// The lowest bytes of a displacement, and an immediate; without one, what is behind them will be overwritten.
+#[inline(always)]
+fn tail(displacement: i32, size: usize, (value, immediate): (u32, Immediate)) -> u64 {
+    let displacement = u64::from(displacement as u32);
+    match immediate {
+        Immediate::None => displacement,
+        _ => displacement & ((1 << (8 * size)) - 1) | u64::from(value) << (8 * size),
     }
 }
 

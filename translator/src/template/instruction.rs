@@ -5,12 +5,11 @@ use semantics::{Insn, Operand, Register};
 use x86::Width;
 
 use super::{
-    Declined, Template,
+    Declined, Template, accesses,
     assembler::{Mem, RAX, RCX, Reg, Space},
     effects::{Effects, FlagUse, Use},
     encoding,
     form::{self, Field},
-    known,
     memory::{Access, Address},
     registers::numbers,
     source,
@@ -63,7 +62,7 @@ impl Template<'_> {
         for (n, operand) in insn.operands.into_iter().enumerate().take(3) {
             match operand {
                 Operand::Gpr(register) if effects.operands[n].writes() => {
-                    match known::step(insn).filter(|_| n == 0) {
+                    match accesses::step(insn).filter(|_| n == 0) {
                         Some(by) => self.write_moved(register.index, by),
                         None => self.write(register.index),
                     };

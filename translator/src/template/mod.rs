@@ -14,6 +14,7 @@
 //! registers and `CpuState` together have the state of its start. [`Template::settle`] stores what only the former have, before the runtime
 //! gets control, and in the cold path of an access; [`Template::hand_over`] what another block does not find in registers.
 
+mod accesses;
 mod assembler;
 mod bit_string;
 mod branch;
@@ -218,7 +219,7 @@ impl<'a> Template<'a> {
             if !is_foreign {
                 self.make_room(insn);
             }
-            let keeps = known::keeps(insn);
+            let keeps = accesses::keeps(insn);
             self.keep_known(keeps);
             self.keep_flags_from(insn);
             self.guess(insn);

@@ -5,11 +5,10 @@ use semantics::{Insn, MemoryOperand, Operand};
 use x86::Width;
 
 use super::{
-    Declined, Flow, Template,
+    Declined, Flow, Template, accesses,
     assembler::{Mem, RAX, RDX, Space, condition},
     cold::ColdKind,
     effects::Use,
-    known,
 };
 
 /// Whether an instruction moves a byte between memory and AH to BH.
@@ -46,7 +45,7 @@ impl Template<'_> {
                 Mem { base: spare, index, displacement: 0, space: Space::Host }
             }
         };
-        let to = match known::step(insn) {
+        let to = match accesses::step(insn) {
             Some(by) => self.write_moved(destination.index, by),
             None => self.write(destination.index),
         };
